@@ -1,0 +1,50 @@
+"""What a backbone must offer: the one protocol behind which SD2 and FLUX hide their differences.
+
+Images are (B, 3, H, W) float in [0, 1]; latents are (B, C, h, w), scaled as the diffusion model sees them; one image's
+control input has batch size 1 and is broadcast over its candidates.
+"""
+
+from typing import Protocol
+
+import torch
+
+
+class Backbone(Protocol):
+    """A frozen text-to-image model that a ControlNet steers."""
+
+    kind: str  # "sd2" or "flux": the name of the implementation
+    native_size: int  # side of the images that the model was made for, pixels
+    size_multiple: int  # image sides must be multiples of this, pixels
+
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
+        """Images → latents (the posterior's mode)."""
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents → images, clamped to [0, 1]."""
+
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """Prompt embeddings, the arguments that `predict` passes on, first dimension len(prompts)."""
+
+    def prepare_control(self, images: torch.Tensor) -> torch.Tensor:
+        """Upsampled LR images → control input of the ControlNet."""
+
+    def draw_timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """`count` training timesteps from the recipe's distribution."""
+
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """x_t = α_t x_0 + σ_t ε."""
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """What the network regresses: noise or velocity."""
+
+    def predict(self, controlnets, noisy, timesteps, prompt, control) -> list[torch.Tensor]:
+        """The prediction under each of `controlnets`, all on one pass of what they share."""
+
+    def sample(self, controlnet, control, prompt, negative, generators, shape, settings) -> torch.Tensor:
+        """Denoise len(generators) candidates of one image from their own noise streams."""
+
+    def new_controlnet(self, **config) -> torch.nn.Module:
+        """A ControlNet initialised from the backbone."""
+
+    def load_controlnet(self, path) -> torch.nn.Module:
+        """A trained ControlNet from a diffusers folder or a single safetensors file."""

@@ -1,0 +1,246 @@
+"""Stable Diffusion 2 (and the tiny preset of its classes) with a `ControlNetModel`."""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch.nn import functional as F
+
+from dp2osr.errors import UserError
+
+SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_ancestral": "EulerAncestralDiscreteScheduler",
+    "dpm": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+class SD2Backbone:
+    """AutoencoderKL, CLIP text encoder, UNet2DConditionModel and the training noise schedule, all frozen.
+
+    Args:
+        path: diffusers folder or hub id.
+        device, dtype: where and in which precision the frozen parts live; the VAE stays in fp32.
+        parts: which of "vae", "text", "unet" to load.
+
+    Raises:
+        UserError: a part is missing or broken.
+    """
+
+    kind = "sd2"
+
+    def __init__(self, path, device="cpu", dtype=torch.float32, parts=("vae", "text", "unet")):
+        from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+        from transformers import CLIPTextModel, CLIPTokenizer
+
+        self.path, self.device, self.dtype = path, torch.device(device), dtype
+        self.noise_schedule = load_part(DDPMScheduler, path, "scheduler")
+        vae_config = AutoencoderKL.load_config(path, subfolder="vae")
+        unet_config = UNet2DConditionModel.load_config(path, subfolder="unet")
+        self.vae_scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
+        self.native_size = unet_config["sample_size"] * self.vae_scale
+        self.size_multiple = self.vae_scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
+        self.latent_channels = unet_config["in_channels"]
+        if "vae" in parts:
+            self.vae = load_part(AutoencoderKL, path, "vae", torch_dtype=torch.float32).to(self.device).eval()
+        if "text" in parts:
+            self.tokenizer = load_part(CLIPTokenizer, path, "tokenizer")
+            self.text_encoder = load_part(CLIPTextModel, path, "text_encoder", dtype=dtype).to(self.device).eval()
+        if "unet" in parts:
+            self.unet = load_part(UNet2DConditionModel, path, "unet", torch_dtype=dtype).to(self.device).eval()
+        for name in {"vae": "vae", "text": "text_encoder", "unet": "unet"}.items():
+            if name[0] in parts:
+                getattr(self, name[1]).requires_grad_(False)
+
+    # -- images, prompts, control ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_images(self, images):
+        """(B, 3, H, W) in [0, 1] → (B, C, H/s, W/s) scaled latents, the posterior's mode."""
+        images = images.to(self.device, torch.float32) * 2 - 1
+        return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents):
+        """(B, C, h, w) scaled latents → (B, 3, s·h, s·w) in [0, 1]."""
+        latents = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
+        return self.vae.decode(latents).sample.div(2).add(0.5).clamp(0, 1)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts):
+        """Last hidden states of the text encoder, {"encoder_hidden_states": (B, length, D)}."""
+        tokens = self.tokenizer(prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        return {"encoder_hidden_states": self.text_encoder(tokens.input_ids.to(self.device))[0]}
+
+    def prepare_control(self, images):
+        """The upsampled LR in [0, 1] is the control image as it is (PAPER §4)."""
+        return images.to(self.device, self.dtype)
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def draw_timesteps(self, count, generator):
+        """Uniform over the noise schedule, (count,) int64."""
+        return torch.randint(self.noise_schedule.config.num_train_timesteps, (count,), generator=generator).to(self.device)
+
+    def add_noise(self, latents, noise, timesteps):
+        """x_t = sqrt(ᾱ_t) x_0 + sqrt(1 − ᾱ_t) ε."""
+        return self.noise_schedule.add_noise(latents, noise, timesteps)
+
+    def target(self, latents, noise, timesteps):
+        """ε, or v where the schedule says so."""
+        if self.noise_schedule.config.prediction_type == "v_prediction":
+            return self.noise_schedule.get_velocity(latents, noise, timesteps)
+        return noise
+
+    def predict(self, controlnets, noisy, timesteps, prompt, control):
+        """The prediction under each ControlNet, (B, C, h, w) each; the frozen encoder and middle block run once.
+
+        In SD2 a ControlNet acts after the UNet's encoder and middle block, so those do not depend on it.
+        """
+        context = prompt["encoder_hidden_states"].expand(len(noisy), -1, -1)
+        embedding, skips, middle = unet_encode(self.unet, noisy, timesteps, context)
+        predictions = []
+        for controlnet in controlnets:
+            down, mid = controlnet(noisy, timesteps, encoder_hidden_states=context, controlnet_cond=control, return_dict=False)
+            steered = [skip + residual for skip, residual in zip(skips, down, strict=True)]
+            predictions.append(unet_decode(self.unet, embedding, steered, middle + mid, context))
+        return predictions
+
+    # -- sampling ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, controlnet, control, prompt, negative, generators, shape, settings):
+        """Denoise len(generators) candidates of one image.
+
+        Args:
+            control: (1, 3, H, W) control image.
+            prompt, negative: embeddings of one prompt each; `negative` is not read where guidance is off.
+            generators: one CPU `torch.Generator` a candidate: its initial noise and step noise are its own.
+            shape: (C, h, w) of a latent.
+            settings: `SamplingSettings`.
+        Returns:
+            (B, C, h, w) scaled latents.
+        """
+        scheduler = self.sampling_scheduler(settings.scheduler)
+        scheduler.set_timesteps(settings.num_inference_steps, device=self.device)
+        latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
+        latents = latents.to(self.device, self.dtype) * scheduler.init_noise_sigma
+        guided = settings.guidance_scale > 1
+        context = torch.cat([side["encoder_hidden_states"].expand(len(latents), -1, -1) for side in ([negative, prompt] if guided else [prompt])])
+        with embedded_control(controlnet, control) as control:
+            for timestep in scheduler.timesteps:
+                doubled = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+                [noise] = self.predict([controlnet], doubled, timestep, {"encoder_hidden_states": context}, control)
+                if guided:
+                    unconditional, conditional = noise.chunk(2)
+                    noise = unconditional + settings.guidance_scale * (conditional - unconditional)
+                extra = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
+                latents = scheduler.step(noise, timestep, latents, return_dict=False, **extra)[0]
+        return latents
+
+    def sampling_scheduler(self, name):
+        """A diffusers scheduler with this model's noise schedule.
+
+        Raises:
+            UserError: diffusers has no scheduler of that name.
+        """
+        import diffusers
+
+        kind = getattr(diffusers, SCHEDULERS.get(name, name), None)
+        if kind is None or not hasattr(kind, "set_timesteps"):
+            raise UserError(f"--scheduler {name}: not known; take one of {', '.join(SCHEDULERS)} or a diffusers scheduler class")
+        return kind.from_config(self.noise_schedule.config)
+
+    # -- ControlNets -------------------------------------------------------------------------------------------------
+
+    def new_controlnet(self, **config):
+        """`ControlNetModel.from_unet`: a copy of the UNet's encoder with zero convolutions (PAPER §4)."""
+        from diffusers import ControlNetModel
+
+        return ControlNetModel.from_unet(self.unet, **config).to(self.device)
+
+    def load_controlnet(self, path, dtype=None):
+        """A ControlNet from a diffusers folder, or from one safetensors file with the keys of `from_unet`.
+
+        Raises:
+            UserError: missing, unexpected or misshapen tensors, named.
+        """
+        from diffusers import ControlNetModel
+
+        path = Path(path)
+        if path.is_dir():
+            controlnet = load_part(ControlNetModel, path, None, torch_dtype=dtype or self.dtype)
+        else:
+            controlnet = self.new_controlnet()
+            load_weights(controlnet, path)
+        return controlnet.to(self.device, dtype or self.dtype).eval()
+
+
+@contextmanager
+def embedded_control(controlnet, control):
+    """Within, `controlnet` takes the embedded control image: it depends on the LR alone, so it is computed once."""
+    embedder = controlnet.controlnet_cond_embedding
+    controlnet.controlnet_cond_embedding = torch.nn.Identity()
+    try:
+        yield embedder(control)
+    finally:
+        controlnet.controlnet_cond_embedding = embedder
+
+
+def unet_encode(unet, noisy, timesteps, context):
+    """The part of a UNet that no ControlNet reaches: (time embedding, skip activations, middle activation)."""
+    timesteps = torch.as_tensor(timesteps, device=noisy.device).expand(len(noisy))
+    embedding = unet.time_embedding(unet.get_time_embed(noisy, timesteps))
+    hidden = unet.conv_in(noisy)
+    skips = [hidden]
+    for block in unet.down_blocks:
+        if getattr(block, "has_cross_attention", False):
+            hidden, states = block(hidden_states=hidden, temb=embedding, encoder_hidden_states=context)
+        else:
+            hidden, states = block(hidden_states=hidden, temb=embedding)
+        skips.extend(states)
+    return embedding, skips, unet.mid_block(hidden, embedding, encoder_hidden_states=context)
+
+
+def unet_decode(unet, embedding, skips, hidden, context):
+    """From the steered skips and middle activation to the prediction, (B, C, h, w)."""
+    skips = list(skips)
+    for block in unet.up_blocks:
+        count = len(block.resnets)
+        states, skips = tuple(skips[-count:]), skips[:-count]
+        # a side that is odd at some level is restored to the size of the skip that it meets next
+        inputs = {"hidden_states": hidden, "temb": embedding, "res_hidden_states_tuple": states, "upsample_size": skips[-1].shape[2:] if skips else None}
+        if getattr(block, "has_cross_attention", False):
+            inputs["encoder_hidden_states"] = context
+        hidden = block(**inputs)
+    return unet.conv_out(F.silu(unet.conv_norm_out(hidden)))
+
+
+def load_part(cls, path, subfolder, **options):
+    """`cls.from_pretrained` with one clear line where a file is missing or broken."""
+    options = {**options, **({"subfolder": subfolder} if subfolder else {})}
+    try:
+        return cls.from_pretrained(path, **options)
+    except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, RuntimeError, KeyError, ...
+        where = f"{path}/{subfolder}" if subfolder else path
+        raise UserError(f"{where}: {cls.__name__} cannot be loaded ({' '.join(str(error).split())[:300]}); check that the folder is complete") from None
+
+
+def load_weights(module, path):
+    """Load one safetensors file into `module`, every key of it and no other."""
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except Exception as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+    own = module.state_dict()
+    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
+    misshapen = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
+    if missing or unexpected or misshapen:
+        report = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)) if keys]
+        raise UserError(f"{path}: does not fit this model: {'; '.join(report)}")
+    module.load_state_dict(tensors)

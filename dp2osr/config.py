@@ -1,0 +1,107 @@
+"""Flags from the command line and from a YAML: the command line overrides, an unknown key is an error."""
+
+import argparse
+import difflib
+import json
+import sys
+from pathlib import Path
+
+import yaml
+
+from dp2osr.errors import UserError
+
+MODEL_FLAGS = argparse.ArgumentParser(add_help=False)
+MODEL_FLAGS.add_argument("--pretrained_model_name_or_path", required=True, help="base model: a diffusers folder or hub id")
+MODEL_FLAGS.add_argument("--mixed_precision", default="no", choices=["no", "fp16", "bf16"], help="compute precision (default: %(default)s)")
+MODEL_FLAGS.add_argument("--seed", type=int, default=0, help="run seed: all randomness follows from it (default: %(default)s)")
+
+SAMPLING_FLAGS = argparse.ArgumentParser(add_help=False)
+SAMPLING_FLAGS.add_argument("--controlnet_model_name_or_path", required=True, help="ControlNet: a diffusers folder or one safetensors file")
+SAMPLING_FLAGS.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps (default: %(default)s)")
+SAMPLING_FLAGS.add_argument("--guidance_scale", type=float, default=3.5, help="classifier-free guidance; 1 switches it off and halves the time (default: %(default)s)")
+SAMPLING_FLAGS.add_argument("--scheduler", default="ddpm", help="ddpm, ddim, euler, euler_ancestral, dpm, unipc or any diffusers scheduler class (default: %(default)s)")
+SAMPLING_FLAGS.add_argument("--align_method", default="adain", choices=["adain", "wavelet", "nofix"], help="colour fix against the upsampled LR (default: %(default)s)")
+SAMPLING_FLAGS.add_argument("--prompt_source", default="none", choices=["file", "none"], help="file: tags from --prompt_file; none: empty prompts (default: %(default)s)")
+SAMPLING_FLAGS.add_argument("--prompt_file", help="JSON {image id: tags}, with --prompt_source file")
+SAMPLING_FLAGS.add_argument("--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="used where guidance is on (default: '%(default)s')")
+SAMPLING_FLAGS.add_argument("--batch_size", type=int, default=8, help="samples denoised together, on each process (default: %(default)s)")
+
+
+def parse_args(parser, argv=None):
+    """`parser.parse_args` with `--config YAML`, whose keys are the flags' names; one line and exit code 2 on a mistake.
+
+    Raises:
+        UserError: unreadable YAML, or a key that is no flag of this script (the nearest one is named).
+    """
+    parser.add_argument("--config", help="YAML that sets any flag above; the command line overrides it")
+    parser.error = lambda message: (print(f"error: {message} (see --help)", file=sys.stderr), sys.exit(2))
+    argv = sys.argv[1:] if argv is None else list(argv)
+    config = known_config(argv)
+    if config:
+        argv = flags_of(parser, config) + argv
+    return parser.parse_args(argv)
+
+
+def known_config(argv):
+    """The value of `--config` in `argv`, or None."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    return finder.parse_known_args(argv)[0].config
+
+
+def flags_of(parser, path):
+    """The YAML at `path` as command-line words for `parser`."""
+    try:
+        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable YAML of settings ({str(error).splitlines()[0]})") from None
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: must be a list of 'flag: value' lines")
+    actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
+    words = []
+    for key, value in settings.items():
+        if key not in actions:
+            near = difflib.get_close_matches(str(key), actions, n=1, cutoff=0)
+            raise UserError(f"{path}: unknown setting '{key}'; the nearest known one is '{near[0]}'")
+        option = actions[key].option_strings[-1]
+        if actions[key].nargs == 0:  # a switch
+            words += [option] if value else []
+        elif isinstance(value, list):
+            words += [option, *map(str, value)]
+        elif value is not None:
+            words.append(f"{option}={value}")
+    return words
+
+
+def read_json(path):
+    """Contents of a JSON file; UserError if it is missing or broken."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error})") from None
+
+
+def write_json(path, content):
+    """Write beside, then rename."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def settle(path, settings):
+    """Write a run's `settings` to the JSON at `path`, or check that the run already there has the same.
+
+    Raises:
+        UserError: the run there was made with other settings; both values are shown.
+    """
+    settings = json.loads(json.dumps(settings, default=str))
+    path = Path(path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+        return
+    found = read_json(path)
+    differing = [f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here" for key in {**found, **settings} if found.get(key) != settings.get(key)]
+    if differing:
+        raise UserError(f"{path.parent}: was made with other settings ({'; '.join(differing)}); use them, or another output folder")

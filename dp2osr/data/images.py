@@ -1,0 +1,72 @@
+"""Folders of images: listing, reading with clear errors, writing."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dp2osr.errors import UserError
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def list_images(folder):
+    """Image paths of a folder (or the one file named), sorted by name; each stem once.
+
+    Raises:
+        UserError: no such path, no image in it, or two images with one stem.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of images")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    if not paths:
+        raise UserError(f"{folder}: holds no image ({', '.join(sorted(EXTENSIONS))})")
+    by_stem = {}
+    for path in paths:
+        if path.stem in by_stem:
+            raise UserError(f"{folder}: {by_stem[path.stem].name} and {path.name} share the stem '{path.stem}', which is the image id; rename one")
+        by_stem[path.stem] = path
+    return paths
+
+
+def read_image(path):
+    """An RGB `PIL.Image`, fully decoded; transparency is put on white.
+
+    Raises:
+        UserError: unreadable or truncated file.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            if image.mode.startswith("I;16"):  # convert() would clip 16 bits instead of scaling them
+                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            return image.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from None
+
+
+def pil_to_tensor(image):
+    """RGB `PIL.Image` → (3, H, W) float32 in [0, 1]."""
+    import torch  # here, so that the workers of make_lr_pairs.py start without it
+
+    return torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1)
+
+
+def tensor_to_pil(tensor):
+    """(3, H, W) in [0, 1] → 8-bit RGB `PIL.Image`, rounded to nearest."""
+    array = tensor.detach().clamp(0, 1).mul(255).round().byte().cpu().permute(1, 2, 0).numpy()
+    return Image.fromarray(array)
+
+
+def save_image(image, path):
+    """Write a PNG beside, then rename: the file is whole or absent."""
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    image.save(part, format="PNG")
+    part.replace(path)

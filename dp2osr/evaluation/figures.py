@@ -1,0 +1,238 @@
+"""The report's plots: drawn once, saved as a PNG (light colours) or as inline SVG whose colours follow the page's theme."""
+
+import io
+import math
+import re
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+INK, MUTED, GRID = "#1c1f23", "#6a7179", "#d9dce0"
+METHODS = ("#747b84", "#1f6feb", "#c2570c", "#20834a", "#7c4dd8", "#b02a6b")  # the base is grey
+BETTER, WORSE = "#1a7f37", "#cf222e"
+CSS_VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--line", BETTER: "--better", WORSE: "--worse"} | {
+    colour: f"--method-{i}" for i, colour in enumerate(METHODS)
+}
+SIZE = (4.4, 3.1)  # inches; at 72 dpi an SVG of 317 points: a phone enlarges it a little and its text stays legible
+
+
+@contextmanager
+def style():
+    """matplotlib's settings for these plots, restored afterwards."""
+    import matplotlib
+
+    settings = {
+        "font.size": 9,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": GRID,
+        "axes.titlesize": 10,
+        "axes.titleweight": "bold",
+        "axes.titlelocation": "left",
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": GRID,
+        "grid.linewidth": 0.6,
+        "xtick.color": MUTED,
+        "ytick.color": MUTED,
+        "xtick.major.size": 0,
+        "ytick.major.size": 0,
+        "legend.frameon": False,
+        "svg.fonttype": "none",
+        "svg.hashsalt": "evaluation",  # the same ids, hence the same bytes, on every run
+    }
+    with matplotlib.rc_context(settings):
+        yield
+
+
+def colour_of(evaluation, name):
+    """A method's colour; the base is grey, further methods repeat the palette after the base's."""
+    i = evaluation.methods.index(name)
+    return METHODS[i if i < len(METHODS) else 1 + (i - 1) % (len(METHODS) - 1)]
+
+
+# ---------------------------------------------------------------- plots: each draws on one axes
+
+
+def draw_best_mean_worst(axes, evaluation):
+    """Reward of the best, mean and worst of m candidates, averaged over images."""
+    for name in evaluation.methods:
+        curve, colour = evaluation.curves[name], colour_of(evaluation, name)
+        axes.fill_between(curve["m"], curve["worst"], curve["best"], color=colour, alpha=0.10, linewidth=0)
+        for key, marker, width in (("best", "^", 1.3), ("mean", None, 2.4), ("worst", "v", 1.3)):
+            axes.plot(
+                curve["m"], curve[key], color=colour, marker=marker, markersize=4.5, linewidth=width, label=name if key == "mean" else None
+            )
+    sizes = evaluation.curves[evaluation.base]["m"]
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [str(m) for m in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("candidates drawn, m")
+    axes.set_ylabel("reward")
+    axes.set_title("Best ▲, Mean —, Worst ▼ of m candidates", pad=22)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.985), ncols=min(4, len(evaluation.methods)), borderaxespad=0, handlelength=1.4)
+
+
+def draw_metric_changes(axes, evaluation):
+    """Change of every metric against the base with its interval, aligned so that right is better; the reward on top."""
+    offsets = np.linspace(-0.22, 0.22, len(evaluation.comparisons)) if len(evaluation.comparisons) > 1 else [0.0]
+    names = ["reward", *(row.name for row in evaluation.rows)]
+    for offset, comparison in zip(offsets, evaluation.comparisons):
+        estimates = [comparison.gain, *(row.changes[comparison.name] for row in evaluation.rows)]
+        for y, estimate in enumerate(estimates):
+            _interval_mark(axes, y + offset, estimate, colour_of(evaluation, comparison.name) if len(evaluation.comparisons) > 1 else None)
+    axes.axvline(0, color=MUTED, linewidth=1)
+    axes.set_yticks(
+        range(len(names)), [f"{name} *" if row is None or row.rewarded else name for name, row in zip(names, [None, *evaluation.rows])]
+    )
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(axis="y", visible=False)
+    axes.set_xlabel(f"← worse · change in σ of {evaluation.base} · better →")
+    axes.set_title("Change by metric (* in the reward)")
+
+
+def _interval_mark(axes, y, estimate, colour):
+    """A dot with its interval; filled if the interval leaves zero out."""
+    if math.isnan(estimate.value):
+        return
+    colour = colour or {"better": BETTER, "worse": WORSE, "unclear": MUTED}[estimate.verdict]
+    if not math.isnan(estimate.low):
+        axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2, solid_capstyle="round")
+    axes.plot(
+        estimate.value, y, marker="o", markersize=6, color=colour, markerfacecolor=colour if estimate.verdict != "unclear" else "none"
+    )
+
+
+def draw_image_gains(axes, evaluation, comparison):
+    """Gain of every image, sorted: how many improve, and by how much the others lose."""
+    gains = np.sort(comparison.per_image_gain / evaluation.sigma)[::-1] if evaluation.sigma else np.sort(comparison.per_image_gain)[::-1]
+    axes.bar(range(len(gains)), gains, width=0.8, color=[BETTER if value > 0 else WORSE for value in gains])
+    axes.axhline(0, color=MUTED, linewidth=1)
+    axes.set_xticks([])
+    axes.grid(axis="x", visible=False)
+    axes.set_xlabel(f"{len(gains)} images, sorted")
+    axes.set_ylabel(f"Mean {comparison.name} − Mean {evaluation.base}, σ")
+    axes.set_title(f"Gain by image: {comparison.images_improved} of {len(gains)} better ({comparison.name})")
+
+
+def draw_validation(axes, validation):
+    """Reward on the validation images during training: Best, Mean, Worst."""
+    for key, marker, width in (("best", "^", 1.3), ("mean", "o", 2.4), ("worst", "v", 1.3)):
+        points = [(step, record[f"val_reward_{key}"]) for step, record in validation.items() if f"val_reward_{key}" in record]
+        if points:
+            axes.plot(*zip(*points), color=METHODS[1], marker=marker, markersize=4.5, linewidth=width)
+    gains = [(step, record["G"]) for step, record in validation.items() if record.get("G") is not None]
+    last = f" (G = {gains[-1][1]:.2f} at step {gains[-1][0]})" if gains else ""
+    axes.set_xlabel("training step")
+    axes.set_ylabel("Best ▲  Mean ●  Worst ▼")
+    axes.set_title(f"Validation reward{last}")
+
+
+def draw_training(axes, training, series, title, level=None):
+    """One or more keys of the training log against the step, as logged (faint) and as a running mean.
+
+    Args:
+        series: {key: (label, colour)}.
+        level: (value, label) of a reference line, or `None`.
+    """
+    for key, (label, colour) in series.items():
+        points = [(step, record[key]) for step, record in training.items() if isinstance(record.get(key), (int, float))]
+        if not points:
+            continue
+        steps, values = map(np.array, zip(*points))
+        axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.9)
+        axes.plot(steps, running_mean(values), color=colour, linewidth=2, label=label)
+    if level is not None:
+        axes.axhline(level[0], color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
+        axes.annotate(level[1], (1, level[0]), xycoords=("axes fraction", "data"), ha="right", va="bottom", color=MUTED, fontsize=8)
+    if len(series) > 1:
+        axes.legend(loc="best")
+    axes.set_xlabel("training step")
+    axes.set_title(title)
+
+
+def running_mean(values):
+    """Centred mean over about a tenth of the points; shorter windows at the ends. (n,) → (n,)"""
+    half = max(1, len(values) // 20)
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - half, 0), np.minimum(index + half + 1, len(values))
+    return (sums[high] - sums[low]) / (high - low)
+
+
+# ---------------------------------------------------------------- which plots, and into what
+
+
+def result_plots(evaluation):
+    """[(name, height in inches, draw(axes))] of the results."""
+    plots = [("curves", SIZE[1], lambda axes: draw_best_mean_worst(axes, evaluation))]
+    if evaluation.comparisons:
+        height = max(SIZE[1], 1.1 + 0.22 * (1 + len(evaluation.rows)))
+        plots.append(("changes", height, lambda axes: draw_metric_changes(axes, evaluation)))
+    for comparison in evaluation.comparisons:
+        plots.append(
+            (f"images-{comparison.name}", SIZE[1], lambda axes, comparison=comparison: draw_image_gains(axes, evaluation, comparison))
+        )
+    return plots
+
+
+def training_plots(training, validation):
+    """[(name, height in inches, draw(axes))] of the training log; only what the log has."""
+    plots = []
+    if validation:
+        plots.append(("validation", SIZE[1], lambda axes: draw_validation(axes, validation)))
+    blue, grey, orange = METHODS[1], METHODS[0], METHODS[2]
+    wanted = [
+        ({"loss": ("loss", blue)}, "Loss", (math.log(2), "ln 2: policy = reference")),
+        ({"implicit_accuracy": ("implicit accuracy", blue)}, "Implicit accuracy (pairs ordered rightly)", (0.5, "chance")),
+        ({"winner_error": ("preferred", blue), "loser_error": ("dispreferred", orange)}, "Denoising error", None),
+        ({"grad_norm": ("gradient norm", grey)}, "Gradient norm", None),
+    ]
+    for series, title, level in wanted:
+        if any(key in record for record in training.values() for key in series):
+            plots.append((next(iter(series)), SIZE[1], lambda axes, s=series, t=title, v=level: draw_training(axes, training, s, t, v)))
+    return plots
+
+
+def to_svg(name, height, draw):
+    """Inline SVG: no XML header, no namespace addresses, colours as CSS variables, the page's own font."""
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(SIZE[0], height), layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        axes.patch.set_alpha(0)
+        draw(axes)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    svg = buffer.getvalue()
+    title = re.sub(r"[<>&]", "", axes.get_title(loc="left"))
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
+    svg = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r"'DejaVu Sans'[^;\"]*", "inherit-font", svg).replace("inherit-font", "system-ui, sans-serif")
+    svg = re.sub(r'(?<=[\s"#(])([mp][0-9a-f]{10})(?=[")])', rf"{name}-\1", svg)  # several SVGs share the page's id space
+    for colour, variable in CSS_VARIABLES.items():
+        svg = svg.replace(colour, f"var({variable})")
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()
+
+
+def save_png(path, plots):
+    """All plots in one PNG, light colours, two a line."""
+    from matplotlib.figure import Figure
+
+    columns = min(2, len(plots))
+    lines = [plots[i : i + columns] for i in range(0, len(plots), columns)]
+    heights = [max(height for _, height, _ in line) for line in lines]
+    with style():
+        figure = Figure(figsize=(SIZE[0] * columns, sum(heights)), layout="constrained")
+        grid = figure.add_gridspec(len(lines), columns, height_ratios=heights)
+        for row, line in enumerate(lines):
+            for column, (_, _, draw) in enumerate(line):
+                draw(figure.add_subplot(grid[row, column]))
+        part = Path(path).with_name(f".{Path(path).name}.part")
+        figure.savefig(part, format="png", dpi=180, metadata={"Software": None})
+    part.replace(path)

@@ -1,0 +1,264 @@
+"""The methods to compare: their candidate stores and raw scores, checked against one another, and bicubic beside them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dp2osr.errors import UserError
+
+RESERVED = ("bicubic", "GT", "LR", "reward")  # names of the report's own columns
+SCORES = "scores.parquet"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One model's candidates and scores.
+
+    Attributes:
+        scores: {metric: (G, M) raw}, rows in the order of `image_ids`.
+        gt_scores: {metric: (G,) raw}; NaN for FR metrics.
+        metrics: {metric: {"lower_better": bool, "mode": "FR" | "NR", "options": dict}} as stored with the scores.
+    """
+
+    name: str
+    folder: Path
+    store: object
+    image_ids: list
+    scores: dict
+    gt_scores: dict
+    metrics: dict
+    pyiqa: str
+
+    @property
+    def num_candidates(self):
+        return next(iter(self.scores.values())).shape[1]
+
+
+def parse_candidates(arguments):
+    """`["base=DIR", "policy=DIR"]` → {"base": Path, "policy": Path}; the first is the reference of every comparison."""
+    folders = {}
+    for argument in arguments:
+        name, equals, folder = argument.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--candidates {argument}: not of the form NAME=DIR; write for example base=runs/base policy=runs/policy")
+        if name in RESERVED:
+            raise UserError(f"--candidates {argument}: the name '{name}' is taken by a column of the report; choose another")
+        if name in folders:
+            raise UserError(f"--candidates: the name '{name}' is given twice; give each folder its own name")
+        folders[name] = Path(folder)
+    return folders
+
+
+def load_methods(candidates, config, label_command, num_candidates=None):
+    """Read and check every method.
+
+    Args:
+        candidates: NAME=DIR arguments.
+        config: `RewardConfig`; all its metrics must be in every method's scores.
+        label_command: the command that scores a folder, with `{folder}` in its place, for errors.
+        num_candidates: M; `None` for the smallest M among the methods.
+
+    Returns:
+        (list[Method] with the same images, metrics and M, list of notes for the reader).
+
+    Raises:
+        UserError: missing or incomplete scores, other images, other metrics or metric options, too few candidates.
+    """
+    methods = [
+        _load(name, folder, config, label_command.replace("{folder}", str(folder))) for name, folder in parse_candidates(candidates).items()
+    ]
+    _check_same_images(methods)
+    _check_same_options(methods)
+    notes = [*_notes_on_metrics(methods), *_notes_on_settings(methods)]
+    total, note = _common_candidates(methods, num_candidates)
+    metrics = [name for name in methods[0].metrics if all(name in method.metrics for method in methods)]
+    return [_restrict(method, metrics, total) for method in methods], notes + note
+
+
+def _load(name, folder, config, command):
+    from dp2osr.rewards.table import read_scores
+    from dp2osr.sampling.store import CandidateStore
+
+    store = CandidateStore(folder)
+    path = folder / SCORES
+    if not path.is_file():
+        raise UserError(f"{path}: '{name}' has no scores yet; run: {command}")
+    table = read_scores(path)
+    unscored = sorted(set(store.ids()) ^ set(table.image_ids))
+    if unscored:
+        raise UserError(f"{path}: scores and candidate groups do not match ({_listed(unscored)}); run: {command}")
+    missing = [spec.name for spec in config.metrics if spec.name not in table.scores]
+    if missing:
+        raise UserError(f"{path}: the reward '{config.name}' needs {', '.join(missing)}, not in the scores of '{name}'; run: {command}")
+    for metric, values in table.scores.items():
+        if not np.isfinite(values).all():
+            row, candidate = np.argwhere(~np.isfinite(values))[0]
+            raise UserError(f"{path}: {metric} is not a number for {table.image_ids[row]}, candidate {candidate}; run: {command}")
+    metadata = table.metadata
+    return Method(
+        name,
+        folder,
+        store,
+        list(table.image_ids),
+        table.scores,
+        table.gt_scores,
+        metadata["metrics"],
+        str(metadata.get("pyiqa", "unknown")),
+    )
+
+
+def _listed(names, at_most=8):
+    """`a, b, c and 5 more`."""
+    rest = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + rest
+
+
+def _check_same_images(methods):
+    first = methods[0]
+    for method in methods[1:]:
+        here, there = set(first.image_ids), set(method.image_ids)
+        sides = [f"only in '{owner.name}': {_listed(sorted(ids))}" for owner, ids in ((first, here - there), (method, there - here)) if ids]
+        if sides:
+            raise UserError(f"{method.folder}: other images than {first.folder} ({'; '.join(sides)}); sample both from the same LR images")
+
+
+def _check_same_options(methods):
+    first = methods[0]
+    for method in methods[1:]:
+        for name in first.metrics.keys() & method.metrics.keys():
+            mine, theirs = first.metrics[name], method.metrics[name]
+            if mine != theirs:
+                raise UserError(
+                    f"{method.folder / SCORES}: {name} was computed with {theirs}, in '{first.name}' with {mine}; label both with one reward config"
+                )
+
+
+def _notes_on_metrics(methods):
+    everywhere = set.intersection(*(set(method.metrics) for method in methods))
+    notes = []
+    for method in methods:
+        extra = sorted(set(method.metrics) - everywhere)
+        if extra:
+            notes.append(f"Left out, because not every method has it: {', '.join(extra)} (scored for {method.name}).")
+    versions = {method.name: method.pyiqa for method in methods}
+    if len(set(versions.values())) > 1:
+        notes.append(
+            "Scores come from different versions of pyiqa ("
+            + ", ".join(f"{k}: {v}" for k, v in versions.items())
+            + "); label again with one."
+        )
+    return notes
+
+
+COMPARABLE = (
+    "model_hash",
+    "num_inference_steps",
+    "guidance_scale",
+    "scheduler",
+    "seed",
+    "upscale",
+    "align_method",
+    "prompt_source",
+    "negative_prompt",
+    "mixed_precision",
+)
+
+
+def _notes_on_settings(methods):
+    """Settings of sampling that differ: then the comparison is not of the ControlNets alone, or not of the same noise."""
+    notes = []
+    for key in COMPARABLE:
+        values = {method.name: method.store.settings.get(key) for method in methods}
+        if len({str(value) for value in values.values()}) > 1:
+            notes.append(f"Sampled with different {key}: " + ", ".join(f"{name} {value}" for name, value in values.items()) + ".")
+    return notes
+
+
+def _common_candidates(methods, wanted):
+    sizes = {method.name: method.num_candidates for method in methods}
+    smallest = min(sizes.values())
+    if wanted is not None and wanted > smallest:
+        name = min(sizes, key=sizes.get)
+        raise UserError(
+            f"--num_candidates {wanted}: '{name}' has {smallest} candidates an image; sample more or ask for at most {smallest}"
+        )
+    total = wanted or smallest
+    if total < 2:
+        raise UserError(f"{methods[0].folder}: {total} candidate an image; a spread within a group needs at least 2")
+    if wanted is None and len(set(sizes.values())) > 1:
+        return total, [
+            f"The methods have different numbers of candidates ({', '.join(f'{k} {v}' for k, v in sizes.items())}); the first {total} of each are compared."
+        ]
+    return total, []
+
+
+def _restrict(method, metrics, total):
+    """The common metrics and the first `total` seeds."""
+    return Method(
+        method.name,
+        method.folder,
+        method.store,
+        method.image_ids,
+        {name: method.scores[name][:, :total] for name in metrics},
+        {name: method.gt_scores[name] for name in metrics if name in method.gt_scores},
+        {name: method.metrics[name] for name in metrics},
+        method.pyiqa,
+    )
+
+
+# ---------------------------------------------------------------- GT and bicubic
+
+
+def find_gt(gt_path, image_ids):
+    """{image id: path of its GT}. Raises UserError naming the first images without one."""
+    from dp2osr.data.images import list_images
+
+    paths = {path.stem: path for path in list_images(gt_path)}
+    missing = [image_id for image_id in image_ids if image_id not in paths]
+    if missing:
+        raise UserError(f"{gt_path}: no GT for {_listed(missing)}; a GT has the name of its LR image")
+    return {image_id: paths[image_id] for image_id in image_ids}
+
+
+def result_size(group):
+    """(width, height) of a group's candidates."""
+    return round(group.lr.width * group.upscale), round(group.lr.height * group.upscale)
+
+
+def read_gt(path, group):
+    """The GT as RGB PIL image. Raises UserError if it is not of the candidates' size."""
+    from dp2osr.data.images import read_image
+
+    image = read_image(path)
+    width, height = result_size(group)
+    if image.size != (width, height):
+        raise UserError(
+            f"{path}: GT is {image.width} x {image.height}, its candidates are {width} x {height}; give the GT that belongs to the LR image"
+        )
+    return image
+
+
+def upsample_bicubic(group):
+    """The LR image of a group at the candidates' size, RGB PIL image."""
+    from PIL import Image
+
+    return group.lr.resize(result_size(group), Image.Resampling.BICUBIC)
+
+
+def bicubic_scores(method, gt_paths, device="cpu"):
+    """Raw scores of the bicubic-upsampled LR image: {metric: (G,)}, the metrics and their options as in the method's table."""
+    from tqdm import tqdm
+
+    from dp2osr.data.images import pil_to_tensor
+    from dp2osr.rewards.config import MetricSpec
+    from dp2osr.rewards.metrics import MetricSuite
+
+    suite = MetricSuite([MetricSpec(name, entry.get("options") or {}) for name, entry in method.metrics.items()], device=device)
+    rows = []
+    for image_id in tqdm(method.image_ids, desc="score bicubic", unit="image"):
+        group = method.store.read(image_id)
+        gt = pil_to_tensor(read_gt(gt_paths[image_id], group)).to(device)
+        image = pil_to_tensor(upsample_bicubic(group)).to(device)
+        rows.append({name: float(values[0]) for name, values in suite.score(image[None], gt, image_id, candidates=["bicubic"]).items()})
+    return {name: np.array([row[name] for row in rows]) for name in method.metrics}

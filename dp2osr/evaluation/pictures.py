@@ -1,0 +1,153 @@
+"""Which images and candidates the report shows, decoded as the user would get them, and cropped where they are large."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dp2osr.evaluation.methods import find_gt, read_gt, upsample_bicubic
+
+CROP = 192  # pixels; a larger image is shown by its window of this side with the most detail
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture: `reward` and `parts` ({metric: part of the reward}) are `None` for LR and GT, `scores` for LR."""
+
+    title: str
+    image: object
+    reward: float | None = None
+    parts: dict | None = None
+    scores: dict | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The pictures of one LR image: `side_by_side` LR … GT at candidate 0, then pairs of candidates with a heading each."""
+
+    image_id: str
+    means: dict
+    crop: tuple | None
+    side_by_side: list
+    pairs: list
+
+
+def choose_images(evaluation, at_most):
+    """Indices of the images to show, evenly over the images sorted by gain, so that losses are shown with the gains."""
+    count = len(evaluation.image_ids)
+    gains = evaluation.comparisons[0].per_image_gain if evaluation.comparisons else np.zeros(count)
+    order = np.argsort(-gains, kind="stable")
+    if count <= at_most:
+        return [int(i) for i in order]
+    return [int(order[round(position)]) for position in np.linspace(0, count - 1, at_most)] if at_most > 1 else [int(order[0])][:at_most]
+
+
+def choose_candidates(evaluation, image):
+    """[(heading, {method: candidate})]: the same seeds for all, and each method's own worst and best."""
+    rewards = {name: values[image] for name, values in evaluation.rewards.items()}
+    base = rewards[evaluation.base]
+    median = int(np.argsort(base, kind="stable")[(len(base) - 1) // 2])
+    total = evaluation.num_candidates
+    return [
+        (f"Each one's worst of {total}", {name: int(values.argmin()) for name, values in rewards.items()}),
+        (f"{evaluation.base}'s median seed, for all", dict.fromkeys(rewards, median)),
+        (f"Each one's best of {total}", {name: int(values.argmax()) for name, values in rewards.items()}),
+    ]
+
+
+def detail_window(image, side):
+    """(left, top, right, bottom) of the `side` × `side` window with the most gradient energy, or `None` if the image is no larger.
+
+    Chosen on the GT alone, so that no method has a say in what is shown.
+    """
+    width, height = image.size
+    if width <= side and height <= side:
+        return None
+    grey = np.asarray(image.convert("L"), dtype=np.float64)
+    energy = np.abs(np.diff(grey, axis=0, append=grey[-1:])) + np.abs(np.diff(grey, axis=1, append=grey[:, -1:]))
+    sums = np.pad(energy.cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    w, h = min(side, width), min(side, height)
+    windows = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w]
+    top, left = np.unravel_index(windows.argmax(), windows.shape)
+    return int(left), int(top), int(left) + w, int(top) + h
+
+
+def make_panels(evaluation, methods, bicubic, gt_path, at_most, device="cpu"):
+    """Decode and crop what the report shows: list[Panel].
+
+    Args:
+        methods: list of `Method` in the order of the evaluation.
+        bicubic: {metric: (G,) raw} or `None`.
+    """
+    from tqdm import tqdm
+
+    gt_paths = find_gt(gt_path, evaluation.image_ids)
+    backbones = {}
+    chosen = choose_images(evaluation, at_most)
+    return [
+        _panel(evaluation, methods, bicubic, gt_paths, i, backbones, device) for i in tqdm(chosen, desc="decode pictures", unit="image")
+    ]
+
+
+def _panel(evaluation, methods, bicubic, gt_paths, image, backbones, device):
+    image_id = evaluation.image_ids[image]
+    groups = {method.name: method.store.read(image_id) for method in methods}
+    group = groups[evaluation.base]
+    gt = read_gt(gt_paths[image_id], group)
+    window = detail_window(gt, CROP)
+    shown = [("", dict.fromkeys(evaluation.methods, 0)), *choose_candidates(evaluation, image)]
+    tiles = {}
+    for method in methods:
+        candidates = sorted({choice[method.name] for _, choice in shown})
+        images = decode_candidates(method, groups[method.name], candidates, backbones, device)
+        for candidate, decoded in zip(candidates, images):
+            tiles[method.name, candidate] = _candidate_tile(evaluation, method, image, candidate, _crop(decoded, window))
+    large = group.lr.resize(gt.size, resample=0)  # nearest: the pixels that the model was given
+    first = [Tile("LR", _crop(large, window)), _bicubic_tile(evaluation, bicubic, image, group, window)]
+    first += [tiles[name, 0] for name in evaluation.methods]
+    gt_scores = {name: float(values[image]) for name, values in methods[0].gt_scores.items() if np.isfinite(values[image])}
+    first.append(Tile("GT", _crop(gt, window), scores=gt_scores))
+    return Panel(
+        image_id=image_id,
+        means={name: float(values[image].mean()) for name, values in evaluation.rewards.items()},
+        crop=window,
+        side_by_side=first,
+        pairs=[(heading, [tiles[name, candidate] for name, candidate in choice.items()]) for heading, choice in shown[1:]],
+    )
+
+
+def _crop(image, window):
+    return image if window is None else image.crop(window)
+
+
+def _candidate_tile(evaluation, method, image, candidate, picture):
+    name = method.name
+    return Tile(
+        title=f"{name} · seed {candidate}",
+        image=picture,
+        reward=float(evaluation.rewards[name][image, candidate]),
+        parts={metric: float(values[image, candidate]) for metric, values in evaluation.parts[name].items()},
+        scores={metric: float(values[image, candidate]) for metric, values in method.scores.items()},
+    )
+
+
+def _bicubic_tile(evaluation, bicubic, image, group, window):
+    picture = _crop(upsample_bicubic(group), window)
+    if bicubic is None:
+        return Tile("bicubic", picture)
+    parts = {metric: float(values[image]) for metric, values in evaluation.bicubic_parts.items()}
+    scores = {metric: float(values[image]) for metric, values in bicubic.items()}
+    return Tile("bicubic", picture, float(evaluation.bicubic_rewards[image]), parts, scores)
+
+
+def decode_candidates(method, group, candidates, backbones, device="cpu"):
+    """The 8-bit RGB PIL images of the named candidates; `backbones` caches the autoencoders by model folder."""
+    from dp2osr.backbones import load_backbone
+    from dp2osr.data.images import tensor_to_pil
+    from dp2osr.sampling import decode
+
+    settings = method.store.settings
+    path = settings["pretrained_model_name_or_path"]
+    if path not in backbones:
+        backbones[path] = load_backbone(path, device=device, parts=("vae",))
+    few = replace(group, latents=group.latents[candidates], seeds=[group.seeds[m] for m in candidates])
+    return [tensor_to_pil(image) for image in decode.decode_group(backbones[path], few, settings["align_method"])]

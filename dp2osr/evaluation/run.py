@@ -1,0 +1,77 @@
+"""The evaluation from folders to files, in the order a reader would check it."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from dp2osr.errors import UserError
+from dp2osr.evaluation import figures, pictures, report, tables
+from dp2osr.evaluation.methods import bicubic_scores, find_gt, load_methods
+from dp2osr.evaluation.summary import evaluate
+from dp2osr.evaluation.training_log import read_training_log
+
+PACKAGES = ("torch", "diffusers", "transformers", "pyiqa", "numpy", "matplotlib", "pillow")
+
+
+def run_evaluation(args):
+    """Compare candidate stores and write metrics.csv, summary.json, summary.md, curves.png and report.html to `args.output_dir`.
+
+    Args:
+        args: the flags of scripts/evaluate.py.
+
+    Returns:
+        `Evaluation`; what the files say is also printed.
+    """
+    import torch
+
+    from dp2osr.rewards.config import load_reward_config
+
+    _check_numbers(args)
+    config = load_reward_config(args.reward_config)
+    training, validation = read_training_log(args.training_log) if args.training_log else ({}, {})
+    label_command = f"python label_rewards.py --candidates_dir {{folder}} --gt_path {args.gt_path} --reward_config {args.reward_config}"
+    methods, notes = load_methods(args.candidates, config, label_command, args.num_candidates)
+    gt_paths = find_gt(args.gt_path, methods[0].image_ids)
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    bicubic = None if args.no_bicubic else bicubic_scores(methods[0], gt_paths, device)
+    evaluation = evaluate(methods, config, bicubic, resamples=args.bootstrap, seed=args.seed, crop_suffix=args.crop_suffix)
+    evaluation.notes = notes + evaluation.notes
+    panels = pictures.make_panels(evaluation, methods, bicubic, args.gt_path, args.max_images_in_report, device)
+
+    settings = _settings(args, methods)
+    plots = figures.result_plots(evaluation) + figures.training_plots(training, validation)
+    figures.save_png(output / "curves.png", plots)
+    _write(output / "metrics.csv", tables.metrics_csv(evaluation))
+    _write(output / "summary.json", tables.summary_json(evaluation, settings))
+    _write(output / "summary.md", tables.summary_markdown(evaluation))
+    _write(output / "report.html", report.report_html(evaluation, panels, settings, training, validation))
+    print(f"\n{tables.terminal(evaluation)}\n\nreport: {output / 'report.html'}")
+    return evaluation
+
+
+def _check_numbers(args):
+    for name, least in (("bootstrap", 1), ("max_images_in_report", 0), ("num_candidates", 2)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: must be at least {least}")
+
+
+def _settings(args, methods):
+    return {
+        "flags": {key: value for key, value in vars(args).items() if value is not None},
+        "methods": {method.name: dict(method.store.settings) for method in methods},
+        "metrics": methods[0].metrics,
+        "versions": {"python": platform.python_version()}
+        | {name: metadata.version(name) for name in PACKAGES}
+        | {"pyiqa (scores)": methods[0].pyiqa},
+    }
+
+
+def _write(path, text):
+    """Beside, then renamed: the file is whole or absent."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,188 @@
+"""Statistics of the evaluation, on plain arrays: pooled normalisation, order statistics, gains, intervals over photographs.
+
+Arrays are (G, M): one row an LR image, one column a candidate; or (G,): one value an LR image.
+Every number of the report is a mean over images or a ratio of two such means, so that one bootstrap serves them all.
+"""
+
+import re
+from dataclasses import dataclass
+from math import comb
+
+import numpy as np
+
+from dp2osr.rewards.reward import reward_parts
+
+CROP_SUFFIX = r"_\d\d$"  # photo_00, photo_01 are crops of `photo`
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval; the bounds are NaN where no interval can be had (fewer than two photographs)."""
+
+    value: float
+    low: float = float("nan")
+    high: float = float("nan")
+
+    @property
+    def verdict(self):
+        """`better` or `worse` if the interval leaves zero out (sign aligned: + is better), else `unclear`."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "unclear"
+
+
+# ---------------------------------------------------------------- normalisation (paper Sec. 4.1, pooled over models)
+
+
+def pooled_parts(scores, lower_better, config):
+    """Each metric's part of the reward, min-max normalised per LR image over the candidates of *all* methods together.
+
+    A normalisation of each method alone would give every method the same scale 0…1 and hide the gain.
+
+    Args:
+        scores: {method: {metric: (G, M) raw}}.
+        lower_better: {metric: bool}.
+        config: `RewardConfig`.
+
+    Returns:
+        {method: {metric: (G, M)}}; the parts of a method sum to its reward in [0, 1].
+    """
+    methods = list(scores)
+    names = [spec.name for spec in config.metrics]
+    pooled = {name: np.concatenate([scores[method][name] for method in methods], axis=1) for name in names}
+    parts = reward_parts(pooled, {name: lower_better[name] for name in names}, config)
+    bounds = np.cumsum([scores[method][names[0]].shape[1] for method in methods])[:-1]
+    split = {name: np.split(parts[name], bounds, axis=1) for name in names}
+    return {method: {name: split[name][i] for name in names} for i, method in enumerate(methods)}
+
+
+def metric_weights(config):
+    """{metric: its share of the reward}: half to the FR set, half to the NR set, all to the one that is not empty."""
+    sets = [metrics for metrics in (config.fr, config.nr) if metrics]
+    return {spec.name: 1 / len(sets) / len(metrics) for metrics in sets for spec in metrics}
+
+
+def parts_of_outsider(outsider, scores, lower_better, config):
+    """The reward's parts for an image outside the pool (bicubic), on the scale of the pool.
+
+    The pool's minimum and maximum apply and nothing is clipped: below 0 means worse than every candidate of every method.
+
+    Args:
+        outsider: {metric: (G,) raw}.
+        scores: {method: {metric: (G, M) raw}}, the pool.
+
+    Returns:
+        {metric: (G,)}, summing to the outsider's reward.
+    """
+    parts = {}
+    for name, weight in metric_weights(config).items():
+        sign = -1 if lower_better[name] else 1
+        pool = sign * np.concatenate([scores[method][name] for method in scores], axis=1)
+        low, span = pool.min(axis=1), np.ptp(pool, axis=1)
+        flat = span == 0  # no ordering among the candidates: the metric is silent for this image, as in the reward itself
+        parts[name] = np.where(flat, 0.0, weight * (sign * outsider[name] - low) / np.where(flat, 1.0, span))
+    return parts
+
+
+# ---------------------------------------------------------------- Best / Worst of m
+
+
+def expected_best(rewards, m):
+    """E[max of m candidates drawn without replacement], exactly: the k-th smallest of M is the largest of m drawn with
+    probability C(k-1, m-1) / C(M, m).
+
+    Args:
+        rewards: (G, M).
+        m: 1 ≤ m ≤ M.
+
+    Returns:
+        (G,)
+    """
+    total = rewards.shape[1]
+    weights = np.array([comb(rank, m - 1) / comb(total, m) for rank in range(total)])
+    return np.sort(rewards, axis=1) @ weights
+
+
+def expected_worst(rewards, m):
+    """E[min of m candidates drawn without replacement], (G,); see `expected_best`."""
+    return -expected_best(-rewards, m)
+
+
+def subset_sizes(total):
+    """1, 2, 4, … up to and with `total`."""
+    sizes = [2**k for k in range(total.bit_length()) if 2**k <= total]
+    return sizes if sizes[-1] == total else [*sizes, total]
+
+
+def best_mean_worst(rewards):
+    """Curves averaged over images: {"m": [...], "best": [...], "mean": [...], "worst": [...]}."""
+    sizes = subset_sizes(rewards.shape[1])
+    return {
+        "m": sizes,
+        "best": [float(expected_best(rewards, m).mean()) for m in sizes],
+        "mean": [float(rewards.mean())] * len(sizes),
+        "worst": [float(expected_worst(rewards, m).mean()) for m in sizes],
+    }
+
+
+# ---------------------------------------------------------------- gain and its interval
+
+
+def spread(values):
+    """Standard deviation over candidates, per image: (G, M) → (G,). Seeds are a sample, hence the divisor M − 1."""
+    return values.std(axis=1, ddof=1)
+
+
+def photographs_of(image_ids, crop_suffix=CROP_SUFFIX):
+    """The photograph each image id was cropped from: `photo_03` → `photo`."""
+    return [re.sub(crop_suffix, "", image_id) or image_id for image_id in image_ids]
+
+
+def bootstrap_weights(photographs, resamples, seed):
+    """How often each image is drawn when photographs are drawn with replacement, all crops of a photograph together.
+
+    Crops of one photograph are not independent: drawing images one by one would make the interval too narrow.
+
+    Args:
+        photographs: G names, one an image.
+
+    Returns:
+        (resamples, G) counts; `None` with fewer than two photographs.
+    """
+    names, cluster = np.unique(photographs, return_inverse=True)
+    if len(names) < 2:
+        return None
+    counts = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), size=resamples)
+    return counts[:, cluster]
+
+
+def ratio_of_means(numerator, denominator, weights):
+    """mean(numerator) / mean(denominator) over images, with the 95 % percentile interval; NaN where the denominator is 0.
+
+    Args:
+        numerator, denominator: (G,).
+        weights: (B, G) of `bootstrap_weights`, or `None` for no interval. Numerator and denominator are resampled together.
+    """
+    if denominator.mean() == 0:
+        return Estimate(float("nan"))
+    value = float(numerator.mean() / denominator.mean())
+    if weights is None:
+        return Estimate(value)
+    below = weights @ denominator
+    ratios = (weights @ numerator)[below != 0] / below[below != 0]
+    low, high = np.percentile(ratios, [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
+
+
+def gain(policy, base, weights):
+    """G = (Mean of the policy − Mean of the base) / σ, σ = mean over images of the base's spread within a group.
+
+    Args:
+        policy, base: (G, M) on one scale, higher is better: rewards, or a metric's sign-aligned raw scores.
+    """
+    return ratio_of_means(policy.mean(axis=1) - base.mean(axis=1), spread(base), weights)
+
+
+def worst_raised(policy, base, weights):
+    """Rise of Worst@M as a share of the distance from the base's Worst@M to the base's Mean (1: the floor is at the old mean)."""
+    return ratio_of_means(policy.min(axis=1) - base.min(axis=1), base.mean(axis=1) - base.min(axis=1), weights)

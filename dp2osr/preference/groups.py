@@ -1,0 +1,74 @@
+"""Preference groups: scores and candidates on disk → winners, losers and weights of each LR image."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dp2osr.errors import UserError
+from dp2osr.preference.pairs import curate
+from dp2osr.preference.weights import hpo_weights
+from dp2osr.rewards.reward import hybrid_reward
+from dp2osr.sampling.resize import control_image
+
+
+@dataclass
+class PreferenceGroup:
+    """What one visit of a group needs. N winners come first, then N losers."""
+
+    image_id: str
+    candidates: np.ndarray  # (2N,) candidate numbers
+    latents: torch.Tensor  # (2N, C, h, w) float32, scaled
+    control: torch.Tensor  # (1, 3, H, W) in [0, 1], the upsampled LR
+    prompt: str
+    weights: torch.Tensor  # (N, N) float32, winner by loser
+
+
+class PreferenceGroups:
+    """The curated groups of a candidate store.
+
+    Args:
+        store: `CandidateStore`.
+        table: raw scores (`read_scores`).
+        config: reward config.
+        num_candidates: M, a prefix of the candidates; None takes all.
+        top_n: N.
+        weighting: one of `WEIGHTINGS`.
+
+    Raises:
+        UserError: scores of images that the store lacks, too few candidates, a metric that was not scored.
+    """
+
+    def __init__(self, store, table, config, num_candidates, top_n, weighting="both"):
+        absent = sorted(set(table.image_ids) - set(store.ids()))
+        if absent:
+            raise UserError(f"{store.folder}: has no candidates of {len(absent)} scored images ({', '.join(absent[:3])}); sample them or score again")
+        unscored = [spec.name for spec in config.fr + config.nr if spec.name not in table.scores]
+        if unscored:
+            raise UserError(f"scores of {store.folder}: lack {', '.join(unscored)} of the reward '{config.name}'; run label_rewards.py --reward_config {config.name}")
+        scored = next(iter(table.scores.values())).shape[1]
+        num_candidates = num_candidates or scored
+        if num_candidates > scored:
+            raise UserError(f"--num_candidates {num_candidates}: only {scored} candidates an image are scored")
+        self.store, self.image_ids = store, list(table.image_ids)
+        scores = {name: values[:, :num_candidates] for name, values in table.scores.items()}
+        self.rewards = hybrid_reward(scores, table.lower_better, config)
+        self.winners, self.losers = curate(self.rewards, top_n)
+        self.weights = hpo_weights(self.rewards, self.winners, self.losers, weighting)
+
+    def __len__(self):
+        return len(self.image_ids)
+
+    def read(self, index, backbone):
+        """Load group `index` from disk."""
+        group = self.store.read(self.image_ids[index])
+        chosen = np.concatenate([self.winners[index], self.losers[index]])
+        image, _, _ = control_image(group.lr, group.upscale, backbone.native_size, backbone.size_multiple)
+        return PreferenceGroup(group.image_id, chosen, group.latents[chosen].float(), image, group.prompt, torch.from_numpy(self.weights[index]).float())
+
+
+def groups_of_step(step, count, num_groups, seed):
+    """Indices of the `count` groups that step `step` visits: epoch by epoch in a fresh order, from (seed, step) alone."""
+    positions = np.arange(step * count, (step + 1) * count)
+    orders = {epoch: np.random.default_rng((seed, 2, epoch)).permutation(num_groups) for epoch in set(positions // num_groups)}
+    return [int(orders[position // num_groups][position % num_groups]) for position in positions]

@@ -1,0 +1,39 @@
+"""Hierarchical preference weights (PAPER §3, Sec. 4.3): w = w_intra · w_inter. Pure functions on arrays."""
+
+import numpy as np
+
+WEIGHTINGS = ("none", "intra", "inter", "both")
+
+
+def intra_weights(rewards, winners, losers):
+    """w_intra = |R_w − R_l| + (1 − μ_gap), μ_gap the mean gap over the N² pairs of the group.
+
+    Args:
+        rewards: (G, M); winners, losers: (G, N) indices.
+    Returns:
+        (G, N, N), winner by loser; each group's mean is 1.
+    """
+    best, worst = np.take_along_axis(rewards, winners, 1), np.take_along_axis(rewards, losers, 1)
+    gaps = np.abs(best[:, :, None] - worst[:, None, :])
+    return gaps + (1 - gaps.mean(axis=(1, 2), keepdims=True))
+
+
+def inter_weights(rewards):
+    """w_inter = σ_g + (1 − μ_σ), σ_g the standard deviation (population) over all M of a group, μ_σ its mean over all groups.
+
+    Returns:
+        (G,); the mean is 1.
+    """
+    spread = rewards.std(axis=1)
+    return spread + (1 - spread.mean())
+
+
+def hpo_weights(rewards, winners, losers, weighting="both"):
+    """(G, N, N) pair weights; `weighting` is one of `WEIGHTINGS`, the rows of the paper's ablation."""
+    rewards = np.asarray(rewards, dtype=np.float64)
+    weights = np.ones((len(rewards), winners.shape[1], losers.shape[1]))
+    if weighting in ("intra", "both"):
+        weights = weights * intra_weights(rewards, winners, losers)
+    if weighting in ("inter", "both"):
+        weights = weights * inter_weights(rewards)[:, None, None]
+    return weights

@@ -1,0 +1,98 @@
+"""Reward configs: which FR and NR metrics make the reward (paper, Sec. 4.1). A YAML with two lists, `fr` and `nr`."""
+
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from dp2osr.errors import UserError
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "rewards"
+
+
+@dataclass(frozen=True)
+class MetricSpec:
+    """A metric by its pyiqa name, and the options that differ from pyiqa's defaults."""
+
+    name: str
+    options: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The FR and the NR set of a reward; one of them may be empty, and then the other has weight 1."""
+
+    name: str
+    fr: list[MetricSpec]
+    nr: list[MetricSpec]
+
+    @property
+    def metrics(self):
+        """All `MetricSpec`s, FR first."""
+        return self.fr + self.nr
+
+
+def nearest(name, known):
+    """`"; did you mean 'x' or 'y'?"` for the known names closest to `name`; the whole list where none is close."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=3, cutoff=0.5)
+    return "; did you mean " + " or ".join(f"'{match}'" for match in close) + "?" if close else f"; known: {', '.join(known)}"
+
+
+def load_reward_config(name_or_yaml):
+    """Read a reward config by its name in `configs/rewards/` or by the path of a YAML file.
+
+    Each entry of `fr` and `nr` is a metric's name, or `{name: {option: value}}`.
+
+    Raises:
+        UserError: no such name or file, not YAML, an unknown key, a malformed entry, a metric listed twice, no metric.
+    """
+    path = _find(str(name_or_yaml))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: a reward config holds two lists, 'fr' and 'nr'")
+    for key in content:
+        if key not in ("fr", "nr"):
+            raise UserError(f"{path}: unknown key '{key}'{nearest(str(key), ['fr', 'nr'])}")
+    config = RewardConfig(path.stem, *([_read_spec(path, entry) for entry in _read_list(path, content, key)] for key in ("fr", "nr")))
+    names = [spec.name for spec in config.metrics]
+    if not names:
+        raise UserError(f"{path}: names no metric; list at least one under 'fr' or 'nr'")
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"{path}: metric '{name}' is listed {names.count(name)} times; keep one")
+    return config
+
+
+def _find(name_or_yaml):
+    path = Path(name_or_yaml)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UserError(f"{path}: no such reward config file")
+        return path
+    named = CONFIG_DIR / f"{name_or_yaml}.yaml"
+    if not named.is_file():
+        hint = nearest(name_or_yaml, [config.stem for config in CONFIG_DIR.glob("*.yaml")])
+        raise UserError(f"reward config '{name_or_yaml}' is neither a YAML file nor a name in {CONFIG_DIR}{hint}")
+    return named
+
+
+def _read_list(path, content, key):
+    entries = content.get(key) or []
+    if not isinstance(entries, list):
+        raise UserError(f"{path}: '{key}' must be a list of metrics")
+    return entries
+
+
+def _read_spec(path, entry):
+    if isinstance(entry, str):
+        return MetricSpec(entry)
+    if isinstance(entry, dict) and len(entry) == 1:
+        name, options = next(iter(entry.items()))
+        if isinstance(name, str) and isinstance(options or {}, dict):
+            return MetricSpec(name, dict(options or {}))
+    raise UserError(f"{path}: '{entry}' is not a metric; write NAME or NAME: {{option: value}}")

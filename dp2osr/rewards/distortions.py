@@ -1,0 +1,44 @@
+"""The four distortions that a metric must be able to order: blur, noise, JPEG, down-sampling; 8-bit images in and out."""
+
+import cv2
+import numpy as np
+
+# Five strengths of each at the working resolution, weakest first; the unit is each function's.
+LEVELS = {
+    "blur": (0.6, 1.0, 1.6, 2.4, 3.5),
+    "noise": (4.0, 8.0, 16.0, 28.0, 45.0),
+    "jpeg": (75.0, 45.0, 28.0, 16.0, 8.0),
+    "downsampling": (1.5, 2.0, 3.0, 4.0, 6.0),
+}
+
+
+def blur(image, sigma, rng=None):
+    """Gaussian blur, `sigma` in pixels."""
+    return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
+
+
+def noise(image, sigma, rng):
+    """White Gaussian noise in each channel, `sigma` in 8-bit steps."""
+    noisy = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+
+
+def jpeg(image, quality, rng=None):
+    """JPEG at libjpeg's `quality`; a lower quality is the stronger distortion."""
+    code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, round(quality)])[1]
+    return cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1]
+
+
+def downsampling(image, factor, rng=None):
+    """Area down-sampling by `factor`, bicubic back to the size."""
+    height, width = image.shape[:2]
+    small = cv2.resize(image, (max(1, round(width / factor)), max(1, round(height / factor))), interpolation=cv2.INTER_AREA)
+    return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+DISTORTIONS = {"blur": blur, "noise": noise, "jpeg": jpeg, "downsampling": downsampling}
+
+
+def distort(image, kind, strength, rng):
+    """(H, W, 3) uint8 RGB → the same, distorted; `rng` (numpy Generator) is drawn from by noise alone."""
+    return np.ascontiguousarray(DISTORTIONS[kind](image, strength, rng))

@@ -1,0 +1,149 @@
+"""`dp2o_rank`: a small no-reference metric trained on photographs to rank the strength of distortions.
+
+It is this project's own and no pyiqa metric. A convolutional network sees one image and predicts a quality, 1 for an
+undistorted photograph and near 0 for a strongly distorted one; it was taught with pairs of the same crop at two strengths of the
+same distortion or chain of distortions (the idea of RankIQA: Liu, van de Weijer, Bagdanov 2017).
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from dp2osr.data.crops import CropSource, to_tensor
+from dp2osr.errors import UserError
+from dp2osr.rewards.distortions import DISTORTIONS, distort
+
+# Weakest and strongest setting of a distortion; geometric in between (units: distortions.py).
+STRENGTHS = {"blur": (0.4, 4.0), "noise": (2.0, 50.0), "jpeg": (92.0, 6.0), "downsampling": (1.2, 7.0)}
+FLOOR = 0.1  # what the weakest distortion costs, so that an undistorted crop stands apart
+MIN_CONTRAST = 10.0  # crops of almost one colour (8-bit standard deviation) show no distortion
+
+
+class RankNetwork(nn.Module):
+    """(B, 3, H, W) in [0, 1] → (B,) quality, higher is better. Mean and spread over positions make it free of the size."""
+
+    def __init__(self, widths=(24, 32, 48, 48, 64, 64), strides=(2, 1, 2, 1, 2, 1)):
+        super().__init__()
+        layers, channels = [], 3
+        for width, stride in zip(widths, strides, strict=True):
+            kernel = 5 if channels == 3 else 3
+            layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.LeakyReLU(0.1)]
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(nn.Linear(2 * channels, 64), nn.LeakyReLU(0.1), nn.Linear(64, 1))
+
+    def forward(self, images):
+        features = self.features((images - 0.5) / 0.25).flatten(2)
+        pooled = torch.cat([features.mean(2), features.var(2, correction=0).add(1e-6).sqrt()], dim=1)
+        return self.head(pooled).squeeze(1)
+
+
+def load_rank_metric(path):
+    """A `RankNetwork` from a safetensors file. UserError when the file is absent or of another network."""
+    network = RankNetwork()
+    try:
+        network.load_state_dict({name: tensor.float() for name, tensor in load_file(path).items()})
+    except Exception as error:  # safetensors raises its own type
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path}: not the weights of dp2o_rank ({reason}); scripts/train_rank_metric.py makes them") from None
+    return network.eval()
+
+
+def strength_at(kind, level):
+    """Setting of a distortion at `level` in [0, 1] of its range in `STRENGTHS`."""
+    weakest, strongest = STRENGTHS[kind]
+    return weakest * (strongest / weakest) ** level
+
+
+def draw_chain(rng):
+    """One distortion, or two or three in random order: list of (kind, share of the pair's level in (0.3, 1])."""
+    count = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])
+    kinds = rng.permutation(list(DISTORTIONS))[:count]
+    return [(str(kind), 1.0 if count == 1 else float(rng.uniform(0.3, 1))) for kind in kinds]
+
+
+def apply_chain(crop, chain, level, seed):
+    """(distorted crop, quality): the chain at `level` in [0, 1], or the crop itself and 1 for level None.
+
+    The quality of a chain is the product of its members' qualities, 1 − FLOOR − (1 − FLOOR) · level.
+    """
+    if level is None:
+        return crop, 1.0
+    quality = 1.0
+    for index, (kind, share) in enumerate(chain):
+        crop = distort(crop, kind, strength_at(kind, share * level), np.random.default_rng((seed, index)))
+        quality *= (1 - FLOOR) * (1 - share * level)
+    return crop, quality
+
+
+def draw_pairs(source, seed, step, batch_size):
+    """Better and worse image of `batch_size` pairs, stacked: images (2B, 3, s, s) in [0, 1] and their qualities (2B,)."""
+    rng = np.random.default_rng((seed, step, 1))
+    better, worse = [], []
+    for index, (_, crop) in enumerate(source.draw(step, batch_size)):
+        if crop.std() < MIN_CONTRAST:
+            continue
+        chain, levels = draw_chain(rng), np.sort(rng.uniform(0, 1, 2))
+        first = None if rng.random() < 0.4 else levels[0]
+        noise_seed = step * batch_size + index
+        better.append(apply_chain(crop, chain, first, noise_seed))
+        worse.append(apply_chain(crop, chain, levels[1], noise_seed))
+    images, qualities = zip(*(better + worse), strict=True)
+    return to_tensor(list(images)), torch.tensor(qualities)
+
+
+def rank_loss(predicted, quality):
+    """Squared error of the quality + hinge on each pair's order, its margin half of the pair's true difference."""
+    better, worse = predicted.chunk(2)
+    margin = 0.5 * torch.sub(*quality.chunk(2))
+    return F.mse_loss(predicted, quality) + F.relu(margin - (better - worse)).mean()
+
+
+@torch.no_grad()
+def pair_accuracy(network, source, batches=8, batch_size=64):
+    """Share of held-out pairs that the network orders rightly, and mean absolute error of the quality."""
+    right, error = [], []
+    for step in range(batches):
+        images, quality = draw_pairs(source, 1, step, batch_size)
+        predicted = network(images)
+        better, worse = predicted.chunk(2)
+        right.append((better > worse).float().mean().item())
+        error.append((predicted - quality).abs().mean().item())
+    return {"pair_accuracy": round(float(np.mean(right)), 4), "quality_error": round(float(np.mean(error)), 4)}
+
+
+def train_rank_metric(args):
+    """Train a `RankNetwork` by the flags of `scripts/train_rank_metric.py` and write it (fp32 safetensors).
+
+    Returns the held-out numbers, which the file's metadata holds too, and the seconds.
+    """
+    torch.manual_seed(args.seed)
+    source, held_out = CropSource(args.train_dir, args.crop_size, args.seed), CropSource(args.val_dir, 128, args.seed + 1)
+    network, steps = RankNetwork(), args.max_train_steps
+    optimizer = torch.optim.AdamW(network.parameters(), lr=args.learning_rate, weight_decay=1e-4)
+    scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps, pct_start=0.1)
+    started, bar = time.time(), tqdm(range(steps), desc="train dp2o_rank", unit="step")
+    for step in bar:
+        images, quality = draw_pairs(source, args.seed, step, args.train_batch_size)
+        loss = rank_loss(network(images), quality)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        if (step + 1) % 100 == 0:
+            bar.set_postfix(loss=f"{loss.item():.4f}", **pair_accuracy(network, held_out, batches=1))
+    record = {"steps": steps, "batch_size": args.train_batch_size, "seed": args.seed, **pair_accuracy(network.eval(), held_out)}
+    output = Path(args.output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    part = output.with_name(f".{output.name}.part")
+    save_file(network.state_dict(), part, metadata={"training": json.dumps(record)})
+    part.replace(output)
+    return {**record, "seconds": round(time.time() - started)}

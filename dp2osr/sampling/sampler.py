@@ -1,0 +1,141 @@
+"""Sampling of candidate groups: M candidates per LR image, sharded, batched, resumable."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dp2osr.backbones import load_backbone
+from dp2osr.config import read_json
+from dp2osr.data.images import list_images, read_image
+from dp2osr.errors import UserError
+from dp2osr.provenance import versions, weights_hash
+from dp2osr.sampling.decode import finish_images
+from dp2osr.sampling.resize import control_image
+from dp2osr.sampling.seeds import candidate_generator, stable_seed
+from dp2osr.sampling.store import CandidateGroup, CandidateStore
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass
+class SamplingSettings:
+    """What the backbone's sampling loop needs to know."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+
+
+class GroupSampler:
+    """Samples the candidates of one LR image at a time; model parts and prompt embeddings are loaded once.
+
+    Args:
+        args: parsed flags of `MODEL_FLAGS` and `SAMPLING_FLAGS`, with `upscale`.
+        device: where to sample.
+    """
+
+    def __init__(self, args, device, backbone=None, controlnet=None):
+        self.args = args
+        self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, args.scheduler)
+        self.backbone = backbone or load_backbone(args.pretrained_model_name_or_path, device, DTYPES[args.mixed_precision])
+        self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path)
+        self.prompts = read_prompts(args)
+        self.embeddings = {}
+
+    def embed(self, prompt):
+        if prompt not in self.embeddings:
+            self.embeddings[prompt] = self.backbone.encode_prompts([prompt])
+        return self.embeddings[prompt]
+
+    def sample(self, image_id, lr, count):
+        """A `CandidateGroup` of `count` candidates of the RGB `lr`."""
+        args, backbone = self.args, self.backbone
+        prompt = self.prompts.get(image_id, "")
+        image, _, _ = control_image(lr, args.upscale, backbone.native_size, backbone.size_multiple)
+        control = backbone.prepare_control(image)
+        shape = (backbone.latent_channels, image.shape[2] // backbone.vae_scale, image.shape[3] // backbone.vae_scale)
+        latents = []
+        for first in range(0, count, args.batch_size):
+            generators = [candidate_generator(args.seed, image_id, m) for m in range(first, min(first + args.batch_size, count))]
+            sampled = backbone.sample(self.controlnet, control, self.embed(prompt), self.embed(args.negative_prompt), generators, shape, self.settings)
+            latents.append(sampled.to("cpu", torch.float16))
+        seeds = [stable_seed(args.seed, image_id, m) for m in range(count)]
+        return CandidateGroup(image_id, torch.cat(latents), prompt, lr, seeds, args.upscale)
+
+    def images(self, group):
+        """The group's images as a user gets them, (M, 3, H, W) in [0, 1]."""
+        return finish_images(self.backbone, group.latents, group.lr, group.upscale, self.args.align_method)
+
+
+def read_prompts(args):
+    """{image id: tags} from `--prompt_file`, or nothing.
+
+    Raises:
+        UserError: a file is asked for and not given, or is not such a mapping.
+    """
+    if args.prompt_source == "none":
+        return {}
+    if not args.prompt_file:
+        raise UserError("--prompt_source file needs --prompt_file, a JSON {image id: tags}")
+    prompts = read_json(args.prompt_file)
+    if not isinstance(prompts, dict) or not all(isinstance(tags, str) for tags in prompts.values()):
+        raise UserError(f"{args.prompt_file}: must map image ids to strings of tags")
+    return prompts
+
+
+def sampling_record(args, sampler):
+    """All that decides the candidates: what a later run with the same folder must have too."""
+    return {
+        "model": args.pretrained_model_name_or_path,
+        "model_hash": weights_hash(args.pretrained_model_name_or_path),
+        "controlnet": args.controlnet_model_name_or_path,
+        "controlnet_hash": weights_hash(args.controlnet_model_name_or_path),
+        "backbone": sampler.backbone.kind,
+        **asdict(sampler.settings),
+        "num_candidates": args.num_candidates,
+        "seed": args.seed,
+        "upscale": args.upscale,
+        "align_method": args.align_method,
+        "prompt_source": args.prompt_source,
+        "negative_prompt": args.negative_prompt if args.guidance_scale > 1 else None,
+        "mixed_precision": args.mixed_precision,
+        "versions": {name: versions()[name] for name in ("torch", "diffusers")},
+    }
+
+
+def check_batch(args):
+    """Fail at the door on counts that cannot be."""
+    for name in ("num_candidates", "batch_size", "num_inference_steps"):
+        if getattr(args, name, 1) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
+    if args.upscale <= 0:
+        raise UserError(f"--upscale {args.upscale}: must be positive")
+
+
+def generate_candidates(args):
+    """Sample every missing group of `args.image_path` into `args.output_dir`; each process takes its share of the images."""
+    from accelerate import PartialState
+
+    check_batch(args)
+    paths = {Path(path).stem: path for path in list_images(args.image_path)}
+    for path in paths.values():  # all are readable, before the first expensive second
+        read_image(path)
+    state = PartialState(cpu=not torch.cuda.is_available())
+    sampler = GroupSampler(args, state.device)
+    with state.main_process_first():
+        store = CandidateStore(args.output_dir, sampling_record(args, sampler))
+    missing = [image_id for image_id in paths if not store.has(image_id)]
+    if state.is_main_process and len(missing) < len(paths):
+        print(f"{args.output_dir}: {len(paths) - len(missing)} of {len(paths)} groups are there, {len(missing)} to sample")
+    share = list(paths)[state.process_index :: state.num_processes]
+    share = [image_id for image_id in share if image_id in set(missing)]
+    bar = tqdm(total=len(share) * args.num_candidates, unit="candidate", desc="sample", disable=not state.is_local_main_process, mininterval=2)
+    for image_id in share:
+        group = sampler.sample(image_id, read_image(paths[image_id]), args.num_candidates)
+        store.write(group, sampler.images(group) if args.save_images == "all" else None)
+        bar.update(args.num_candidates)
+    bar.close()
+    state.wait_for_everyone()
+    return store

@@ -1,0 +1,16 @@
+"""Noise that follows from (run seed, image id, candidate) alone, whatever the batch, the order or the number of processes."""
+
+import hashlib
+
+import torch
+
+
+def stable_seed(*parts):
+    """A 63-bit seed from a hash of `parts`; equal parts give equal seeds on every machine."""
+    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode("utf-8")).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def candidate_generator(run_seed, image_id, candidate):
+    """The CPU generator of one candidate: its initial noise and its step noise."""
+    return torch.Generator().manual_seed(stable_seed(run_seed, image_id, candidate))

@@ -1,0 +1,179 @@
+"""Training of the baseline ControlNet, the reference of DP²O: noise (or velocity) regression on LR–GT pairs.
+
+The full-size recipe is the paper's (batch 256, lr 2e-4, 35 k steps, frozen backbone); the tiny preset trains the UNet and the text encoder
+along with it (`--train_backbone`), from random weights.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from dp2osr.backbones import load_backbone
+from dp2osr.config import settle
+from dp2osr.data.crops import CropSource, to_tensor
+from dp2osr.data.degradation import degrade, image_rng, load_degradation
+
+
+class PairPool:
+    """A pool of (GT latents, control image, prompt), degraded and encoded once, from which every batch is drawn.
+
+    `resolution` is the side of the degraded crop; a batch takes sub-windows of it, so that a small training window still
+    sees LR statistics of a whole image. Entry i depends on (seed, i) alone.
+    """
+
+    def __init__(self, backbone, source, degradation, prompts, size, seed):
+        self.backbone = backbone
+        self.prompts, self.latents, self.blurred, self.controls = [], [], [], []
+        for index in tqdm(range(size), desc="degrade and encode", unit="pair", mininterval=5):
+            [(stem, gt)] = source.draw(index, 1)
+            lr = degrade(gt.astype(np.float32) / 255, degradation, image_rng(seed, f"{stem}/{index}"))
+            control = upsample(lr, gt.shape[0])
+            self.prompts.append(prompts.get(stem, ""))
+            self.controls.append(control)
+            latents = backbone.encode_images(torch.cat([to_tensor([gt]), to_tensor([control])])).half().cpu()
+            self.latents.append(latents[0])
+            self.blurred.append(latents[1])
+
+    def draw(self, step, batch_size, window, seed, negative_share=0.0, drop_share=0.0, negative_prompt=""):
+        """Batch of step `step`: latents (B, C, w, w), control (B, 3, s·w, s·w) in [0, 1], prompts.
+
+        `drop_share` of the prompts are empty; for `negative_share` the target is the degraded image itself under the
+        negative prompt, so that guidance away from it means something.
+        """
+        rng = np.random.default_rng((seed, 1, step))
+        latents, controls, prompts = [], [], []
+        for index in rng.integers(len(self.latents), size=batch_size):
+            scale = self.controls[index].shape[0] // self.latents[index].shape[-1]
+            top, left = rng.integers(self.latents[index].shape[-1] - window + 1, size=2)
+            kind = rng.random()
+            chosen = self.blurred if kind < negative_share else self.latents
+            latents.append(chosen[index][:, top : top + window, left : left + window])
+            controls.append(self.controls[index][scale * top : scale * (top + window), scale * left : scale * (left + window)])
+            prompts.append(negative_prompt if kind < negative_share else "" if kind < negative_share + drop_share else self.prompts[index])
+        return torch.stack(latents).float(), to_tensor(controls), prompts
+
+
+def upsample(lr, side):
+    """(h, w, 3) float LR in [0, 1] → (side, side, 3) uint8, bicubic."""
+    image = Image.fromarray((lr * 255).round().astype(np.uint8))
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def train_baseline(args):
+    """Train a ControlNet (and, for tiny models, the backbone) on degraded photographs; resumable; diffusers layout out."""
+    from accelerate import Accelerator
+    from diffusers.optimization import get_scheduler
+
+    accelerator = Accelerator(mixed_precision=args.mixed_precision, gradient_accumulation_steps=args.gradient_accumulation_steps)
+    output = Path(args.output_dir)
+    settle(output / "settings.json", {key: value for key, value in vars(args).items() if key not in ("config", "checkpointing_steps")})
+    torch.manual_seed(args.seed)
+    backbone = load_backbone(args.pretrained_model_name_or_path, accelerator.device)
+    degradation = load_degradation(args.degradation)
+    prompts = json.loads(Path(args.prompt_file).read_text(encoding="utf-8")) if args.prompt_file else {}
+    source = CropSource(args.train_dir, args.resolution, args.seed + accelerator.process_index)
+    pool = PairPool(backbone, source, degradation, prompts, args.pool_size, args.seed)
+
+    if args.controlnet_model_name_or_path:
+        controlnet = backbone.load_controlnet(args.controlnet_model_name_or_path)
+    else:
+        controlnet = backbone.new_controlnet(conditioning_embedding_out_channels=tuple(args.conditioning_channels))
+    modules = torch.nn.ModuleDict({"controlnet": controlnet})
+    if args.train_backbone:
+        modules.update({"unet": backbone.unet, "text_encoder": backbone.text_encoder})
+    modules.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(modules.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    scheduler = get_scheduler(args.lr_scheduler, optimizer, args.lr_warmup_steps, args.max_train_steps)
+    step = Step(backbone, controlnet, modules)
+    step, optimizer = accelerator.prepare(step, optimizer)
+    first = load_state(output / "state.pt", modules, optimizer, scheduler)
+    started = time.time()
+    log = open(output / f"log_{accelerator.process_index}.jsonl", "a", encoding="utf-8")
+    bar = tqdm(range(first, args.max_train_steps), initial=first, total=args.max_train_steps, unit="step", mininterval=5, disable=not accelerator.is_main_process)
+    smoothed = None
+    for index in bar:
+        last_phase = index >= args.max_train_steps * (1 - args.full_window_share)
+        window = args.resolution // backbone.vae_scale if last_phase else args.window
+        batch_size = max(1, args.train_batch_size * args.window**2 // window**2)
+        for micro in range(args.gradient_accumulation_steps):
+            position = (index * args.gradient_accumulation_steps + micro) * accelerator.num_processes + accelerator.process_index
+            batch = pool.draw(position, batch_size, window, args.seed, args.negative_share, args.drop_share, args.negative_prompt)
+            with accelerator.accumulate(step):
+                loss = step(*batch, position)
+                accelerator.backward(loss)
+                accelerator.clip_grad_norm_(modules.parameters(), args.max_grad_norm)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+        scheduler.step()
+        smoothed = loss.item() if smoothed is None else 0.98 * smoothed + 0.02 * loss.item()
+        bar.set_postfix(loss=f"{smoothed:.4f}", refresh=False)
+        if (index + 1) % args.checkpointing_steps == 0 or index + 1 == args.max_train_steps:
+            log.write(json.dumps({"step": index + 1, "seconds": round(time.time() - started), "loss": smoothed}) + "\n")
+            log.flush()
+            if accelerator.is_main_process:
+                save_state(output / "state.pt", modules, optimizer, scheduler, index + 1)
+                save_models(output, backbone, controlnet, args)
+
+
+class Step(torch.nn.Module):
+    """One regression step as a module, so that accelerate can wrap it."""
+
+    def __init__(self, backbone, controlnet, modules):
+        super().__init__()
+        self.trained, self.controlnet = modules, controlnet
+        self.backbone = backbone
+
+    def forward(self, latents, controls, prompts, position):
+        """Mean squared error of the prediction; noise and timesteps follow from `position` alone."""
+        generator = torch.Generator().manual_seed(position)
+        backbone, latents = self.backbone, latents.to(self.backbone.device)
+        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
+        timesteps = backbone.draw_timesteps(len(latents), generator)
+        noisy = backbone.add_noise(latents, noise, timesteps)
+        tokens = backbone.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(latents.device)
+        prompt = {"encoder_hidden_states": backbone.text_encoder(tokens)[0]}
+        [prediction] = backbone.predict([self.controlnet], noisy, timesteps, prompt, backbone.prepare_control(controls))
+        return F.mse_loss(prediction.float(), backbone.target(latents, noise, timesteps).float())
+
+
+def load_state(path, modules, optimizer, scheduler):
+    """Restore a checkpoint if there is one; returns the next step's number."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    modules.load_state_dict(state["modules"])
+    optimizer.load_state_dict(state["optimizer"])
+    scheduler.load_state_dict(state["scheduler"])
+    return state["step"]
+
+
+def save_state(path, modules, optimizer, scheduler, step):
+    """Write a checkpoint beside, then rename."""
+    part = path.with_suffix(".part")
+    torch.save({"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "step": step}, part)
+    part.replace(path)
+
+
+def save_models(output, backbone, controlnet, args):
+    """The ControlNet in `output/controlnet` and, if it was trained, the whole pipeline in `output/model`; fp16 if asked."""
+    from copy import deepcopy
+
+    def stored(module):
+        return deepcopy(module).half() if args.save_fp16 else module
+
+    stored(controlnet).save_pretrained(output / "controlnet")
+    if args.train_backbone:
+        model = output / "model"
+        stored(backbone.unet).save_pretrained(model / "unet")
+        stored(backbone.text_encoder).save_pretrained(model / "text_encoder")
+        stored(backbone.vae).save_pretrained(model / "vae")
+        backbone.tokenizer.save_pretrained(model / "tokenizer")
+        backbone.noise_schedule.save_pretrained(model / "scheduler")
+        index = Path(args.pretrained_model_name_or_path) / "model_index.json"
+        (model / "model_index.json").write_text(index.read_text(encoding="utf-8"), encoding="utf-8")

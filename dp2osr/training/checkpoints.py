@@ -1,0 +1,48 @@
+"""Checkpoints: written beside and renamed; the newest whole one is taken, older ones are removed."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+
+def save_controlnet(controlnet, folder):
+    """Diffusers layout, and `model.safetensors` (a link to the same bytes) as the released files are named."""
+    folder = Path(folder)
+    controlnet.save_pretrained(folder)
+    link = folder / "model.safetensors"
+    link.unlink(missing_ok=True)
+    try:
+        os.link(folder / "diffusion_pytorch_model.safetensors", link)
+    except OSError:
+        shutil.copyfile(folder / "diffusion_pytorch_model.safetensors", link)
+
+
+def save_checkpoint(output_dir, step, state, keep):
+    """Write `checkpoint-STEP.pt` whole or not at all; keep the newest `keep`."""
+    part = Path(output_dir) / f".checkpoint-{step}.part"
+    try:
+        torch.save({"step": step, **state}, part)
+        part.rename(Path(output_dir) / f"checkpoint-{step}.pt")
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    for path in list_checkpoints(output_dir)[keep:]:
+        path.unlink()
+
+
+def list_checkpoints(output_dir):
+    """Checkpoint files, newest first."""
+    return sorted(Path(output_dir).glob("checkpoint-*.pt"), key=lambda path: -int(path.stem.split("-")[1]))
+
+
+def load_checkpoint(output_dir):
+    """State of the newest readable checkpoint, or None; a broken one is passed over with a warning."""
+    for path in list_checkpoints(output_dir):
+        try:
+            return torch.load(path, weights_only=True, map_location="cpu")
+        except Exception as error:  # a truncated zip raises RuntimeError, OSError, EOFError or UnpicklingError
+            print(f"warning: {path}: passed over, not readable ({str(error).splitlines()[0][:100]})", file=sys.stderr)
+    return None

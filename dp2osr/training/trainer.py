@@ -1,0 +1,253 @@
+"""DP²O post-training: the loop of the paper's Algorithm, on groups.
+
+Every step visits `groups_per_step` groups. For each: one timestep, each candidate's own noise, 2N errors of the policy and
+2N of the reference, and from them the loss of all N² pairs. Groups, timesteps and noise follow from (seed, step) alone, so a
+resumed run needs weights, optimizer, schedule, scaler and the step's number.
+"""
+
+import json
+import math
+import sys
+import time
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from dp2osr.backbones import load_backbone
+from dp2osr.config import settle
+from dp2osr.errors import UserError
+from dp2osr.preference.groups import PreferenceGroups, groups_of_step
+from dp2osr.preference.loss import group_dpo_loss, pair_margins, prediction_errors
+from dp2osr.provenance import versions, weights_hash
+from dp2osr.rewards.config import load_reward_config
+from dp2osr.rewards.table import read_scores
+from dp2osr.sampling.seeds import stable_seed
+from dp2osr.sampling.store import CandidateStore
+from dp2osr.training.checkpoints import load_checkpoint, save_checkpoint, save_controlnet
+
+FREE_SETTINGS = {"config", "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "micro_batch_size", "validation_steps"}
+
+
+class PreferenceTrainer:
+    """Policy, reference, data and optimizer of one run.
+
+    Args:
+        args: parsed flags of `train_sd2_dpo.py`.
+
+    Raises:
+        UserError: candidates of another model, an impossible M or N, an output folder of another run.
+    """
+
+    def __init__(self, args):
+        from accelerate import Accelerator
+        from diffusers.optimization import get_scheduler
+
+        self.args, self.output = args, Path(args.output_dir)
+        trackers = None if args.report_to == "none" else args.report_to
+        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=trackers, project_dir=args.output_dir, cpu=not torch.cuda.is_available())
+        store = CandidateStore(args.candidates_dir)
+        model_hash = weights_hash(args.pretrained_model_name_or_path)
+        if store.settings["model_hash"] != model_hash:
+            raise UserError(f"{args.candidates_dir}: was sampled from the weights of {store.settings['model']} ({store.settings['model_hash']}), not those of {args.pretrained_model_name_or_path} ({model_hash}); latents of another model cannot be trained on")
+        table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
+        config = load_reward_config(args.reward_config)
+        self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
+        if self.accelerator.is_main_process:
+            settings = {key: value for key, value in vars(args).items() if key not in FREE_SETTINGS}
+            settle(self.output / "settings.json", {**settings, "reference_hash": weights_hash(args.controlnet_model_name_or_path), "candidates": store.settings})
+        self.accelerator.wait_for_everyone()
+
+        self.backbone = load_backbone(args.pretrained_model_name_or_path, self.accelerator.device, parts=("vae", "text", "unet"))
+        self.reference = self.backbone.load_controlnet(args.controlnet_model_name_or_path, torch.float32).requires_grad_(False)
+        self.policy = deepcopy(self.reference).requires_grad_(True).train()
+        self.parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay)
+        self.schedule = get_scheduler(args.lr_scheduler, self.optimizer, args.lr_warmup_steps, args.max_train_steps)
+        self.prompts = {}
+        self.step = 0
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def draw_noise(self, group):
+        """Timestep of the group's visit and (2N, C, h, w) noise, one stream a candidate."""
+        generator = torch.Generator().manual_seed(stable_seed(self.args.seed, "timestep", self.step, group.image_id))
+        timestep = self.backbone.draw_timesteps(1, generator)
+        streams = (torch.Generator().manual_seed(stable_seed(self.args.seed, "noise", self.step, group.image_id, m)) for m in group.candidates)
+        noise = torch.stack([torch.randn(group.latents.shape[1:], generator=stream) for stream in streams])
+        return timestep, noise.to(self.backbone.device)
+
+    def errors(self, controlnets, group, timestep, noise, part):
+        """e of candidates `part` of the group under each ControlNet: one (B,) tensor each."""
+        backbone = self.backbone
+        latents, noise = group.latents[part].to(backbone.device), noise[part]
+        timesteps = timestep.expand(len(latents))
+        noisy = backbone.add_noise(latents, noise, timesteps)
+        if group.prompt not in self.prompts:
+            self.prompts[group.prompt] = backbone.encode_prompts([group.prompt])
+        with self.accelerator.autocast():
+            predictions = backbone.predict(controlnets, noisy, timesteps, self.prompts[group.prompt], backbone.prepare_control(group.control))
+        target = backbone.target(latents, noise, timesteps)
+        return [prediction_errors(prediction, target) for prediction in predictions]
+
+    def visit(self, group, scale):
+        """Backward of `scale` × the group's loss in micro-batches; returns the group's statistics.
+
+        The loss depends on a candidate through d_i alone, so its gradient is Σ_i (∂L/∂d_i) ∂e_θ(i): with more than one
+        micro-batch the d_i are found first, without gradient, and any size gives the gradient of the whole.
+        """
+        timestep, noise = self.draw_noise(group)
+        total = len(group.candidates)
+        size = self.args.micro_batch_size or total
+        parts = [slice(first, first + size) for first in range(0, total, size)]
+        weights = group.weights.to(self.backbone.device)
+        models = [self.policy, self.reference]
+        if len(parts) == 1:
+            policy, reference = self.errors(models, group, timestep, noise, parts[0])
+            loss = self.group_loss(policy - reference.detach(), weights)
+            self.accelerator.backward(scale * loss)
+        else:
+            with torch.no_grad():
+                policy, reference = (torch.cat(errors) for errors in zip(*(self.errors(models, group, timestep, noise, part) for part in parts), strict=True))
+            gaps = (policy - reference).requires_grad_(True)
+            loss = self.group_loss(gaps, weights)
+            [gradient] = torch.autograd.grad(loss, gaps)
+            for part in parts:
+                [errors] = self.errors([self.policy], group, timestep, noise, part)
+                self.accelerator.backward(scale * (gradient[part] * errors).sum())
+        return self.statistics(loss.detach(), policy.detach(), reference.detach(), weights)
+
+    def group_loss(self, gaps, weights):
+        winners, losers = gaps.chunk(2)
+        return group_dpo_loss(winners, losers, weights, self.args.beta)
+
+    def statistics(self, loss, policy, reference, weights):
+        """(7,) sums over the group's pairs and candidates, to be added up over groups and processes."""
+        winners, losers = (policy - reference).chunk(2)
+        margins = pair_margins(winners, losers, self.args.beta)
+        pairs, count = margins.numel(), len(winners)
+        correct = (margins > 0).sum() + 0.5 * (margins == 0).sum()
+        return torch.stack([loss, correct, margins.sum(), policy[:count].sum(), policy[count:].sum(), winners.sum(), losers.sum()]).double() / torch.tensor(
+            [1, 1, 1, count / pairs, count / pairs, count / pairs, count / pairs], dtype=torch.float64, device=loss.device
+        )
+
+    def train_step(self):
+        """One optimizer step over the step's groups; returns its log record, None if the loss was not finite."""
+        args, accelerator = self.args, self.accelerator
+        indices = groups_of_step(self.step, args.groups_per_step, len(self.groups), args.seed)
+        pairs = args.groups_per_step * args.top_n**2
+        total = torch.zeros(7, dtype=torch.float64, device=self.backbone.device)
+        for index in indices[accelerator.process_index :: accelerator.num_processes]:
+            total += self.visit(self.groups.read(index, self.backbone), 1 / pairs)
+        if accelerator.num_processes > 1:
+            total = accelerator.reduce(total, "sum")
+            for parameter in self.parameters:
+                parameter.grad = accelerator.reduce(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, "sum")
+        norm = accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+        total = (total / pairs).tolist()
+        finite = math.isfinite(total[0]) and bool(torch.isfinite(norm))
+        if finite:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.schedule.step()
+        names = ("loss", "implicit_accuracy", "margin", "winner_error", "loser_error", "winner_gap", "loser_gap")
+        record = {"step": self.step + 1, **dict(zip(names, total, strict=True)), "grad_norm": float(norm), "learning_rate": self.schedule.get_last_lr()[0], "finite": finite}
+        if self.step == 0:
+            self.check_neutral_start(indices, total[0])
+        return record, [self.groups.image_ids[index] for index in indices]
+
+    def check_neutral_start(self, indices, loss):
+        """Policy and reference are one at step 0: the loss is exactly ln 2 × the mean weight."""
+        expected = math.log(2) * float(self.groups.weights[indices].mean())
+        if not math.isclose(loss, expected, rel_tol=1e-4):
+            raise RuntimeError(f"step 0: the loss is {loss}, not ln 2 × mean weight = {expected}: policy and reference differ before training")
+
+    # -- the run -----------------------------------------------------------------------------------------------------
+
+    def train(self):
+        """Train to `max_train_steps`, from the newest checkpoint if there is one; leaves the policy in `output_dir`."""
+        args, main = self.args, self.accelerator.is_main_process
+        self.restore()
+        log = TrainingLog(self.output / "train_log.jsonl", self.step) if main else None
+        if args.report_to != "none":
+            self.accelerator.init_trackers("dp2o", config={key: value for key, value in vars(args).items() if isinstance(value, (int, float, str, bool))})
+        validator = self.make_validator()
+        if validator and self.step == 0:
+            self.log(log, {"step": 0, **validator(self.policy)})
+        bar = tqdm(range(self.step, args.max_train_steps), initial=self.step, total=args.max_train_steps, unit="step", desc="train", disable=not main)
+        bad, smooth = 0, None
+        for _ in bar:
+            started = time.perf_counter()
+            record, image_ids = self.train_step()
+            self.step += 1
+            bad = 0 if record["finite"] else bad + 1
+            if bad == 3:
+                raise UserError(f"{self.output}: three steps in a row without a finite loss, the last at step {self.step} with the images {', '.join(image_ids)}; lower --learning_rate or check their scores")
+            record["pairs_per_second"] = args.groups_per_step * args.top_n**2 / (time.perf_counter() - started)
+            smooth = record["implicit_accuracy"] if smooth is None else 0.9 * smooth + 0.1 * record["implicit_accuracy"]
+            bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{smooth:.2f}", refresh=False)
+            self.log(log, record)
+            if validator and self.step % args.validation_steps == 0:
+                self.log(log, {"step": self.step, **validator(self.policy)})
+            if self.step % args.checkpointing_steps == 0 or self.step == args.max_train_steps:
+                self.save()
+        if main:
+            save_controlnet(self.policy, self.output)
+            (self.output / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+        self.accelerator.end_training()
+
+    def make_validator(self):
+        """Held-out validation by reward, if images for it are given."""
+        if not self.args.validation_steps or not self.args.validation_image_path:
+            return None
+        from dp2osr.training.validation import RewardValidator
+
+        return RewardValidator(self.args, self.backbone, self.reference)
+
+    def log(self, log, record):
+        if log:
+            log.write(record)
+            self.accelerator.log({key: value for key, value in record.items() if key != "step"}, step=record["step"])
+
+    def save(self):
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
+            state = {"policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "scaler": scaler}
+            save_checkpoint(self.output, self.step, state, self.args.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def restore(self):
+        state = load_checkpoint(self.output)
+        if state is None:
+            return
+        self.policy.load_state_dict(state["policy"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        print(f"{self.output}: goes on from step {self.step}", file=sys.stderr)
+
+
+class TrainingLog:
+    """A JSONL of records; what a killed run wrote beyond its last checkpoint is dropped when it goes on."""
+
+    def __init__(self, path, step):
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:  # the line that a kill cut
+                    continue
+                if record["step"] <= step and step:
+                    kept.append(line)
+        part = path.with_name(f".{path.name}.part")
+        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        part.replace(path)
+        self.file = open(path, "a", encoding="utf-8")
+
+    def write(self, record):
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()

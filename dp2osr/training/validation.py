@@ -1,0 +1,56 @@
+"""Held-out validation by reward: the policy's candidates against the base's, same seeds, pooled normalisation."""
+
+import numpy as np
+
+from dp2osr.data.images import list_images, pil_to_tensor, read_image
+from dp2osr.errors import UserError
+from dp2osr.rewards.config import load_reward_config
+from dp2osr.rewards.metrics import MetricSuite
+from dp2osr.rewards.reward import hybrid_reward
+from dp2osr.sampling.sampler import GroupSampler
+from dp2osr.training.options import sampling_options
+
+
+class RewardValidator:
+    """Called with a policy, returns pooled rewards of held-out images and the gain G.
+
+    G = (mean reward of the policy − mean of the base) / mean within-group spread of the base.
+    """
+
+    def __init__(self, args, backbone, reference):
+        self.config = load_reward_config(args.reward_config)
+        self.suite = MetricSuite(self.config.metrics, device=backbone.device)
+        self.count = args.validation_candidates
+        paths = list_images(args.validation_image_path)
+        truths = {path.stem: path for path in list_images(args.validation_gt_path)}
+        lacking = [path.stem for path in paths if path.stem not in truths]
+        if lacking:
+            raise UserError(f"{args.validation_gt_path}: has no GT of {', '.join(lacking[:3])}")
+        self.images = [(path.stem, read_image(path), pil_to_tensor(read_image(truths[path.stem]))) for path in paths]
+        self.sampler = GroupSampler(sampling_options(args), backbone.device, backbone, reference)
+        self.base = self.scores(reference)
+
+    def scores(self, controlnet):
+        """{metric: (images, m)} raw scores of candidates sampled with `controlnet`."""
+        training = controlnet.training
+        controlnet.eval()
+        self.sampler.controlnet = controlnet
+        rows = []
+        for image_id, lr, gt in self.images:
+            group = self.sampler.sample(image_id, lr, self.count)
+            rows.append(self.suite.score(self.sampler.images(group), gt, image_id=image_id))
+        controlnet.train(training)
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def __call__(self, policy):
+        """{"val_reward_mean", "val_reward_best", "val_reward_worst", "val_base_mean", "G"}."""
+        scores = self.scores(policy)
+        pooled = {name: np.concatenate([self.base[name], scores[name]], axis=1) for name in scores}
+        base, tuned = np.split(hybrid_reward(pooled, self.suite.lower_better, self.config), 2, axis=1)
+        return {
+            "val_reward_mean": float(tuned.mean()),
+            "val_reward_best": float(tuned.max(axis=1).mean()),
+            "val_reward_worst": float(tuned.min(axis=1).mean()),
+            "val_base_mean": float(base.mean()),
+            "G": float((tuned.mean() - base.mean()) / base.std(axis=1).mean()),
+        }

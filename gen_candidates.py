@@ -1,0 +1,31 @@
+"""Sample M candidates per LR image from a reference model: stage one of DP²O-SR.
+
+    python gen_candidates.py --pretrained_model_name_or_path preset/models/tiny-sd2 \\
+        --controlnet_model_name_or_path preset/models/c-tiny-sd2 --image_path preset/train/lr --output_dir runs/candidates
+"""
+
+import argparse
+
+from dp2osr.config import MODEL_FLAGS, SAMPLING_FLAGS, parse_args
+from dp2osr.errors import run
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, parents=[MODEL_FLAGS, SAMPLING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image_path", required=True, help="folder of LR images (or one image)")
+    parser.add_argument("--output_dir", required=True, help="the candidate folder; run again to go on where it stopped")
+    parser.add_argument("--num_candidates", type=int, default=32, help="M, candidates an LR image (default: %(default)s)")
+    parser.add_argument("--upscale", type=float, default=4, help="size of the result over size of the LR image (default: %(default)s)")
+    parser.add_argument("--save_images", choices=["all", "none"], default="none", help="PNGs beside the latents (default: %(default)s)")
+    return parser
+
+
+def main():
+    args = parse_args(build_parser())
+    from dp2osr.sampling.sampler import generate_candidates
+
+    generate_candidates(args)
+
+
+if __name__ == "__main__":
+    run(main)

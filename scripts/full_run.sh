@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# The quickstart's stages with any folder of settings: the documented full tiny run, or your own copy of it.
+#     bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR]]     # default: configs/tiny_sd2/full runs/full
+# Run it again and it goes on where it was stopped. PYTHON and OMP_NUM_THREADS: see scripts/environment.sh.
+
+caller="$PWD"
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+
+# A path given on the command line is relative to the caller's folder.
+absolute() { case "$1" in /*) echo "$1" ;; *) echo "$caller/$1" ;; esac; }
+configs=configs/tiny_sd2/full
+output=runs/full
+if [ $# -ge 1 ]; then configs=$(absolute "$1"); fi
+if [ $# -ge 2 ]; then output=$(absolute "$2"); fi
+if [ $# -gt 2 ] || ! [ -d "$configs" ]; then
+    echo "error: $configs is not a folder; usage: bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR]]" >&2
+    exit 2
+fi
+
+source scripts/environment.sh
+source scripts/stages.sh
+
+run_stages "$configs" "$output"

@@ -1,0 +1,31 @@
+"""Lay out an untrained tiny Stable Diffusion 2 in diffusers' folder layout around a trained autoencoder."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--vae", required=True, help="folder of a trained AutoencoderKL")
+    parser.add_argument("--manifest", default="configs/tiny_sd2/photographs.csv", help="its prompts are the tokenizer's corpus")
+    parser.add_argument("--output_dir", required=True, help="the diffusers folder")
+    parser.add_argument("--block_out_channels", type=int, nargs="+", default=[32, 64, 128], help="UNet channels a level")
+    parser.add_argument("--text_width", type=int, default=64, help="width of the text encoder")
+    parser.add_argument("--seed", type=int, default=0, help="initial weights")
+    return parser.parse_args(argv)
+
+
+def main():
+    args = parse_args()
+    from dp2osr.training.tiny import make_tiny_sd2
+
+    make_tiny_sd2(args)
+
+
+if __name__ == "__main__":
+    from dp2osr.errors import run
+
+    run(main)

@@ -1,0 +1,51 @@
+"""Train a baseline ControlNet on degraded photographs: C-SD2 by the paper's recipe, or the tiny preset with its backbone."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dp2osr.config import MODEL_FLAGS, parse_args
+from dp2osr.errors import run
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, parents=[MODEL_FLAGS], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    add = parser.add_argument
+    add("--controlnet_model_name_or_path", help="start from this ControlNet instead of a copy of the UNet's encoder")
+    add("--train_dir", required=True, help="folder of HR photographs")
+    add("--output_dir", required=True, help="state, log, controlnet/ and, with --train_backbone, model/")
+    add("--degradation", default="resshift", help="name in configs/degradation or a YAML")
+    add("--prompt_file", help="JSON {photograph's stem: tags}")
+    add("--resolution", type=int, default=512, help="side of a degraded GT crop, pixels")
+    add("--window", type=int, default=64, help="side of a training window in latent pixels; resolution / VAE scale takes whole crops")
+    add("--full_window_share", type=float, default=1.0, help="share of the steps, at the end, that train on whole crops")
+    add("--pool_size", type=int, default=100_000, help="pairs degraded and encoded before training, on each process")
+    add("--train_batch_size", type=int, default=8, help="windows a step on each process; fewer when whole crops are trained, the same pixels")
+    add("--gradient_accumulation_steps", type=int, default=1, help="micro-batches a step")
+    add("--max_train_steps", type=int, default=35_000, help="optimizer steps")
+    add("--learning_rate", type=float, default=2e-4, help="peak rate")
+    add("--lr_scheduler", default="constant_with_warmup", help="a diffusers schedule: constant_with_warmup, cosine, linear, ...")
+    add("--lr_warmup_steps", type=int, default=500, help="warm-up, steps")
+    add("--weight_decay", type=float, default=1e-2, help="AdamW weight decay")
+    add("--max_grad_norm", type=float, default=1.0, help="gradient clipping")
+    add("--train_backbone", action="store_true", help="train the UNet and the text encoder too (tiny models)")
+    add("--conditioning_channels", type=int, nargs="+", default=[16, 32, 96, 256], help="channels of the control embedding")
+    add("--drop_share", type=float, default=0.1, help="share of windows trained with an empty prompt")
+    add("--negative_share", type=float, default=0.0, help="share of windows that learn the degraded image under the negative prompt")
+    add("--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="the prompt of those windows")
+    add("--save_fp16", action="store_true", help="store weights in fp16")
+    add("--checkpointing_steps", type=int, default=500, help="steps between checkpoints")
+    return parser
+
+
+def main():
+    args = parse_args(build_parser())
+    from dp2osr.training.baseline import train_baseline
+
+    train_baseline(args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,50 @@
+"""Check that each metric of a reward config orders blur, noise, JPEG and down-sampling of held-out photographs.
+
+Exit code 0: every metric does; 1: one or more do not, and are named.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("reward_config", metavar="CONFIG", help="name in configs/rewards or a YAML file")
+    parser.add_argument("--image_path", default=str(ROOT / "preset" / "test" / "gt"), help="folder of held-out photographs, undistorted")
+    parser.add_argument("--resolution", type=int, default=128, help="side of a crop, pixels: that of the images the reward will score")
+    parser.add_argument("--num_crops", type=int, default=40, help="crops, spread over the photographs")
+    parser.add_argument("--output", help="also write the numbers to this JSON file")
+    return parser.parse_args(argv)
+
+
+def main():
+    args = parse_args()
+    import json
+    from dataclasses import asdict
+
+    from dp2osr.errors import UserError
+    from dp2osr.rewards.config import load_reward_config
+    from dp2osr.rewards.validation import format_table, validate_config
+
+    if not Path(args.image_path).exists():
+        wanted = f"a folder of sharp photographs of at least {args.resolution} pixels a side"
+        raise UserError(f"{args.image_path}: not there; pass --image_path, {wanted}")
+    if args.resolution < 8 or args.num_crops < 1:
+        raise UserError("--resolution must be at least 8 and --num_crops at least 1")
+    results = validate_config(load_reward_config(args.reward_config), args.image_path, args.resolution, args.num_crops)
+    print(format_table(results))
+    if args.output:
+        part = Path(args.output + ".part")
+        part.write_text(json.dumps({name: asdict(result) for name, result in results.items()}, indent=1), encoding="utf-8")
+        part.replace(args.output)
+    sys.exit(1 if any(result.failures for result in results.values()) else 0)
+
+
+if __name__ == "__main__":
+    from dp2osr.errors import run
+
+    run(main)

@@ -1,0 +1,307 @@
+"""Reward, config, table and metric suite against brute force and against pyiqa."""
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dp2osr.errors import UserError
+from dp2osr.rewards.config import MetricSpec, RewardConfig, load_reward_config
+from dp2osr.rewards.metrics import MetricSuite, check_modes
+from dp2osr.rewards.reward import hybrid_reward, min_max_normalise, reward_parts
+from dp2osr.rewards.table import read_columns, read_scores, write_scores
+
+CONFIG = RewardConfig("test", [MetricSpec("a"), MetricSpec("b"), MetricSpec("c")], [MetricSpec("d"), MetricSpec("e")])
+LOWER_BETTER = {"a": True, "b": False, "c": False, "d": True, "e": False}
+
+
+def draw_scores(groups=5, count=7, seed=0):
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(scale=10**index, size=(groups, count)) for index, name in enumerate("abcde")}
+
+
+def brute_force_reward(scores, lower_better, fr, nr):
+    """Section 4.1, one candidate at a time, in plain Python floats."""
+    groups, count = scores[(fr + nr)[0]].shape
+    reward = [[0.0] * count for _ in range(groups)]
+    for group in range(groups):
+        for candidate in range(count):
+            halves = []
+            for names in (fr, nr):
+                if not names:
+                    continue
+                total = 0.0
+                for name in names:
+                    row = [float(-value if lower_better[name] else value) for value in scores[name][group]]
+                    if max(row) > min(row):
+                        total += (row[candidate] - min(row)) / (max(row) - min(row))
+                halves.append(total / len(names))
+            reward[group][candidate] = sum(halves) / len(halves)
+    return np.array(reward)
+
+
+@pytest.mark.parametrize(("fr", "nr"), [("abc", "de"), ("abc", ""), ("", "de"), ("a", "bcde")])
+def test_hybrid_reward_equals_brute_force(fr, nr):
+    config = RewardConfig("test", [MetricSpec(name) for name in fr], [MetricSpec(name) for name in nr])
+    scores = draw_scores()
+    scores["b"][2] = 3.0  # zero span in one group
+    expected = brute_force_reward(scores, LOWER_BETTER, list(fr), list(nr))
+    np.testing.assert_allclose(hybrid_reward(scores, LOWER_BETTER, config), expected, rtol=0, atol=1e-12)
+
+
+def test_halves_weigh_the_same_whatever_their_sizes():
+    scores = {name: np.array([[0.0, 1.0]]) for name in "abcde"}
+    up = dict.fromkeys("abcde", False)
+    parts = reward_parts(scores, up, CONFIG)
+    np.testing.assert_allclose(sum(parts[name] for name in "abc"), [[0, 0.5]])
+    np.testing.assert_allclose(sum(parts[name] for name in "de"), [[0, 0.5]])
+
+
+def test_direction_and_zero_span():
+    scores = np.array([[1.0, 3.0, 2.0], [4.0, 4.0, 4.0]])
+    np.testing.assert_array_equal(min_max_normalise(scores, lower_better=False), [[0, 1, 0.5], [0, 0, 0]])
+    np.testing.assert_array_equal(min_max_normalise(scores, lower_better=True), [[1, 0, 0.5], [0, 0, 0]])
+
+
+def test_parts_sum_to_the_reward():
+    scores = draw_scores(seed=1)
+    parts = reward_parts(scores, LOWER_BETTER, CONFIG)
+    assert list(parts) == list("abcde")
+    np.testing.assert_allclose(sum(parts.values()), hybrid_reward(scores, LOWER_BETTER, CONFIG), atol=1e-15)
+
+
+def test_pooled_normalisation_keeps_the_gap_between_models():
+    base, policy = draw_scores(seed=2), draw_scores(seed=2)
+    for name in policy:  # the policy is better by a constant: per-model normalisation would hide it
+        policy[name] = policy[name] + (-1 if LOWER_BETTER[name] else 1) * 5 * np.abs(policy[name]).max()
+    pooled = {name: np.concatenate([base[name], policy[name]], axis=1) for name in base}
+    reward = hybrid_reward(pooled, LOWER_BETTER, CONFIG)
+    assert (reward[:, 7:].min(axis=1) > reward[:, :7].max(axis=1)).all()
+    np.testing.assert_allclose(reward, brute_force_reward(pooled, LOWER_BETTER, list("abc"), list("de")), atol=1e-12)
+    alone = [hybrid_reward(model, LOWER_BETTER, CONFIG) for model in (base, policy)]
+    np.testing.assert_allclose(alone[0], alone[1], atol=1e-9)
+
+
+def test_absent_and_nan_scores_are_named():
+    scores = draw_scores()
+    with pytest.raises(UserError, match="metric 'e'"):
+        hybrid_reward({name: scores[name] for name in "abcd"}, LOWER_BETTER, CONFIG)
+    scores["c"][3, 4] = np.nan
+    with pytest.raises(UserError, match="metric 'c'.*candidate 4 of group 3"):
+        hybrid_reward(scores, LOWER_BETTER, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["embedded", "default", "paper", "fr_only", "nr_only"])
+def test_shipped_configs_load(name):
+    config = load_reward_config(name)
+    assert config.name == name and config.metrics
+    assert {spec.name for spec in config.metrics}.isdisjoint({"psnr", "ssim", "entropy", "niqe"})
+
+
+def test_shipped_configs_have_the_sizes_that_the_method_names():
+    configs = [load_reward_config(name) for name in ("default", "paper", "embedded")]
+    assert [(len(config.fr), len(config.nr)) for config in configs] == [(4, 4), (3, 6), (4, 3)]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"fr": ["gmsd"], "rn": ["piqe"]}, "unknown key 'rn'"),
+        ({"fr": "gmsd"}, "must be a list"),
+        ({"fr": [], "nr": []}, "no metric"),
+        ({"fr": ["gmsd", "gmsd"]}, "2 times"),
+        ({"fr": [["gmsd"]]}, "is not a metric"),
+        (["gmsd"], "two lists"),
+    ],
+)
+def test_bad_configs(tmp_path, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=message):
+        load_reward_config(path)
+
+
+def test_unknown_config_name_shows_the_nearest():
+    with pytest.raises(UserError, match="did you mean 'embedded'"):
+        load_reward_config("embeded")
+
+
+# --- table -----------------------------------------------------------------------------------------------------------
+
+METADATA = {
+    "pyiqa": "0.0",
+    "candidates": {"seed": 3},
+    "metrics": {
+        "gmsd": {"lower_better": True, "mode": "FR", "options": {}},
+        "musiq": {"lower_better": False, "mode": "NR", "options": {"k": 1}},
+    },
+}
+
+
+def shuffled_columns():
+    """Two groups of three candidates and their GT, in a random order of rows."""
+    rows = [(image_id, candidate) for image_id in ("b", "a") for candidate in (0, 1, 2, -1)]
+    rows = [rows[index] for index in np.random.default_rng(0).permutation(8)]
+    value = {"a": 10.0, "b": 20.0}
+    return {
+        "image_id": [image_id for image_id, _ in rows],
+        "candidate": [candidate for _, candidate in rows],
+        "gmsd": [float("nan") if candidate < 0 else value[image_id] + candidate for image_id, candidate in rows],
+        "musiq": [-value[image_id] - candidate for image_id, candidate in rows],
+    }
+
+
+def test_table_round_trip(tmp_path):
+    path = tmp_path / "scores.parquet"
+    write_scores(path, shuffled_columns(), METADATA)
+    table = read_scores(path)
+    assert table.image_ids == ["a", "b"] and table.metadata == METADATA
+    np.testing.assert_array_equal(table.scores["gmsd"], [[10, 11, 12], [20, 21, 22]])
+    np.testing.assert_array_equal(table.scores["musiq"], [[-10, -11, -12], [-20, -21, -22]])
+    assert set(table.gt_scores) == {"musiq"}
+    np.testing.assert_array_equal(table.gt_scores["musiq"], [-9, -19])
+    assert table.lower_better == {"gmsd": True, "musiq": False}
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.parquet"]
+
+
+@pytest.mark.parametrize("change", ["missing", "twice"])
+def test_table_refuses_ragged_groups(tmp_path, change):
+    columns = shuffled_columns()
+    row = next(i for i in range(8) if (columns["image_id"][i], columns["candidate"][i]) == ("b", 1))
+    for values in columns.values():
+        if change == "missing":
+            del values[row]
+        else:
+            values.append(values[row])
+    write_scores(tmp_path / "scores.parquet", columns, METADATA)
+    with pytest.raises(UserError, match="candidate 1 of image 'b'"):
+        read_scores(tmp_path / "scores.parquet")
+
+
+def test_table_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 no")
+    for name in ("broken.parquet", "absent.parquet"):
+        with pytest.raises(UserError, match=name):
+            read_columns(tmp_path / name)
+
+
+# --- metric suite ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def suite():
+    return MetricSuite(load_reward_config("embedded").metrics)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """A textured GT (3, 64, 64) and three distortions of it (3, 3, 64, 64), in [0, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 9, 9, generator=generator)
+    texture = 0.1 * torch.rand(1, 3, 64, 64, generator=generator)
+    gt = (torch.nn.functional.interpolate(coarse, (64, 64), mode="bicubic") + texture).clamp(0, 1)
+    noisy = (gt + 0.1 * torch.randn(gt.shape, generator=generator)).clamp(0, 1)
+    blurred = torch.nn.functional.avg_pool2d(gt, 5, 1, 2, count_include_pad=False)
+    return gt[0], torch.cat([noisy, blurred, gt * 0.8])
+
+
+def test_suite_equals_pyiqa_one_image_at_a_time(suite, images):
+    import pyiqa
+
+    gt, batch = images
+    scores = suite.score(batch, gt)
+    names = [name for name in scores if name not in ("brisque", "dp2o_rank")]
+    assert {"fsim", "vsi", "gmsd", "nlpd", "piqe"} <= set(names)
+    for name in names:
+        metric = pyiqa.create_metric(name, device="cpu")
+        assert suite.lower_better[name] == bool(metric.lower_better) and suite.modes[name] == metric.metric_mode
+        for image, score in zip(batch, scores[name], strict=True):
+            expected = metric(image[None], gt[None]) if metric.metric_mode == "FR" else metric(image[None])
+            assert score == pytest.approx(expected.item(), abs=1e-5), name
+
+
+def test_brisque_equals_pyiqa_with_the_same_parameters(images, monkeypatch):
+    """pyiqa's function has its own machine's feature ranges built in; with the file's ranges instead, both must agree."""
+    from pyiqa.archs import brisque_arch
+
+    from dp2osr.rewards.brisque import Brisque
+    from dp2osr.rewards.metrics import REPOSITORY
+
+    network = Brisque(REPOSITORY / "preset/metrics/brisque.safetensors")
+    assert (len(network.coefficients), network.gamma, network.rho) == (770, 0.05, -155.845)
+    low, high = network.feature_min, network.feature_max
+    monkeypatch.setattr(brisque_arch, "scale_features", lambda features: -1 + 2 * (features - low) / (high - low))
+    for image in images[1]:
+        expected = brisque_arch.brisque(image[None], sv_coef=network.coefficients, sv=network.support_vectors, gamma=0.05, rho=-155.845)
+        assert network(image[None]).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_batch_does_not_change_local_metrics(suite, images):
+    gt, batch = images
+    together = suite.score(batch, gt)
+    for name in ("brisque", "dp2o_rank"):
+        if name in together:
+            alone = [suite.score(image[None], None, names=[name])[name][0] for image in batch]
+            np.testing.assert_allclose(together[name], alone, rtol=1e-5, atol=1e-4)
+
+
+def test_without_gt_only_nr_metrics_are_scored(suite, images):
+    assert set(suite.score(images[1])) == {name for name, mode in suite.modes.items() if mode == "NR"}
+
+
+def test_suite_draws_no_random_number(suite, images):
+    before = torch.random.get_rng_state()
+    suite.score(images[1], images[0])
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_nan_names_metric_image_and_candidate(suite, images, monkeypatch):
+    monkeypatch.setitem(suite._metrics, "piqe", lambda batch: torch.tensor([1.0, float("nan"), 2.0]))
+    with pytest.raises(UserError, match="metric 'piqe' gives nan for image 'koala', candidate 5"):
+        suite.score(images[1], images[0], "koala", [4, 5, 6])
+
+
+def test_suite_refuses_what_it_cannot_score():
+    with pytest.raises(UserError, match="unknown metric 'fsmi'.*'fsim'"):
+        MetricSuite([MetricSpec("fsmi")])
+    with pytest.raises(UserError, match="no option 'weigths'.*'weights'"):
+        MetricSuite([MetricSpec("dp2o_rank", {"weigths": "x"})])
+    with pytest.raises(UserError, match="'ms_ssim' cannot score image 'small' of 32 x 32"):
+        MetricSuite([MetricSpec("ms_ssim")]).score(torch.rand(1, 3, 32, 32), torch.rand(3, 32, 32), "small")
+
+
+def test_metric_in_the_wrong_half_is_refused():
+    config = RewardConfig("mixed", [MetricSpec("piqe")], [])
+    with pytest.raises(UserError, match="'piqe' is a NR metric"):
+        check_modes(config, MetricSuite(config.metrics))
+
+
+# --- validation ------------------------------------------------------------------------------------------------------
+
+
+def test_spearman_against_scipy():
+    from scipy.stats import spearmanr
+
+    from dp2osr.rewards.validation import spearman
+
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        first, second = rng.integers(0, 4, 6), rng.normal(size=6)
+        if len(set(first)) > 1:
+            assert spearman(first, second) == pytest.approx(spearmanr(first, second).statistic)
+    assert spearman(np.arange(5), np.ones(5)) == 0
+
+
+def test_validation_names_the_metric_that_fails():
+    """Entropy pays for noise: the check must see it; GMSD must pass."""
+    from dp2osr.rewards.validation import format_table, validate_reward
+
+    rng = np.random.default_rng(0)
+    crops = []
+    for _ in range(2):
+        coarse = torch.tensor(rng.random((1, 3, 12, 12)), dtype=torch.float32)
+        smooth = torch.nn.functional.interpolate(coarse, (96, 96), mode="bicubic")[0].clamp(0, 1)
+        crops.append((smooth.permute(1, 2, 0).numpy() * 255).astype(np.uint8))
+    results = validate_reward(MetricSuite([MetricSpec("gmsd"), MetricSpec("entropy")]), crops)
+    assert results["gmsd"].failures == [] and "noise" in results["entropy"].failures
+    assert "FAILS: entropy on noise" in format_table(results)
