@@ -8,7 +8,9 @@ def build_parser():
     parser.add_argument("--candidates_dir", required=True, help="folder made by gen_candidates.py")
     parser.add_argument("--gt_path", help="folder of GT images, named as the LR images; needed by FR metrics")
     parser.add_argument("--reward_config", default="embedded", help="name in configs/rewards or a YAML file (default: %(default)s)")
-    parser.add_argument("--extra_metrics", nargs="+", default=[], metavar="METRIC", help="further pyiqa metrics, outside the reward: psnr ssim ...")
+    parser.add_argument(
+        "--extra_metrics", nargs="+", default=[], metavar="METRIC", help="further pyiqa metrics, outside the reward: psnr ssim ..."
+    )
     parser.add_argument("--output", help="score table (default: <candidates_dir>/scores.parquet)")
     parser.add_argument("--batch_size", type=int, default=8, help="images scored together (default: %(default)s)")
     return parser

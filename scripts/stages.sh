@@ -20,7 +20,7 @@ stage() {
         echo "stopped in stage $STAGE/$NUM_STAGES ($title), exit code $status; the same command goes on from here" >&2
         exit "$status"
     fi
-    TIMES+=$(printf '  %-44s %s' "[$STAGE/$NUM_STAGES] $title" "$(clock $((SECONDS - start)))")$'\n'
+    TIMES+=$(printf '  %-54s %s' "[$STAGE/$NUM_STAGES] $title" "$(clock $((SECONDS - start)))")$'\n'
 }
 
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
@@ -48,7 +48,7 @@ run_stages() {
     stage "compare, and write the report" "$PY" scripts/evaluate.py --config "$configs/evaluate.yaml" \
         --candidates "base=$out/test/base" "policy=$out/test/policy" --training_log "$out/policy/train_log.jsonl" --output_dir "$out/report"
 
-    printf '\nminutes:seconds on %s threads\n%s  %-44s %s\n' "$OMP_NUM_THREADS" "$TIMES" "all stages" "$(clock $((SECONDS - started)))"
-    printf '  %-44s %s\n' "with the environment" "$(clock "$SECONDS")"
+    printf '\nminutes:seconds on %s threads\n%s  %-54s %s\n' "$OMP_NUM_THREADS" "$TIMES" "all stages" "$(clock $((SECONDS - started)))"
+    printf '  %-54s %s\n' "with the environment" "$(clock "$SECONDS")"
     printf '\nreport: %s\n' "$out/report/report.html"
 }

@@ -206,7 +206,7 @@ def write_table(folder, scores, image_ids=IMAGE_IDS, metrics=METRICS):
 def write_method(folder, shift, total=6, seed=0, image_ids=IMAGE_IDS, metrics=METRICS):
     """A candidate folder whose latents are the pictures themselves, and its scores."""
     settings = {
-        "pretrained_model_name_or_path": "/home/somebody/models/tiny",
+        "model": "/home/somebody/models/tiny",
         "controlnet": folder.name,
         "align_method": "adain",
         "num_inference_steps": 20,

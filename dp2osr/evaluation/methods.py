@@ -130,7 +130,8 @@ def _check_same_options(methods):
             mine, theirs = first.metrics[name], method.metrics[name]
             if mine != theirs:
                 raise UserError(
-                    f"{method.folder / SCORES}: {name} was computed with {theirs}, in '{first.name}' with {mine}; label both with one reward config"
+                    f"{method.folder / SCORES}: {name} was computed with {theirs}, "
+                    f"in '{first.name}' with {mine}; label both with one reward config"
                 )
 
 
@@ -188,7 +189,8 @@ def _common_candidates(methods, wanted):
         raise UserError(f"{methods[0].folder}: {total} candidate an image; a spread within a group needs at least 2")
     if wanted is None and len(set(sizes.values())) > 1:
         return total, [
-            f"The methods have different numbers of candidates ({', '.join(f'{k} {v}' for k, v in sizes.items())}); the first {total} of each are compared."
+            f"The methods have different numbers of candidates ({', '.join(f'{k} {v}' for k, v in sizes.items())}); "
+            f"the first {total} of each are compared."
         ]
     return total, []
 

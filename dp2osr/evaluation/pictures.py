@@ -146,7 +146,7 @@ def decode_candidates(method, group, candidates, backbones, device="cpu"):
     from dp2osr.sampling import decode
 
     settings = method.store.settings
-    path = settings["pretrained_model_name_or_path"]
+    path = settings["model"]
     if path not in backbones:
         backbones[path] = load_backbone(path, device=device, parts=("vae",))
     few = replace(group, latents=group.latents[candidates], seeds=[group.seeds[m] for m in candidates])

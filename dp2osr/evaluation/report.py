@@ -36,7 +36,8 @@ def report_html(evaluation, panels, settings, training=None, validation=None):
     ]
     title = escape(_title(evaluation))
     return (
-        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{title}</title>\n<style>\n{CSS.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(filter(None, sections))
         + "\n</main>\n</body>\n</html>\n"
@@ -102,8 +103,10 @@ def _reward_caption(evaluation):
     config = evaluation.config
     fr, nr = (", ".join(spec.name for spec in metrics) or "none" for metrics in (config.fr, config.nr))
     text = (
-        f"Reward “{config.name}”: FR {fr}; NR {nr}. Every metric is min-max normalised per LR image over the candidates of {', '.join(evaluation.methods)} together. "
-        f"Best and Worst of m are expectations over all subsets of m of the {evaluation.num_candidates} candidates, averaged over images. Brackets: 95 % interval over photographs."
+        f"Reward “{config.name}”: FR {fr}; NR {nr}. Every metric is min-max normalised per LR image "
+        f"over the candidates of {', '.join(evaluation.methods)} together. "
+        f"Best and Worst of m are expectations over all subsets of m of the {evaluation.num_candidates} candidates, "
+        f"averaged over images. Brackets: 95 % interval over photographs."
     )
     if evaluation.bicubic_rewards is not None:
         text += f" Bicubic on the same scale, not clipped: {evaluation.bicubic_rewards.mean():.3f}."
@@ -183,8 +186,10 @@ def _pictures(evaluation, panels):
         else f"{len(panels)} of {len(evaluation.image_ids)} images, evenly over the gains"
     )
     text = (
-        f"{chosen[0].upper()}{chosen[1:]}, from the largest gain to the smallest. Upper row: candidate 0 of each method, the same seed for all. "
-        "R is the reward; the bar beneath splits it into its metrics, its full width being 1. A part below 0 (bicubic under every candidate) is not drawn."
+        f"{chosen[0].upper()}{chosen[1:]}, from the largest gain to the smallest. "
+        "Upper row: candidate 0 of each method, the same seed for all. "
+        "R is the reward; the bar beneath splits it into its metrics, its full width being 1. "
+        "A part below 0 (bicubic under every candidate) is not drawn."
     )
     body = "\n".join(_panel(evaluation, panel, colours) for panel in panels)
     return f'<h2>Pictures</h2>\n<p class="small">{escape(text)}</p>\n<div class="legend">{legend}</div>\n{body}'
@@ -205,7 +210,8 @@ def _panel(evaluation, panel, colours):
     )
     first = "".join(_tile(tile, colours) for tile in panel.side_by_side)
     return (
-        f'<section class="panel"><header><h3>{escape(panel.image_id)}</h3><span class="small">{escape(" · ".join(means))}</span>{crop}</header>'
+        f'<section class="panel"><header><h3>{escape(panel.image_id)}</h3>'
+        f'<span class="small">{escape(" · ".join(means))}</span>{crop}</header>'
         f'<div class="tiles">{first}</div><div class="pairs">{pairs}</div>{_raw_scores(evaluation, panel)}</section>'
     )
 
@@ -213,7 +219,9 @@ def _panel(evaluation, panel, colours):
 def _tile(tile, colours):
     reward = "" if tile.reward is None else f"<b>R {tile.reward:.3f}</b>"
     bar = "" if tile.parts is None else _bar(tile.parts, colours)
-    return f'<figure class="tile"><img src="{png_data(tile.image)}" alt="{escape(tile.title)}"><figcaption><span>{escape(tile.title)}</span>{reward}</figcaption>{bar}</figure>'
+    title = escape(tile.title)
+    caption = f"<figcaption><span>{title}</span>{reward}</figcaption>"
+    return f'<figure class="tile"><img src="{png_data(tile.image)}" alt="{title}">{caption}{bar}</figure>'
 
 
 def _bar(parts, colours):
@@ -235,7 +243,8 @@ def _raw_scores(evaluation, panel):
         reward = "–" if tile.reward is None else f"{tile.reward:.3f}"
         values = "".join(f"<td>{tables.number(tile.scores[name]) if name in tile.scores else '–'}</td>" for name in names)
         lines.append(f"<tr><td>{escape(tile.title)}</td><td>{reward}</td>{values}</tr>")
-    return f'<details><summary>Raw scores</summary><div class="scroll"><table><tr><th>picture</th><th>R</th>{head}</tr>{"".join(lines)}</table></div></details>'
+    table = f"<table><tr><th>picture</th><th>R</th>{head}</tr>{''.join(lines)}</table>"
+    return f'<details><summary>Raw scores</summary><div class="scroll">{table}</div></details>'
 
 
 def png_data(image):
@@ -259,7 +268,8 @@ def _settings(evaluation, settings):
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     return (
         "<h2>Settings and versions</h2>\n"
-        f"<p class='small'>Sampling; rows in bold differ between the methods.</p><div class='scroll'><table class='settings'><tr><th>setting</th>{head}</tr>{''.join(lines)}</table></div>\n"
+        "<p class='small'>Sampling; rows in bold differ between the methods.</p>\n"
+        f"<div class='scroll'><table class='settings'><tr><th>setting</th>{head}</tr>{''.join(lines)}</table></div>\n"
         + "\n".join(
             _pairs_table(title, settings[key]) for title, key in (("Evaluation", "flags"), ("Metrics", "metrics"), ("Versions", "versions"))
         )

@@ -199,7 +199,8 @@ def worst_sentence(evaluation, comparison):
         return f"Worst@{total}: n/a"
     bounds = "" if math.isnan(estimate.low) else f" [{estimate.low:.0%}, {estimate.high:.0%}]"
     verb = "raised" if estimate.value >= 0 else "lowered"
-    return f"Worst@{total} {verb} by {abs(estimate.value):.0%}{bounds} of the distance from {evaluation.base}'s Worst to {evaluation.base}'s Mean"
+    base = evaluation.base
+    return f"Worst@{total} {verb} by {abs(estimate.value):.0%}{bounds} of the distance from {base}'s Worst to {base}'s Mean"
 
 
 def verdicts(evaluation, comparison):

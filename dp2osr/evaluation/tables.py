@@ -153,7 +153,8 @@ def summary_markdown(evaluation):
         LEGEND,
         "## Reward",
         markdown(*reward_table(evaluation)),
-        f"Reward `{config.name}`: FR {', '.join(spec.name for spec in config.fr) or 'none'}; NR {', '.join(spec.name for spec in config.nr) or 'none'}. "
+        f"Reward `{config.name}`: FR {', '.join(spec.name for spec in config.fr) or 'none'}; "
+        f"NR {', '.join(spec.name for spec in config.nr) or 'none'}. "
         f"Normalised per LR image over the candidates of {', '.join(evaluation.methods)} together; bicubic on the same scale, not clipped.",
     ]
     return "\n\n".join(blocks) + "\n"

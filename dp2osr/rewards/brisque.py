@@ -30,7 +30,7 @@ class Brisque(torch.nn.Module):
         try:
             with safe_open(Path(path), "pt") as file:
                 for name in ("support_vectors", "coefficients", "feature_min", "feature_max"):
-                    self.register_buffer(name, file.get_tensor(name))
+                    self.register_buffer(name, file.get_tensor(name).double())
                 constants = json.loads(file.metadata()["constants"])
         except Exception as error:  # safetensors raises its own type, absent keys another
             raise UserError(f"{path}: not a BRISQUE parameter file ({error}); restore it from the repository") from None
@@ -40,7 +40,8 @@ class Brisque(torch.nn.Module):
         """(B, 3, H, W) in [0, 1] → (B,)."""
         from pyiqa.archs.brisque_arch import imresize, natural_scene_statistics, rbf_kernel, to_y_channel
 
-        luma = to_y_channel(images, 255.0)
+        # In float64: coefficients of ±1024 cancel, and float32 sums would depend on the batch in the fourth digit.
+        luma = to_y_channel(images.double(), 255.0)
         half = imresize(luma, scale=0.5, antialiasing=True)
         features = torch.cat([natural_scene_statistics(luma), natural_scene_statistics(half)], dim=-1)
         scaled = 2 * (features - self.feature_min) / (self.feature_max - self.feature_min) - 1

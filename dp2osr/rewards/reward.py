@@ -60,7 +60,9 @@ def hybrid_reward(scores, lower_better, config):
 def _check(scores, name, config_name):
     if name not in scores:
         there = ", ".join(sorted(scores))
-        raise UserError(f"reward config '{config_name}' needs metric '{name}', the scores hold {there}; run label_rewards.py with this config")
+        raise UserError(
+            f"reward config '{config_name}' needs metric '{name}', the scores hold {there}; run label_rewards.py with this config"
+        )
     bad = np.argwhere(~np.isfinite(np.asarray(scores[name], np.float64)))
     if len(bad):
         raise UserError(f"metric '{name}' has no finite score for candidate {bad[0][1]} of group {bad[0][0]}; run label_rewards.py again")

@@ -1,8 +1,6 @@
 """Sampling of candidate groups: M candidates per LR image, sharded, batched, resumable."""
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
-
 import torch
 from tqdm import tqdm
 
@@ -105,21 +103,28 @@ def sampling_record(args, sampler):
     }
 
 
-def check_batch(args):
+def check_counts(args):
     """Fail at the door on counts that cannot be."""
-    for name in ("num_candidates", "batch_size", "num_inference_steps"):
+    for name in ("num_candidates", "sample_times", "batch_size", "num_inference_steps"):
         if getattr(args, name, 1) < 1:
             raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
     if args.upscale <= 0:
         raise UserError(f"--upscale {args.upscale}: must be positive")
 
 
+def evenly(paths, count):
+    """`count` of the sorted paths, evenly spaced, so that a part of a folder still holds every photograph; all if None."""
+    if count is None or count >= len(paths):
+        return paths
+    return [paths[index * len(paths) // count] for index in range(count)]
+
+
 def generate_candidates(args):
     """Sample every missing group of `args.image_path` into `args.output_dir`; each process takes its share of the images."""
     from accelerate import PartialState
 
-    check_batch(args)
-    paths = {Path(path).stem: path for path in list_images(args.image_path)}
+    check_counts(args)
+    paths = {path.stem: path for path in evenly(list_images(args.image_path), args.max_images)}
     for path in paths.values():  # all are readable, before the first expensive second
         read_image(path)
     state = PartialState(cpu=not torch.cuda.is_available())

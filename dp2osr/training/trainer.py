@@ -64,7 +64,9 @@ class PreferenceTrainer:
         self.policy = deepcopy(self.reference).requires_grad_(True).train()
         self.parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay)
-        self.schedule = get_scheduler(args.lr_scheduler, self.optimizer, args.lr_warmup_steps, args.max_train_steps)
+        self.schedule = get_scheduler(
+            args.lr_scheduler, self.optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+        )
         self.prompts = {}
         self.step = 0
 
