@@ -11,11 +11,15 @@ def load_backbone(path, device="cpu", dtype=None, parts=("vae", "text", "unet"))
     Raises:
         UserError: no such folder, or a pipeline that is not supported.
     """
+    import diffusers
     import torch
+    import transformers
     from diffusers import DiffusionPipeline
 
     from dp2osr.backbones.sd2 import SD2Backbone
 
+    for library in (diffusers, transformers):  # a bar for each small part hides the bar that tells the time left
+        library.utils.logging.disable_progress_bar()
     kinds = {"StableDiffusionPipeline": SD2Backbone}
     if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
         raise UserError(f"{path}: has no model_index.json; give the folder of a diffusers pipeline")

@@ -51,9 +51,9 @@ class SD2Backbone:
             self.text_encoder = load_part(CLIPTextModel, path, "text_encoder", dtype=dtype).to(self.device).eval()
         if "unet" in parts:
             self.unet = load_part(UNet2DConditionModel, path, "unet", torch_dtype=dtype).to(self.device).eval()
-        for name in {"vae": "vae", "text": "text_encoder", "unet": "unet"}.items():
-            if name[0] in parts:
-                getattr(self, name[1]).requires_grad_(False)
+        for name in ("vae", "text_encoder", "unet"):
+            if hasattr(self, name):
+                getattr(self, name).requires_grad_(False)
 
     # -- images, prompts, control ------------------------------------------------------------------------------------
 
@@ -174,9 +174,9 @@ class SD2Backbone:
         if path.is_dir():
             controlnet = load_part(ControlNetModel, path, None, torch_dtype=dtype or self.dtype)
         else:
-            controlnet = self.new_controlnet()
+            controlnet = self.new_controlnet(conditioning_embedding_out_channels=conditioning_channels(path)).to(dtype or self.dtype)
             load_weights(controlnet, path)
-        return controlnet.to(self.device, dtype or self.dtype).eval()
+        return controlnet.to(self.device).eval()
 
 
 @contextmanager
@@ -229,18 +229,34 @@ def load_part(cls, path, subfolder, **options):
         raise UserError(f"{where}: {cls.__name__} cannot be loaded ({' '.join(str(error).split())[:300]}); check that the folder is complete") from None
 
 
-def load_weights(module, path):
-    """Load one safetensors file into `module`, every key of it and no other."""
+def read_tensors(path):
+    """Tensors of one safetensors file; UserError if it is missing or broken."""
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(path)
-    except Exception as error:
+        return load_file(path)
+    except Exception as error:  # SafetensorError, FileNotFoundError, OSError
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+
+
+def conditioning_channels(path):
+    """Channels of the control embedding whose weights are in the file: its first convolution's, then each strided one's."""
+    tensors, channels = read_tensors(path), []
+    name = "controlnet_cond_embedding.conv_in.weight"
+    while name in tensors:
+        channels.append(tensors[name].shape[0])
+        name = f"controlnet_cond_embedding.blocks.{2 * len(channels) - 1}.weight"
+    return tuple(channels) or (16, 32, 96, 256)
+
+
+def load_weights(module, path):
+    """Load one safetensors file into `module`, every key of it and no other."""
+    tensors = read_tensors(path)
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     misshapen = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
     if missing or unexpected or misshapen:
-        report = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for what, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)) if keys]
+        lists = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+        report = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for what, keys in lists.items() if keys]
         raise UserError(f"{path}: does not fit this model: {'; '.join(report)}")
     module.load_state_dict(tensors)
