@@ -1,0 +1,100 @@
+"""Shared fixtures: the embedded tiny model, a small candidate store, a shell around the programs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = str(ROOT / "preset/models/tiny-sd2")
+CONTROLNET = str(ROOT / "preset/models/c-tiny-sd2")
+MODEL_FLAGS = ["--pretrained_model_name_or_path", MODEL, "--controlnet_model_name_or_path", CONTROLNET]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread():
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+@pytest.fixture(scope="session")
+def backbone():
+    from dp2osr.backbones import load_backbone
+
+    return load_backbone(MODEL)
+
+
+@pytest.fixture(scope="session")
+def controlnet(backbone):
+    return backbone.load_controlnet(CONTROLNET)
+
+
+def run_program(*words, env=None, check=True):
+    """Run a program of the repository; returns the finished process."""
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", **(env or {})}
+    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True)
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def assert_one_clear_line(done, *mentions):
+    """A user's mistake: exit code 2, a last line that begins with 'error:' and names what it must, no traceback."""
+    last = done.stderr.strip().splitlines()[-1]
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert last.startswith("error: ") and "Traceback" not in done.stderr, done.stderr[-2000:]
+    for mention in mentions:
+        assert mention in last, last
+
+
+@pytest.fixture(scope="session")
+def lr_folder(tmp_path_factory):
+    """Three LR photographs of the training preset."""
+    folder = tmp_path_factory.mktemp("lr")
+    for path in sorted((ROOT / "preset/train/lr").glob("*.png"))[::30]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sampled(tmp_path_factory, lr_folder):
+    """A candidate folder: 3 images, M = 6, two denoising steps."""
+    folder = tmp_path_factory.mktemp("candidates") / "store"
+    run_program("gen_candidates.py", *MODEL_FLAGS, *SAMPLING, "--image_path", lr_folder, "--output_dir", folder)
+    return folder
+
+
+SAMPLING = ["--num_inference_steps", "2", "--guidance_scale", "1", "--num_candidates", "6", "--batch_size", "4", "--seed", "3"]
+
+
+@pytest.fixture(scope="session")
+def labelled(sampled):
+    """The same with made-up scores of two metrics, `gmsd` (lower is better) and `piqe` (lower is better)."""
+    from dp2osr.rewards.table import write_scores
+    from dp2osr.sampling.store import CandidateStore
+
+    ids = CandidateStore(sampled).ids()
+    rng = np.random.default_rng(0)
+    columns = {
+        "image_id": [image_id for image_id in ids for _ in range(6)],
+        "candidate": [m for _ in ids for m in range(6)],
+        "gmsd": rng.random(6 * len(ids)),
+        "piqe": rng.random(6 * len(ids)) * 50,
+    }
+    about = {"gmsd": {"lower_better": True, "mode": "FR", "options": {}}, "piqe": {"lower_better": True, "mode": "NR", "options": {}}}
+    write_scores(sampled / "scores.parquet", columns, {"pyiqa": "0", "metrics": about, "candidates": {}})
+    (sampled / "reward.yaml").write_text("fr: [gmsd]\nnr: [piqe]\n", encoding="utf-8")
+    return sampled
+
+
+def save_noise(path, size, seed=0):
+    Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(path)
+
+
+def read_log(path):
+    return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]

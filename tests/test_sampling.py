@@ -1,0 +1,220 @@
+"""Sampling against diffusers' own pipeline; seeds, store, colour fix, sizes."""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, run_program, save_noise
+from PIL import Image
+
+from dp2osr.sampling.colour import adain_align, low_pass, wavelet_align
+from dp2osr.sampling.decode import decode_group
+from dp2osr.sampling.resize import control_image, restore_size
+from dp2osr.sampling.sampler import GroupSampler
+from dp2osr.sampling.seeds import candidate_generator
+from dp2osr.sampling.store import CandidateStore
+
+
+def options(**changes):
+    values = {
+        "num_inference_steps": 4, "guidance_scale": 2.0, "scheduler": "ddpm", "prompt_source": "none", "prompt_file": None, "seed": 0,
+        "negative_prompt": "noise, blur", "align_method": "adain", "batch_size": 4, "upscale": 4, "mixed_precision": "no",
+    }  # fmt: skip
+    return SimpleNamespace(**{**values, **changes})
+
+
+def diffusers_pipeline(backbone, controlnet, scheduler):
+    """The oracle: diffusers' own ControlNet pipeline on the same parts."""
+    from diffusers import StableDiffusionControlNetPipeline
+
+    pipeline = StableDiffusionControlNetPipeline(
+        vae=backbone.vae, text_encoder=backbone.text_encoder, tokenizer=backbone.tokenizer, unet=backbone.unet, controlnet=controlnet,
+        scheduler=backbone.sampling_scheduler(scheduler), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def lr():
+    return Image.open(sorted((ROOT / "preset/test/lr").glob("*.png"))[0]).convert("RGB")
+
+
+@pytest.mark.parametrize(("scheduler", "guidance"), [("ddpm", 2.0), ("ddpm", 1.0), ("ddim", 3.5), ("euler", 2.0)])
+def test_latents_equal_those_of_the_diffusers_pipeline(backbone, controlnet, lr, scheduler, guidance):
+    sampler = GroupSampler(options(scheduler=scheduler, guidance_scale=guidance), "cpu", backbone, controlnet)
+    sampler.prompts = {"x": "cat, animal, fur"}
+    ours = sampler.sample("x", lr, 2).latents.float()
+
+    pipeline = diffusers_pipeline(backbone, controlnet, scheduler)
+    control, _, _ = control_image(lr, 4, 128, 16)
+    theirs = pipeline(
+        ["cat, animal, fur"] * 2, image=torch.cat([control] * 2), negative_prompt=["noise, blur"] * 2, guidance_scale=guidance, num_inference_steps=4,
+        generator=[candidate_generator(0, "x", m) for m in range(2)], output_type="latent",
+    ).images  # fmt: skip
+    assert (ours - theirs).abs().max() <= 1e-4 + 2**-10 * theirs.abs().max()  # the store holds fp16
+
+
+def test_sample_in_fp32_equals_the_pipeline_to_1e_4(backbone, controlnet, lr):
+    """Without the store's fp16: the loop itself."""
+    control, _, _ = control_image(lr, 4, 128, 16)
+    settings = SimpleNamespace(num_inference_steps=20, guidance_scale=1.5, scheduler="ddpm")
+    prompt, negative = backbone.encode_prompts(["cat"]), backbone.encode_prompts(["noise"])
+    ours = backbone.sample(controlnet, control, prompt, negative, [candidate_generator(1, "y", 0)], (4, 32, 32), settings)
+    pipeline = diffusers_pipeline(backbone, controlnet, "ddpm")
+    theirs = pipeline("cat", image=control, negative_prompt="noise", guidance_scale=1.5, num_inference_steps=20, output_type="latent",
+                      generator=[candidate_generator(1, "y", 0)]).images  # fmt: skip
+    assert (ours - theirs).abs().max() <= 1e-4
+
+
+def test_a_candidate_does_not_depend_on_its_batch(backbone, controlnet, lr):
+    together = GroupSampler(options(batch_size=5), "cpu", backbone, controlnet).sample("z", lr, 5)
+    alone = GroupSampler(options(batch_size=1), "cpu", backbone, controlnet).sample("z", lr, 5)
+    difference = decode_group(backbone, together, "adain") - decode_group(backbone, alone, "adain")
+    assert difference.abs().max() <= 2 / 255 + 1e-6
+    assert together.seeds == alone.seeds and len(set(together.seeds)) == 5
+    assert (together.latents[0] - together.latents[1]).abs().max() > 0.1
+
+
+def test_steered_prediction_equals_the_unets_own_forward(backbone, controlnet):
+    generator = torch.Generator().manual_seed(0)
+    noisy, timesteps = torch.randn(3, 4, 36, 28, generator=generator), torch.tensor([10, 400, 900])
+    control = torch.rand(1, 3, 144, 112, generator=generator)
+    prompt = backbone.encode_prompts(["mountain, sky"])
+    with torch.no_grad():
+        [ours] = backbone.predict([controlnet], noisy, timesteps, prompt, control)
+        context = prompt["encoder_hidden_states"].expand(3, -1, -1)
+        down, mid = controlnet(noisy, timesteps, context, control.expand(3, -1, -1, -1), return_dict=False)
+        theirs = backbone.unet(noisy, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+    assert torch.allclose(ours, theirs, atol=1e-5)
+
+
+def digest(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".png", ".json") and path.parent != folder)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_same_command_gives_the_same_bytes(sampled, lr_folder, tmp_path):
+    run_program("gen_candidates.py", *MODEL_FLAGS, *SAMPLING, "--image_path", lr_folder, "--output_dir", tmp_path / "again")
+    assert digest(tmp_path / "again") == digest(sampled)
+
+
+def test_two_processes_give_the_same_candidates(sampled, lr_folder, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611", "gen_candidates.py"]
+    words = [*launch, *MODEL_FLAGS, *SAMPLING, "--image_path", str(lr_folder), "--output_dir", str(tmp_path / "two")]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    one, two = CandidateStore(sampled), CandidateStore(tmp_path / "two")
+    assert one.ids() == two.ids()
+    for image_id in one.ids():
+        assert (one.read(image_id).latents.float() - two.read(image_id).latents.float()).abs().max() < 5e-3
+
+
+def test_a_killed_run_goes_on_and_nothing_is_half_written(sampled, lr_folder, tmp_path):
+    words = [sys.executable, "gen_candidates.py", *MODEL_FLAGS, *SAMPLING, "--image_path", str(lr_folder), "--output_dir", str(tmp_path / "killed")]
+    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while not list((tmp_path / "killed" / "groups").glob("[!.]*")) and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    kept = digest(tmp_path / "killed")
+    for image_id in CandidateStore(tmp_path / "killed").ids():
+        CandidateStore(tmp_path / "killed").read(image_id)
+    run_program(*words[1:])
+    assert digest(tmp_path / "killed") == digest(sampled)
+    assert kept.items() <= digest(tmp_path / "killed").items()
+
+
+def test_other_settings_are_refused_with_both_shown(sampled, lr_folder):
+    words = [word if word != "3" else "4" for word in SAMPLING]
+    done = run_program("gen_candidates.py", *MODEL_FLAGS, *words, "--image_path", lr_folder, "--output_dir", sampled, check=False)
+    assert_one_clear_line(done, "seed is 3 there and 4 here")
+
+
+@pytest.mark.parametrize(
+    ("break_it", "mention"),
+    [
+        (lambda folder: (folder / "a.png").write_bytes(b"\x89PNG broken"), "a.png: not a readable image"),
+        (lambda folder: (folder / "x.jpg").write_bytes((folder / "x.png").read_bytes()), "share the stem 'x'"),
+        (lambda folder: (folder / "x.png").unlink(), "holds no image"),
+    ],
+)
+def test_bad_images_are_one_line(tmp_path, break_it, mention):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_noise(folder / "x.png", (32, 32))
+    break_it(folder)
+    done = run_program("gen_candidates.py", *MODEL_FLAGS, *SAMPLING, "--image_path", folder, "--output_dir", tmp_path / "out", check=False)
+    assert_one_clear_line(done, mention)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_folder_without_a_file_is_one_line(tmp_path, lr_folder):
+    broken = tmp_path / "model"
+    shutil.copytree(MODEL, broken)
+    next((broken / "unet").glob("*.safetensors")).unlink()
+    words = ["--pretrained_model_name_or_path", broken, "--controlnet_model_name_or_path", CONTROLNET]
+    done = run_program("gen_candidates.py", *words, *SAMPLING, "--image_path", lr_folder, "--output_dir", tmp_path / "out", check=False)
+    assert_one_clear_line(done, "model/unet")
+
+
+def test_a_config_sets_flags_the_command_line_overrides_and_unknown_keys_name_the_nearest(tmp_path, lr_folder):
+    config = tmp_path / "c.yaml"
+    config.write_text("num_candidats: 3\n", encoding="utf-8")
+    words = [*MODEL_FLAGS, "--image_path", lr_folder, "--output_dir", tmp_path / "out"]
+    assert_one_clear_line(run_program("gen_candidates.py", *words, "--config", config, check=False), "num_candidats", "'num_candidates'")
+    config.write_text("num_candidates: 3\nnum_inference_steps: 1\nguidance_scale: 1\nseed: 5\nmax_images: 1\n", encoding="utf-8")
+    run_program("gen_candidates.py", *words, "--config", config, "--seed", "6")
+    settings = json.loads((tmp_path / "out/settings.json").read_text())
+    assert (settings["num_candidates"], settings["seed"]) == (3, 6)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (33, 21), (50, 17)])
+def test_any_size_comes_back_in_the_size_asked_for(backbone, controlnet, tmp_path, size):
+    save_noise(tmp_path / "x.png", size)
+    sampler = GroupSampler(options(num_inference_steps=1, guidance_scale=1.0), "cpu", backbone, controlnet)
+    group = sampler.sample("x", Image.open(tmp_path / "x.png"), 1)
+    assert sampler.images(group).shape == (1, 3, 4 * size[1], 4 * size[0])
+
+
+def test_padding_is_cut_off_again():
+    content, asked = (70, 45), (70, 45)
+    image = torch.rand(1, 3, 48, 80)
+    assert torch.equal(restore_size(image, content, asked), image[..., :45, :70])
+
+
+def test_adain_gives_the_statistics_of_the_lr():
+    torch.manual_seed(0)
+    images, lr = torch.rand(2, 3, 40, 40) * 0.2, torch.rand(1, 3, 40, 40) * torch.tensor([0.3, 0.6, 1.0]).view(1, 3, 1, 1)
+    aligned = adain_align(images, lr)
+    assert torch.allclose(aligned.mean((2, 3)), lr.mean((2, 3)).expand(2, -1), atol=1e-5)
+    assert torch.allclose(aligned.std((2, 3)), lr.std((2, 3)).expand(2, -1), atol=1e-3)
+
+
+def test_wavelet_takes_the_low_frequencies_of_the_lr_and_keeps_detail():
+    torch.manual_seed(0)
+    detail, lr = 0.1 * torch.randn(1, 3, 96, 96), torch.full((1, 3, 96, 96), 0.7)
+    aligned = wavelet_align(detail + 0.2, lr)
+    assert aligned.mean().item() == pytest.approx(0.7, abs=0.01)
+    assert torch.allclose(aligned - low_pass(aligned), detail - low_pass(detail), atol=0.02)
+
+
+def test_test_program_restores_a_folder_of_any_sizes(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    save_noise(folder / "wide.png", (40, 20))
+    Image.fromarray(np.zeros((24, 24, 4), dtype=np.uint8)).save(folder / "transparent.png")
+    words = [*MODEL_FLAGS, "--image_path", folder, "--output_dir", tmp_path / "out", "--upscale", "4", "--num_inference_steps", "1", "--sample_times", "2"]
+    run_program("test_sd2b_controlnet.py", *words)
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").glob("*.png")}
+    assert sizes == {"wide_0.png": (160, 80), "wide_1.png": (160, 80), "transparent_0.png": (96, 96), "transparent_1.png": (96, 96)}
