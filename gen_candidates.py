@@ -11,7 +11,9 @@ from dp2osr.errors import run
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, parents=[MODEL_FLAGS, SAMPLING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, parents=[MODEL_FLAGS, SAMPLING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--image_path", required=True, help="folder of LR images (or one image)")
     parser.add_argument("--output_dir", required=True, help="the candidate folder; run again to go on where it stopped")
     parser.add_argument("--num_candidates", type=int, default=32, help="M, candidates an LR image (default: %(default)s)")

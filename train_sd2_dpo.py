@@ -1,7 +1,8 @@
 """Post-train a ControlNet on preference groups: stage four of DP²O-SR, on Stable Diffusion 2.
 
     accelerate launch train_sd2_dpo.py --pretrained_model_name_or_path preset/models/tiny-sd2 \\
-        --controlnet_model_name_or_path preset/models/c-tiny-sd2 --candidates_dir runs/candidates --reward_config embedded --output_dir runs/dp2o
+        --controlnet_model_name_or_path preset/models/c-tiny-sd2 --candidates_dir runs/candidates \\
+        --reward_config embedded --output_dir runs/dp2o
 """
 
 import argparse
@@ -12,7 +13,9 @@ from dp2osr.training.options import TRAINING_FLAGS
 
 
 def build_parser():
-    return argparse.ArgumentParser(description=__doc__, parents=[MODEL_FLAGS, TRAINING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter)
+    return argparse.ArgumentParser(
+        description=__doc__, parents=[MODEL_FLAGS, TRAINING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
 
 
 def main():

@@ -18,12 +18,33 @@ MODEL_FLAGS.add_argument("--seed", type=int, default=0, help="run seed: all rand
 SAMPLING_FLAGS = argparse.ArgumentParser(add_help=False)
 SAMPLING_FLAGS.add_argument("--controlnet_model_name_or_path", required=True, help="ControlNet: a diffusers folder or one safetensors file")
 SAMPLING_FLAGS.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps (default: %(default)s)")
-SAMPLING_FLAGS.add_argument("--guidance_scale", type=float, default=3.5, help="classifier-free guidance; 1 switches it off and halves the time (default: %(default)s)")
-SAMPLING_FLAGS.add_argument("--scheduler", default="ddpm", help="ddpm, ddim, euler, euler_ancestral, dpm, unipc or any diffusers scheduler class (default: %(default)s)")
-SAMPLING_FLAGS.add_argument("--align_method", default="adain", choices=["adain", "wavelet", "nofix"], help="colour fix against the upsampled LR (default: %(default)s)")
-SAMPLING_FLAGS.add_argument("--prompt_source", default="none", choices=["file", "none"], help="file: tags from --prompt_file; none: empty prompts (default: %(default)s)")
+SAMPLING_FLAGS.add_argument(
+    "--guidance_scale",
+    type=float,
+    default=3.5,
+    help="classifier-free guidance; 1 switches it off and halves the time (default: %(default)s)",
+)
+SAMPLING_FLAGS.add_argument(
+    "--scheduler",
+    default="ddpm",
+    help="ddpm, ddim, euler, euler_ancestral, dpm, unipc or any diffusers scheduler class (default: %(default)s)",
+)
+SAMPLING_FLAGS.add_argument(
+    "--align_method",
+    default="adain",
+    choices=["adain", "wavelet", "nofix"],
+    help="colour fix against the upsampled LR (default: %(default)s)",
+)
+SAMPLING_FLAGS.add_argument(
+    "--prompt_source",
+    default="none",
+    choices=["file", "none"],
+    help="file: tags from --prompt_file; none: empty prompts (default: %(default)s)",
+)
 SAMPLING_FLAGS.add_argument("--prompt_file", help="JSON {image id: tags}, with --prompt_source file")
-SAMPLING_FLAGS.add_argument("--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="used where guidance is on (default: '%(default)s')")
+SAMPLING_FLAGS.add_argument(
+    "--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="used where guidance is on (default: '%(default)s')"
+)
 SAMPLING_FLAGS.add_argument("--batch_size", type=int, default=8, help="samples denoised together, on each process (default: %(default)s)")
 
 
@@ -102,6 +123,10 @@ def settle(path, settings):
         write_json(path, settings)
         return
     found = read_json(path)
-    differing = [f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here" for key in {**found, **settings} if found.get(key) != settings.get(key)]
+    differing = [
+        f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here"
+        for key in {**found, **settings}
+        if found.get(key) != settings.get(key)
+    ]
     if differing:
         raise UserError(f"{path.parent}: was made with other settings ({'; '.join(differing)}); use them, or another output folder")

@@ -1,21 +1,38 @@
 """A user's mistake: one clear line on stderr and exit code 2, never a traceback."""
 
+import errno
 import sys
+
+FULL_DISK = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
 
 
 class UserError(Exception):
     """What is wrong, in which file, what to do: the message is all that the user sees."""
 
 
+def is_full_disk(error):
+    """Whether `error`, or what led to it, is a full disk; libraries report it by errno or by text."""
+    while error is not None:
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(text in str(error) for text in FULL_DISK):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
 def run(main):
-    """Call a script's `main()`; report a `UserError` or a full disk in one line with exit code 2."""
+    """Call a script's `main()`; a `UserError` or a full disk is one line and exit code 2, an interrupt one line and 130."""
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in (28, 122):  # ENOSPC, EDQUOT
+        stop(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        stop("stopped; the same command goes on from here", 130)
+    except Exception as error:
+        if not is_full_disk(error):
             raise
-        print(f"error: no space left on the disk while writing {error.filename or 'a file'}; free some and run the same command again", file=sys.stderr)
-        sys.exit(2)
+        stop("error: the disk is full; nothing half-written is kept: free some space and run the same command again", 2)
+
+
+def stop(message, code):
+    print(message, file=sys.stderr)
+    sys.exit(code)

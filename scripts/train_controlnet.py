@@ -22,7 +22,12 @@ def build_parser():
     add("--window", type=int, default=64, help="side of a training window in latent pixels; resolution / VAE scale takes whole crops")
     add("--full_window_share", type=float, default=1.0, help="share of the steps, at the end, that train on whole crops")
     add("--pool_size", type=int, default=100_000, help="pairs degraded and encoded before training, on each process")
-    add("--train_batch_size", type=int, default=8, help="windows a step on each process; fewer when whole crops are trained, the same pixels")
+    add(
+        "--train_batch_size",
+        type=int,
+        default=8,
+        help="windows a step on each process; fewer when whole crops are trained, the same pixels",
+    )
     add("--gradient_accumulation_steps", type=int, default=1, help="micro-batches a step")
     add("--max_train_steps", type=int, default=35_000, help="optimizer steps")
     add("--learning_rate", type=float, default=2e-4, help="peak rate")

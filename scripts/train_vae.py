@@ -12,7 +12,9 @@ def parse_args(argv=None):
     parser.add_argument("--train_dir", required=True, help="folder of training photographs")
     parser.add_argument("--val_dir", required=True, help="folder of held-out photographs")
     parser.add_argument("--output_dir", required=True, help="checkpoint, log and final vae/ folder")
-    parser.add_argument("--block_out_channels", type=int, nargs="+", default=[16, 32, 64], help="channels a level; each level but the last halves the side")
+    parser.add_argument(
+        "--block_out_channels", type=int, nargs="+", default=[16, 32, 64], help="channels a level; each level but the last halves the side"
+    )
     parser.add_argument("--latent_channels", type=int, default=4, help="latent channels")
     parser.add_argument("--resolution", type=int, default=64, help="side of a training crop, pixels")
     parser.add_argument("--train_batch_size", type=int, default=8, help="crops a step")

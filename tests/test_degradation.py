@@ -349,7 +349,7 @@ def test_lr_has_the_stated_size_range_and_rounding_and_gt_is_untouched(name):
     before, errors = gt.copy(), []
     for seed in range(60):
         lr = degrade(gt, config, image_rng(seed, "x"))
-        assert lr.shape == (9, 32, 3) and lr.dtype == np.float32 and 0 <= lr.min() and lr.max() <= 1
+        assert lr.shape == (9, 32, 3) and lr.dtype == np.float32 and lr.min() >= 0 and lr.max() <= 1
         np.testing.assert_array_equal(lr, np.rint(lr * 255).astype(np.uint8).astype(np.float32) / 255)
         errors.append(np.abs(lr - gt.reshape(9, 4, 32, 4, 3).mean((1, 3))).mean())
     np.testing.assert_array_equal(gt, before)

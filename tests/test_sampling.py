@@ -58,7 +58,8 @@ def test_latents_equal_those_of_the_diffusers_pipeline(backbone, controlnet, lr,
     pipeline = diffusers_pipeline(backbone, controlnet, scheduler)
     control, _, _ = control_image(lr, 4, 128, 16)
     theirs = pipeline(
-        ["cat, animal, fur"] * 2, image=torch.cat([control] * 2), negative_prompt=["noise, blur"] * 2, guidance_scale=guidance, num_inference_steps=4,
+        ["cat, animal, fur"] * 2, image=torch.cat([control] * 2), negative_prompt=["noise, blur"] * 2,
+        guidance_scale=guidance, num_inference_steps=4,
         generator=[candidate_generator(0, "x", m) for m in range(2)], output_type="latent",
     ).images  # fmt: skip
     assert (ours - theirs).abs().max() <= 1e-4 + 2**-10 * theirs.abs().max()  # the store holds fp16
@@ -99,7 +100,9 @@ def test_steered_prediction_equals_the_unets_own_forward(backbone, controlnet):
 
 
 def digest(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".png", ".json") and path.parent != folder)
+    files = sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.suffix in (".safetensors", ".png", ".json") and path.parent != folder
+    )
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -120,7 +123,16 @@ def test_two_processes_give_the_same_candidates(sampled, lr_folder, tmp_path):
 
 
 def test_a_killed_run_goes_on_and_nothing_is_half_written(sampled, lr_folder, tmp_path):
-    words = [sys.executable, "gen_candidates.py", *MODEL_FLAGS, *SAMPLING, "--image_path", str(lr_folder), "--output_dir", str(tmp_path / "killed")]
+    words = [
+        sys.executable,
+        "gen_candidates.py",
+        *MODEL_FLAGS,
+        *SAMPLING,
+        "--image_path",
+        str(lr_folder),
+        "--output_dir",
+        str(tmp_path / "killed"),
+    ]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while not list((tmp_path / "killed" / "groups").glob("[!.]*")) and time.time() < deadline:
@@ -214,7 +226,19 @@ def test_test_program_restores_a_folder_of_any_sizes(tmp_path):
     folder.mkdir()
     save_noise(folder / "wide.png", (40, 20))
     Image.fromarray(np.zeros((24, 24, 4), dtype=np.uint8)).save(folder / "transparent.png")
-    words = [*MODEL_FLAGS, "--image_path", folder, "--output_dir", tmp_path / "out", "--upscale", "4", "--num_inference_steps", "1", "--sample_times", "2"]
+    words = [
+        *MODEL_FLAGS,
+        "--image_path",
+        folder,
+        "--output_dir",
+        tmp_path / "out",
+        "--upscale",
+        "4",
+        "--num_inference_steps",
+        "1",
+        "--sample_times",
+        "2",
+    ]
     run_program("test_sd2b_controlnet.py", *words)
     sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").glob("*.png")}
     assert sizes == {"wide_0.png": (160, 80), "wide_1.png": (160, 80), "transparent_0.png": (96, 96), "transparent_1.png": (96, 96)}

@@ -20,7 +20,8 @@ STEPS = 6
 
 def words(labelled, output, *more):
     return [
-        "train_sd2_dpo.py", *MODEL_FLAGS, "--candidates_dir", str(labelled), "--reward_config", str(labelled / "reward.yaml"), "--output_dir", str(output),
+        "train_sd2_dpo.py", *MODEL_FLAGS, "--candidates_dir", str(labelled), "--reward_config", str(labelled / "reward.yaml"),
+        "--output_dir", str(output),
         "--top_n", "2", "--groups_per_step", "2", "--max_train_steps", str(STEPS), "--checkpointing_steps", "2", "--learning_rate", "1e-4",
         "--report_to", "none", "--seed", "0", *more,
     ]  # fmt: skip
@@ -85,7 +86,9 @@ def test_a_killed_run_ends_with_the_same_weights(trained, labelled, tmp_path, ki
 
 def test_two_processes_give_the_same_weights(trained, labelled, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
-    done = subprocess.run([*launch, *words(labelled, tmp_path / "two")], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [*launch, *words(labelled, tmp_path / "two")], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     two = weights(tmp_path / "two")
     assert max((value - two[key]).abs().max().item() for key, value in weights(trained).items()) <= 2e-5

@@ -72,7 +72,9 @@ class SD2Backbone:
     @torch.no_grad()
     def encode_prompts(self, prompts):
         """Last hidden states of the text encoder, {"encoder_hidden_states": (B, length, D)}."""
-        tokens = self.tokenizer(prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt")
+        tokens = self.tokenizer(
+            prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        )
         return {"encoder_hidden_states": self.text_encoder(tokens.input_ids.to(self.device))[0]}
 
     def prepare_control(self, images):
@@ -129,7 +131,9 @@ class SD2Backbone:
         latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
         latents = latents.to(self.device, self.dtype) * scheduler.init_noise_sigma
         guided = settings.guidance_scale > 1
-        context = torch.cat([side["encoder_hidden_states"].expand(len(latents), -1, -1) for side in ([negative, prompt] if guided else [prompt])])
+        context = torch.cat(
+            [side["encoder_hidden_states"].expand(len(latents), -1, -1) for side in ([negative, prompt] if guided else [prompt])]
+        )
         with embedded_control(controlnet, control) as control:
             for timestep in scheduler.timesteps:
                 doubled = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
@@ -212,7 +216,12 @@ def unet_decode(unet, embedding, skips, hidden, context):
         count = len(block.resnets)
         states, skips = tuple(skips[-count:]), skips[:-count]
         # a side that is odd at some level is restored to the size of the skip that it meets next
-        inputs = {"hidden_states": hidden, "temb": embedding, "res_hidden_states_tuple": states, "upsample_size": skips[-1].shape[2:] if skips else None}
+        inputs = {
+            "hidden_states": hidden,
+            "temb": embedding,
+            "res_hidden_states_tuple": states,
+            "upsample_size": skips[-1].shape[2:] if skips else None,
+        }
         if getattr(block, "has_cross_attention", False):
             inputs["encoder_hidden_states"] = context
         hidden = block(**inputs)
@@ -226,7 +235,9 @@ def load_part(cls, path, subfolder, **options):
         return cls.from_pretrained(path, **options)
     except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, RuntimeError, KeyError, ...
         where = f"{path}/{subfolder}" if subfolder else path
-        raise UserError(f"{where}: {cls.__name__} cannot be loaded ({' '.join(str(error).split())[:300]}); check that the folder is complete") from None
+        raise UserError(
+            f"{where}: {cls.__name__} cannot be loaded ({' '.join(str(error).split())[:300]}); check that the folder is complete"
+        ) from None
 
 
 def read_tensors(path):

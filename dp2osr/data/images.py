@@ -27,7 +27,9 @@ def list_images(folder):
     by_stem = {}
     for path in paths:
         if path.stem in by_stem:
-            raise UserError(f"{folder}: {by_stem[path.stem].name} and {path.name} share the stem '{path.stem}', which is the image id; rename one")
+            raise UserError(
+                f"{folder}: {by_stem[path.stem].name} and {path.name} share the stem '{path.stem}', which is the image id; rename one"
+            )
         by_stem[path.stem] = path
     return paths
 

@@ -42,10 +42,15 @@ class PreferenceGroups:
     def __init__(self, store, table, config, num_candidates, top_n, weighting="both"):
         absent = sorted(set(table.image_ids) - set(store.ids()))
         if absent:
-            raise UserError(f"{store.folder}: has no candidates of {len(absent)} scored images ({', '.join(absent[:3])}); sample them or score again")
+            raise UserError(
+                f"{store.folder}: has no candidates of {len(absent)} scored images ({', '.join(absent[:3])}); sample them or score again"
+            )
         unscored = [spec.name for spec in config.fr + config.nr if spec.name not in table.scores]
         if unscored:
-            raise UserError(f"scores of {store.folder}: lack {', '.join(unscored)} of the reward '{config.name}'; run label_rewards.py --reward_config {config.name}")
+            raise UserError(
+                f"scores of {store.folder}: lack {', '.join(unscored)} of the reward '{config.name}'; "
+                f"run label_rewards.py --candidates_dir {store.folder} --reward_config {config.name}"
+            )
         scored = next(iter(table.scores.values())).shape[1]
         num_candidates = num_candidates or scored
         if num_candidates > scored:
@@ -64,7 +69,9 @@ class PreferenceGroups:
         group = self.store.read(self.image_ids[index])
         chosen = np.concatenate([self.winners[index], self.losers[index]])
         image, _, _ = control_image(group.lr, group.upscale, backbone.native_size, backbone.size_multiple)
-        return PreferenceGroup(group.image_id, chosen, group.latents[chosen].float(), image, group.prompt, torch.from_numpy(self.weights[index]).float())
+        return PreferenceGroup(
+            group.image_id, chosen, group.latents[chosen].float(), image, group.prompt, torch.from_numpy(self.weights[index]).float()
+        )
 
 
 def groups_of_step(step, count, num_groups, seed):

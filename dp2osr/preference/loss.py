@@ -4,7 +4,6 @@ With one timestep for a group, each of its N² pairs is a function of 2N scalars
 squared error of the prediction over C, H, W. So N² pairs cost 2N forwards, and the gradient is one weight a candidate.
 """
 
-import torch
 from torch.nn import functional as F
 
 

@@ -1,6 +1,7 @@
 """Sampling of candidate groups: M candidates per LR image, sharded, batched, resumable."""
 
 from dataclasses import asdict, dataclass
+
 import torch
 from tqdm import tqdm
 
@@ -57,7 +58,9 @@ class GroupSampler:
         latents = []
         for first in range(0, count, args.batch_size):
             generators = [candidate_generator(args.seed, image_id, m) for m in range(first, min(first + args.batch_size, count))]
-            sampled = backbone.sample(self.controlnet, control, self.embed(prompt), self.embed(args.negative_prompt), generators, shape, self.settings)
+            sampled = backbone.sample(
+                self.controlnet, control, self.embed(prompt), self.embed(args.negative_prompt), generators, shape, self.settings
+            )
             latents.append(sampled.to("cpu", torch.float16))
         seeds = [stable_seed(args.seed, image_id, m) for m in range(count)]
         return CandidateGroup(image_id, torch.cat(latents), prompt, lr, seeds, args.upscale)
@@ -136,7 +139,9 @@ def generate_candidates(args):
         print(f"{args.output_dir}: {len(paths) - len(missing)} of {len(paths)} groups are there, {len(missing)} to sample")
     share = list(paths)[state.process_index :: state.num_processes]
     share = [image_id for image_id in share if image_id in set(missing)]
-    bar = tqdm(total=len(share) * args.num_candidates, unit="candidate", desc="sample", disable=not state.is_local_main_process, mininterval=2)
+    bar = tqdm(
+        total=len(share) * args.num_candidates, unit="candidate", desc="sample", disable=not state.is_local_main_process, mininterval=2
+    )
     for image_id in share:
         group = sampler.sample(image_id, read_image(paths[image_id]), args.num_candidates)
         store.write(group, sampler.images(group) if args.save_images == "all" else None)

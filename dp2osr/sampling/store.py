@@ -72,7 +72,9 @@ class CandidateStore:
         try:
             save_file({"latents": group.latents.to(torch.float16).contiguous()}, part / "latents.safetensors")
             group.lr.save(part / "lr.png")
-            write_json(part / "group.json", {"image_id": group.image_id, "prompt": group.prompt, "seeds": group.seeds, "upscale": group.upscale})
+            write_json(
+                part / "group.json", {"image_id": group.image_id, "prompt": group.prompt, "seeds": group.seeds, "upscale": group.upscale}
+            )
             for index, image in enumerate(images if images is not None else []):
                 tensor_to_pil(image).save(part / f"{index:03d}.png")
             part.rename(self.groups / group.image_id)
@@ -94,6 +96,8 @@ class CandidateStore:
         try:
             latents = load_file(folder / "latents.safetensors")["latents"]
         except Exception as error:
-            raise UserError(f"{folder / 'latents.safetensors'}: not readable ({error}); delete the folder {folder} and run gen_candidates.py again") from None
+            raise UserError(
+                f"{folder / 'latents.safetensors'}: not readable ({error}); delete the folder {folder} and run gen_candidates.py again"
+            ) from None
         about = read_json(folder / "group.json")
         return CandidateGroup(image_id, latents, about["prompt"], read_image(folder / "lr.png"), about["seeds"], about["upscale"])

@@ -1,6 +1,5 @@
 """Training of a small `AutoencoderKL`: reconstruction in RGB, a chroma term, a faint KL."""
 
-import json
 import math
 import time
 from pathlib import Path
@@ -10,6 +9,8 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dp2osr.data.crops import CropSource, to_tensor
+from dp2osr.training.checkpoints import load_checkpoint, save_checkpoint
+from dp2osr.training.log import TrainingLog
 
 
 def to_ycbcr(images):
@@ -117,15 +118,14 @@ def train_autoencoder(vae, args):
         return warm_up * 0.5 * (1 + math.cos(math.pi * step / args.max_train_steps))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    state_path, first = output / "state.pt", 0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
+    state, first = load_checkpoint(output), 0
+    if state:
         vae.load_state_dict(state["vae"])
         optimizer.load_state_dict(state["optimizer"])
         scheduler.load_state_dict(state["scheduler"])
         first = state["step"]
-    log = open(output / "log.jsonl", "a", encoding="utf-8")
-    started, bar = time.time(), tqdm(range(first, args.max_train_steps), initial=first, total=args.max_train_steps, unit="step", mininterval=5)
+    log, started = TrainingLog(output / "train_log.jsonl", first), time.time()
+    bar = tqdm(range(first, args.max_train_steps), initial=first, total=args.max_train_steps, unit="step", mininterval=5)
     for step in bar:
         images = to_tensor([crop for _, crop in source.draw(step, args.train_batch_size)]) * 2 - 1
         posterior = vae.encode(images).latent_dist
@@ -140,12 +140,10 @@ def train_autoencoder(vae, args):
         if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
             record = {"step": step + 1, "seconds": round(time.time() - started), "loss": loss.item(), **evaluate_autoencoder(vae, held_out)}
             bar.set_postfix(psnr=f"{record['psnr']:.2f}", dE=f"{record['ciede2000']:.2f}")
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "step": step + 1}
-            torch.save(state, state_path.with_suffix(".part"))
-            state_path.with_suffix(".part").rename(state_path)
-    crops = to_tensor([crop for _, crop in source.draw(-1 % 2**31, 256, 128)])
+            log.write(record)
+            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            save_checkpoint(output, step + 1, state, keep=1)
+    crops = to_tensor([crop for _, crop in source.draw(args.max_train_steps, 256, 128)])
     vae.register_to_config(scaling_factor=latent_scaling_factor(vae, crops))
     vae.half().save_pretrained(output / "vae")
     return vae

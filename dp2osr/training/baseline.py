@@ -4,7 +4,6 @@ The full-size recipe is the paper's (batch 256, lr 2e-4, 35 k steps, frozen back
 along with it (`--train_backbone`), from random weights.
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -15,9 +14,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone
-from dp2osr.config import settle
+from dp2osr.config import read_json, settle
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.data.degradation import degrade, image_rng, load_degradation
+from dp2osr.training.checkpoints import load_checkpoint, save_checkpoint
+from dp2osr.training.log import TrainingLog
 
 
 class PairPool:
@@ -76,7 +77,7 @@ def train_baseline(args):
     torch.manual_seed(args.seed)
     backbone = load_backbone(args.pretrained_model_name_or_path, accelerator.device)
     degradation = load_degradation(args.degradation)
-    prompts = json.loads(Path(args.prompt_file).read_text(encoding="utf-8")) if args.prompt_file else {}
+    prompts = read_json(args.prompt_file) if args.prompt_file else {}
     source = CropSource(args.train_dir, args.resolution, args.seed + accelerator.process_index)
     pool = PairPool(backbone, source, degradation, prompts, args.pool_size, args.seed)
 
@@ -89,15 +90,25 @@ def train_baseline(args):
         modules.update({"unet": backbone.unet, "text_encoder": backbone.text_encoder})
     modules.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(modules.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay)
-    scheduler = get_scheduler(
-        args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
-    )
+    scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
     step = Step(backbone, controlnet, modules)
     step, optimizer = accelerator.prepare(step, optimizer)
-    first = load_state(output / "state.pt", modules, optimizer, scheduler)
+    state, first = load_checkpoint(output), 0
+    if state:
+        modules.load_state_dict(state["modules"])
+        optimizer.load_state_dict(state["optimizer"])
+        scheduler.load_state_dict(state["scheduler"])
+        first = state["step"]
     started = time.time()
-    log = open(output / f"log_{accelerator.process_index}.jsonl", "a", encoding="utf-8")
-    bar = tqdm(range(first, args.max_train_steps), initial=first, total=args.max_train_steps, unit="step", mininterval=5, disable=not accelerator.is_main_process)
+    log = TrainingLog(output / "train_log.jsonl", first) if accelerator.is_main_process else None
+    bar = tqdm(
+        range(first, args.max_train_steps),
+        initial=first,
+        total=args.max_train_steps,
+        unit="step",
+        mininterval=5,
+        disable=not accelerator.is_main_process,
+    )
     smoothed = None
     for index in bar:
         last_phase = index >= args.max_train_steps * (1 - args.full_window_share)
@@ -115,12 +126,12 @@ def train_baseline(args):
         scheduler.step()
         smoothed = loss.item() if smoothed is None else 0.98 * smoothed + 0.02 * loss.item()
         bar.set_postfix(loss=f"{smoothed:.4f}", refresh=False)
-        if (index + 1) % args.checkpointing_steps == 0 or index + 1 == args.max_train_steps:
-            log.write(json.dumps({"step": index + 1, "seconds": round(time.time() - started), "loss": smoothed}) + "\n")
-            log.flush()
-            if accelerator.is_main_process:
-                save_state(output / "state.pt", modules, optimizer, scheduler, index + 1)
-                save_models(output, backbone, controlnet, args)
+        due = (index + 1) % args.checkpointing_steps == 0 or index + 1 == args.max_train_steps
+        if due and accelerator.is_main_process:
+            log.write({"step": index + 1, "seconds": round(time.time() - started), "loss": smoothed})
+            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+            save_checkpoint(output, index + 1, state, keep=1)
+            save_models(output, backbone, controlnet, args)
 
 
 class Step(torch.nn.Module):
@@ -142,24 +153,6 @@ class Step(torch.nn.Module):
         prompt = {"encoder_hidden_states": backbone.text_encoder(tokens)[0]}
         [prediction] = backbone.predict([self.controlnet], noisy, timesteps, prompt, backbone.prepare_control(controls))
         return F.mse_loss(prediction.float(), backbone.target(latents, noise, timesteps).float())
-
-
-def load_state(path, modules, optimizer, scheduler):
-    """Restore a checkpoint if there is one; returns the next step's number."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True, map_location="cpu")
-    modules.load_state_dict(state["modules"])
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    return state["step"]
-
-
-def save_state(path, modules, optimizer, scheduler, step):
-    """Write a checkpoint beside, then rename."""
-    part = path.with_suffix(".part")
-    torch.save({"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict(), "step": step}, part)
-    part.replace(path)
 
 
 def save_models(output, backbone, controlnet, args):

@@ -15,8 +15,18 @@ _add("--num_candidates", type=int, help="M: use the first M candidates of each i
 _add("--top_n", type=int, default=8, help="N: best and worst candidates of a group (default: %(default)s)")
 _add("--beta", type=float, default=5000, help="β of Diffusion-DPO (default: %(default)s)")
 _add("--weighting", default="both", choices=WEIGHTINGS, help="hierarchical weights (default: %(default)s)")
-_add("--groups_per_step", type=int, default=16, help="groups an optimizer step over all processes; 16 × 8² = 1024 pairs (default: %(default)s)")
-_add("--micro_batch_size", type=int, default=0, help="candidates in one backward pass; 0: the 2N of a group; same gradient for any (default: %(default)s)")
+_add(
+    "--groups_per_step",
+    type=int,
+    default=16,
+    help="groups an optimizer step over all processes; 16 × 8² = 1024 pairs (default: %(default)s)",
+)
+_add(
+    "--micro_batch_size",
+    type=int,
+    default=0,
+    help="candidates in one backward pass; 0: the 2N of a group; same gradient for any (default: %(default)s)",
+)
 _add("--learning_rate", type=float, default=2e-5, help="AdamW rate (default: %(default)s)")
 _add("--lr_scheduler", default="constant_with_warmup", help="a diffusers schedule (default: %(default)s)")
 _add("--lr_warmup_steps", type=int, default=0, help="warm-up, steps (default: %(default)s)")

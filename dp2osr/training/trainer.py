@@ -26,8 +26,17 @@ from dp2osr.rewards.table import read_scores
 from dp2osr.sampling.seeds import stable_seed
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.checkpoints import load_checkpoint, save_checkpoint, save_controlnet
+from dp2osr.training.log import TrainingLog
 
-FREE_SETTINGS = {"config", "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "micro_batch_size", "validation_steps"}
+FREE_SETTINGS = {
+    "config",
+    "output_dir",
+    "report_to",
+    "checkpointing_steps",
+    "checkpoints_total_limit",
+    "micro_batch_size",
+    "validation_steps",
+}
 
 
 class PreferenceTrainer:
@@ -46,17 +55,24 @@ class PreferenceTrainer:
 
         self.args, self.output = args, Path(args.output_dir)
         trackers = None if args.report_to == "none" else args.report_to
-        self.accelerator = Accelerator(mixed_precision=args.mixed_precision, log_with=trackers, project_dir=args.output_dir, cpu=not torch.cuda.is_available())
+        self.accelerator = Accelerator(
+            mixed_precision=args.mixed_precision, log_with=trackers, project_dir=args.output_dir, cpu=not torch.cuda.is_available()
+        )
         store = CandidateStore(args.candidates_dir)
-        model_hash = weights_hash(args.pretrained_model_name_or_path)
-        if store.settings["model_hash"] != model_hash:
-            raise UserError(f"{args.candidates_dir}: was sampled from the weights of {store.settings['model']} ({store.settings['model_hash']}), not those of {args.pretrained_model_name_or_path} ({model_hash}); latents of another model cannot be trained on")
+        if store.settings["model_hash"] != weights_hash(args.pretrained_model_name_or_path):
+            raise UserError(
+                f"{args.candidates_dir}: was sampled with the weights of {store.settings['model']}, which are not those of "
+                f"{args.pretrained_model_name_or_path}; latents of another model cannot be trained on"
+            )
         table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
         config = load_reward_config(args.reward_config)
         self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
         if self.accelerator.is_main_process:
             settings = {key: value for key, value in vars(args).items() if key not in FREE_SETTINGS}
-            settle(self.output / "settings.json", {**settings, "reference_hash": weights_hash(args.controlnet_model_name_or_path), "candidates": store.settings})
+            settle(
+                self.output / "settings.json",
+                {**settings, "reference_hash": weights_hash(args.controlnet_model_name_or_path), "candidates": store.settings},
+            )
         self.accelerator.wait_for_everyone()
 
         self.backbone = load_backbone(args.pretrained_model_name_or_path, self.accelerator.device, parts=("vae", "text", "unet"))
@@ -76,7 +92,9 @@ class PreferenceTrainer:
         """Timestep of the group's visit and (2N, C, h, w) noise, one stream a candidate."""
         generator = torch.Generator().manual_seed(stable_seed(self.args.seed, "timestep", self.step, group.image_id))
         timestep = self.backbone.draw_timesteps(1, generator)
-        streams = (torch.Generator().manual_seed(stable_seed(self.args.seed, "noise", self.step, group.image_id, m)) for m in group.candidates)
+        streams = (
+            torch.Generator().manual_seed(stable_seed(self.args.seed, "noise", self.step, group.image_id, m)) for m in group.candidates
+        )
         noise = torch.stack([torch.randn(group.latents.shape[1:], generator=stream) for stream in streams])
         return timestep, noise.to(self.backbone.device)
 
@@ -89,7 +107,9 @@ class PreferenceTrainer:
         if group.prompt not in self.prompts:
             self.prompts[group.prompt] = backbone.encode_prompts([group.prompt])
         with self.accelerator.autocast():
-            predictions = backbone.predict(controlnets, noisy, timesteps, self.prompts[group.prompt], backbone.prepare_control(group.control))
+            predictions = backbone.predict(
+                controlnets, noisy, timesteps, self.prompts[group.prompt], backbone.prepare_control(group.control)
+            )
         target = backbone.target(latents, noise, timesteps)
         return [prediction_errors(prediction, target) for prediction in predictions]
 
@@ -111,7 +131,9 @@ class PreferenceTrainer:
             self.accelerator.backward(scale * loss)
         else:
             with torch.no_grad():
-                policy, reference = (torch.cat(errors) for errors in zip(*(self.errors(models, group, timestep, noise, part) for part in parts), strict=True))
+                policy, reference = (
+                    torch.cat(errors) for errors in zip(*(self.errors(models, group, timestep, noise, part) for part in parts), strict=True)
+                )
             gaps = (policy - reference).requires_grad_(True)
             loss = self.group_loss(gaps, weights)
             [gradient] = torch.autograd.grad(loss, gaps)
@@ -130,7 +152,9 @@ class PreferenceTrainer:
         margins = pair_margins(winners, losers, self.args.beta)
         pairs, count = margins.numel(), len(winners)
         correct = (margins > 0).sum() + 0.5 * (margins == 0).sum()
-        return torch.stack([loss, correct, margins.sum(), policy[:count].sum(), policy[count:].sum(), winners.sum(), losers.sum()]).double() / torch.tensor(
+        return torch.stack(
+            [loss, correct, margins.sum(), policy[:count].sum(), policy[count:].sum(), winners.sum(), losers.sum()]
+        ).double() / torch.tensor(
             [1, 1, 1, count / pairs, count / pairs, count / pairs, count / pairs], dtype=torch.float64, device=loss.device
         )
 
@@ -154,7 +178,13 @@ class PreferenceTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         names = ("loss", "implicit_accuracy", "margin", "winner_error", "loser_error", "winner_gap", "loser_gap")
-        record = {"step": self.step + 1, **dict(zip(names, total, strict=True)), "grad_norm": float(norm), "learning_rate": self.schedule.get_last_lr()[0], "finite": finite}
+        record = {
+            "step": self.step + 1,
+            **dict(zip(names, total, strict=True)),
+            "grad_norm": float(norm),
+            "learning_rate": self.schedule.get_last_lr()[0],
+            "finite": finite,
+        }
         if self.step == 0:
             self.check_neutral_start(indices, total[0])
         return record, [self.groups.image_ids[index] for index in indices]
@@ -163,7 +193,9 @@ class PreferenceTrainer:
         """Policy and reference are one at step 0: the loss is exactly ln 2 × the mean weight."""
         expected = math.log(2) * float(self.groups.weights[indices].mean())
         if not math.isclose(loss, expected, rel_tol=1e-4):
-            raise RuntimeError(f"step 0: the loss is {loss}, not ln 2 × mean weight = {expected}: policy and reference differ before training")
+            raise RuntimeError(
+                f"step 0: the loss is {loss}, not ln 2 × mean weight = {expected}: policy and reference differ before training"
+            )
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -173,11 +205,20 @@ class PreferenceTrainer:
         self.restore()
         log = TrainingLog(self.output / "train_log.jsonl", self.step) if main else None
         if args.report_to != "none":
-            self.accelerator.init_trackers("dp2o", config={key: value for key, value in vars(args).items() if isinstance(value, (int, float, str, bool))})
+            self.accelerator.init_trackers(
+                "dp2o", config={key: value for key, value in vars(args).items() if isinstance(value, (int, float, str, bool))}
+            )
         validator = self.make_validator()
         if validator and self.step == 0:
             self.log(log, {"step": 0, **validator(self.policy)})
-        bar = tqdm(range(self.step, args.max_train_steps), initial=self.step, total=args.max_train_steps, unit="step", desc="train", disable=not main)
+        bar = tqdm(
+            range(self.step, args.max_train_steps),
+            initial=self.step,
+            total=args.max_train_steps,
+            unit="step",
+            desc="train",
+            disable=not main,
+        )
         bad, smooth = 0, None
         for _ in bar:
             started = time.perf_counter()
@@ -185,7 +226,10 @@ class PreferenceTrainer:
             self.step += 1
             bad = 0 if record["finite"] else bad + 1
             if bad == 3:
-                raise UserError(f"{self.output}: three steps in a row without a finite loss, the last at step {self.step} with the images {', '.join(image_ids)}; lower --learning_rate or check their scores")
+                raise UserError(
+                    f"{self.output}: no finite loss in three steps in a row, the last at step {self.step} with the images "
+                    f"{', '.join(image_ids)}; lower --learning_rate or check their scores"
+                )
             record["pairs_per_second"] = args.groups_per_step * args.top_n**2 / (time.perf_counter() - started)
             smooth = record["implicit_accuracy"] if smooth is None else 0.9 * smooth + 0.1 * record["implicit_accuracy"]
             bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{smooth:.2f}", refresh=False)
@@ -215,7 +259,12 @@ class PreferenceTrainer:
     def save(self):
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
-            state = {"policy": self.policy.state_dict(), "optimizer": self.optimizer.state_dict(), "schedule": self.schedule.state_dict(), "scaler": scaler}
+            state = {
+                "policy": self.policy.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": scaler,
+            }
             save_checkpoint(self.output, self.step, state, self.args.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
 
@@ -230,26 +279,3 @@ class PreferenceTrainer:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
         print(f"{self.output}: goes on from step {self.step}", file=sys.stderr)
-
-
-class TrainingLog:
-    """A JSONL of records; what a killed run wrote beyond its last checkpoint is dropped when it goes on."""
-
-    def __init__(self, path, step):
-        kept = []
-        if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    record = json.loads(line)
-                except json.JSONDecodeError:  # the line that a kill cut
-                    continue
-                if record["step"] <= step and step:
-                    kept.append(line)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        part.replace(path)
-        self.file = open(path, "a", encoding="utf-8")
-
-    def write(self, record):
-        self.file.write(json.dumps(record) + "\n")
-        self.file.flush()

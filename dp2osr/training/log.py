@@ -1,0 +1,26 @@
+"""Training curves on disk."""
+
+import json
+
+
+class TrainingLog:
+    """A JSONL of records; what a killed run wrote beyond its last checkpoint is dropped when it goes on."""
+
+    def __init__(self, path, step):
+        kept = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:  # the line that a kill cut
+                    continue
+                if record["step"] <= step and step:
+                    kept.append(line)
+        part = path.with_name(f".{path.name}.part")
+        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        part.replace(path)
+        self.path = path
+
+    def write(self, record):
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")

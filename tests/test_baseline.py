@@ -1,0 +1,134 @@
+"""The tiny preset's own makers: autoencoder start, tokenizer, baseline training and its resume; a full disk."""
+
+import os
+import subprocess
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, read_log, run_program
+from safetensors.torch import load_file
+
+from dp2osr.data.crops import CropSource, to_tensor
+
+
+def untrained_vae(start):
+    from diffusers import AutoencoderKL
+
+    from dp2osr.training.autoencoder import linear_start
+
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        block_out_channels=(16, 32, 64), down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1, latent_channels=4, norm_num_groups=1, mid_block_add_attention=False,
+    )  # fmt: skip
+    if start:
+        linear_start(vae)
+    return vae
+
+
+def test_the_linear_start_is_an_interpolated_block_mean():
+    from dp2osr.training.autoencoder import evaluate_autoencoder
+
+    crops = to_tensor([crop for _, crop in CropSource(ROOT / "preset/test/gt", 128, 0).draw(0, 6)])
+    started, random = (evaluate_autoencoder(untrained_vae(start), crops) for start in (True, False))
+    assert started["psnr"] > 21 > 16 > random["psnr"]
+    assert started["ciede2000"] < 8 < random["ciede2000"]
+
+
+def test_the_embedded_autoencoder_keeps_light_and_colour(backbone):
+    from dp2osr.training.autoencoder import evaluate_autoencoder
+
+    crops = to_tensor([crop for _, crop in CropSource(ROOT / "preset/test/gt", 128, 0).draw(0, 26)])
+    scores = evaluate_autoencoder(backbone.vae, crops)
+    assert scores["psnr"] > 28 and scores["ciede2000"] < 4
+
+
+def test_tokenizer_round_trips_words_that_it_never_saw(backbone):
+    tokenizer = backbone.tokenizer
+    ids = tokenizer("Mountain, zebra crossing", padding="max_length", max_length=77)["input_ids"]
+    assert len(ids) == 77 and tokenizer.unk_token_id not in ids[1 : ids.index(tokenizer.eos_token_id)]
+    assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ,", ",") == "mountain, zebra crossing"
+
+
+def test_prompts_change_the_prediction(backbone):
+    embeddings = backbone.encode_prompts(["", "mountain, sky", "noise, blur"])["encoder_hidden_states"]
+    assert embeddings.shape[:2] == (3, 77)
+    assert (embeddings[0] - embeddings[1]).abs().max() > 1e-2
+
+
+def test_crops_follow_from_seed_and_step_alone():
+    source = CropSource(ROOT / "preset/test/gt", 64, 5)
+    first = source.draw(3, 4)
+    source.draw(9, 2)
+    again = CropSource(ROOT / "preset/test/gt", 64, 5).draw(3, 4)
+    assert all(a == b and np.array_equal(x, y) for (a, x), (b, y) in zip(first, again, strict=True))
+    assert not np.array_equal(source.draw(4, 4)[0][1], first[0][1])
+
+
+BASELINE = [
+    "scripts/train_controlnet.py", "--pretrained_model_name_or_path", MODEL, "--train_dir", str(ROOT / "preset/train/gt"), "--resolution", "64",
+    "--window", "8", "--full_window_share", "0.5", "--pool_size", "6", "--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "1",
+    "--conditioning_channels", "8", "16", "32", "--negative_share", "0.2", "--train_backbone", "--checkpointing_steps", "2",
+]  # fmt: skip
+
+
+def test_baseline_training_resumes_to_the_same_weights(tmp_path):
+    run_program(*BASELINE, "--max_train_steps", "4", "--output_dir", tmp_path / "whole")
+    run_program(*BASELINE, "--max_train_steps", "4", "--output_dir", tmp_path / "cut")
+    (tmp_path / "cut/checkpoint-4.pt").unlink()
+    done = run_program(*BASELINE, "--max_train_steps", "4", "--output_dir", tmp_path / "cut")
+    assert done.returncode == 0
+    for part in ("controlnet", "model/unet"):
+        whole, cut = (load_file(tmp_path / run / part / "diffusion_pytorch_model.safetensors") for run in ("whole", "cut"))
+        assert all(torch.equal(value, cut[key]) for key, value in whole.items())
+    assert [record["step"] for record in read_log(tmp_path / "whole/train_log.jsonl")] == [2, 4]
+    run_program("gen_candidates.py", "--pretrained_model_name_or_path", tmp_path / "whole/model", "--controlnet_model_name_or_path",
+                tmp_path / "whole/controlnet", *SAMPLING, "--max_images", "1", "--image_path", ROOT / "preset/test/lr", "--output_dir", tmp_path / "c")  # fmt: skip
+
+
+def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(backbone):
+    from dp2osr.data.degradation import load_degradation
+    from dp2osr.training.baseline import PairPool
+
+    source = CropSource(ROOT / "preset/train/gt", 128, 0)
+    pool = PairPool(backbone, source, load_degradation("resshift"), {}, 3, 0)
+    latents, control, prompts = pool.draw(0, 4, 16, seed=0)
+    assert latents.shape == (4, 4, 16, 16) and control.shape == (4, 3, 64, 64) and prompts == [""] * 4
+    decoded = backbone.decode_latents(latents)
+    coarse = [torch.nn.functional.avg_pool2d(images, 16).flatten(1) for images in (decoded, control)]
+    assert all(np.corrcoef(a, b)[0, 1] > 0.8 for a, b in zip(*coarse, strict=True))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system, which needs root")
+def test_a_full_disk_is_one_line(tmp_path, lr_folder):
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=48k", "tmpfs", small], capture_output=True).returncode:
+        pytest.skip("a small file system cannot be mounted here")
+    try:
+        words = [*MODEL_FLAGS, *SAMPLING, "--image_path", lr_folder, "--output_dir", small / "out"]
+        done = run_program("gen_candidates.py", *words, "--num_candidates", "24", check=False)
+        assert_one_clear_line(done, "disk is full")
+        assert not list((small / "out/groups").glob(".*"))
+    finally:
+        subprocess.run(["umount", small], check=True)
+
+
+def test_an_interrupt_is_one_line(capsys):
+    from dp2osr.errors import run
+
+    def main():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stop:
+        run(main)
+    assert stop.value.code == 130 and "goes on from here" in capsys.readouterr().err
+
+
+def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
+    from dp2osr.training.options import sampling_options
+
+    args = SimpleNamespace(num_inference_steps=2, guidance_scale=1.0, validation_candidates=2, upscale=4, seed=0)
+    assert {"scheduler", "prompt_source", "negative_prompt", "align_method", "batch_size"} <= vars(sampling_options(args)).keys()
