@@ -68,8 +68,9 @@ def test_crops_follow_from_seed_and_step_alone():
 
 
 BASELINE = [
-    "scripts/train_controlnet.py", "--pretrained_model_name_or_path", MODEL, "--train_dir", str(ROOT / "preset/train/gt"), "--resolution", "64",
-    "--window", "8", "--full_window_share", "0.5", "--pool_size", "6", "--train_batch_size", "4", "--learning_rate", "1e-3", "--lr_warmup_steps", "1",
+    "scripts/train_controlnet.py", "--pretrained_model_name_or_path", MODEL, "--train_dir", str(ROOT / "preset/train/gt"),
+    "--resolution", "64", "--window", "8", "--full_window_share", "0.5", "--pool_size", "6", "--train_batch_size", "4",
+    "--learning_rate", "1e-3", "--lr_warmup_steps", "1",
     "--conditioning_channels", "8", "16", "32", "--negative_share", "0.2", "--train_backbone", "--checkpointing_steps", "2",
 ]  # fmt: skip
 
@@ -84,8 +85,9 @@ def test_baseline_training_resumes_to_the_same_weights(tmp_path):
         whole, cut = (load_file(tmp_path / run / part / "diffusion_pytorch_model.safetensors") for run in ("whole", "cut"))
         assert all(torch.equal(value, cut[key]) for key, value in whole.items())
     assert [record["step"] for record in read_log(tmp_path / "whole/train_log.jsonl")] == [2, 4]
-    run_program("gen_candidates.py", "--pretrained_model_name_or_path", tmp_path / "whole/model", "--controlnet_model_name_or_path",
-                tmp_path / "whole/controlnet", *SAMPLING, "--max_images", "1", "--image_path", ROOT / "preset/test/lr", "--output_dir", tmp_path / "c")  # fmt: skip
+    made = ["--pretrained_model_name_or_path", tmp_path / "whole/model", "--controlnet_model_name_or_path", tmp_path / "whole/controlnet"]
+    images = ["--image_path", ROOT / "preset/test/lr", "--max_images", "1"]
+    run_program("gen_candidates.py", *made, *SAMPLING, *images, "--output_dir", tmp_path / "candidates")
 
 
 def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(backbone):

@@ -130,7 +130,7 @@ def train_baseline(args):
         if due and accelerator.is_main_process:
             log.write({"step": index + 1, "seconds": round(time.time() - started), "loss": smoothed})
             state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-            save_checkpoint(output, index + 1, state, keep=1)
+            save_checkpoint(output, index + 1, state, keep=2)
             save_models(output, backbone, controlnet, args)
 
 

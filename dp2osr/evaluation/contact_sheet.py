@@ -1,0 +1,47 @@
+"""A contact sheet: one row an image, LR | bicubic | candidate 0 of each store | GT."""
+
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from dp2osr.backbones import load_backbone
+from dp2osr.data.images import list_images, read_image, save_image, tensor_to_pil
+from dp2osr.sampling.decode import decode_group
+from dp2osr.sampling.store import CandidateStore
+
+
+def contact_sheet(candidates, gt_path, output, columns=2, zoom=1):
+    """Write the PNG `output`.
+
+    Args:
+        candidates: {title: candidate folder}, all of the same images.
+        gt_path: GT images, by name.
+        columns: images side by side.
+        zoom: whole-number enlargement, nearest neighbour.
+    """
+    stores = {title: CandidateStore(folder) for title, folder in candidates.items()}
+    truths = {path.stem: path for path in list_images(gt_path)}
+    backbone, rows = None, []
+    for image_id in next(iter(stores.values())).ids():
+        gt = read_image(truths[image_id])
+        pictures = []
+        for store in stores.values():
+            group = store.read(image_id)
+            backbone = backbone or load_backbone(store.settings["model"], parts=("vae",))
+            group.latents = group.latents[:1]
+            pictures.append(tensor_to_pil(decode_group(backbone, group, store.settings["align_method"])[0]))
+        lr = [group.lr.resize(gt.size, method) for method in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
+        rows.append([*lr, *pictures, gt])
+    titles = ["LR", "bicubic", *stores, "GT"]
+    side, gap, head = max(row[0].width for row in rows) * zoom, 4, 16
+    width, height = len(titles) * (side + gap) + 8, side + gap
+    sheet = Image.new("RGB", (columns * width, -(-len(rows) // columns) * height + head), "white")
+    draw = ImageDraw.Draw(sheet)
+    for index, row in enumerate(rows):
+        for place, picture in enumerate(row):
+            x, y = index % columns * width + place * (side + gap), index // columns * height + head
+            sheet.paste(picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST), (x, y))
+            if index < columns:
+                draw.text((x + 2, 2), titles[place], fill="black")
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    save_image(sheet, output)
