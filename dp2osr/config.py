@@ -110,8 +110,10 @@ def write_json(path, content):
     part.replace(path)
 
 
-def settle(path, settings):
+def settle(path, settings, told=()):
     """Write a run's `settings` to the JSON at `path`, or check that the run already there has the same.
+
+    Keys in `told` are written and not compared: where a model lies does not matter, its hash does.
 
     Raises:
         UserError: the run there was made with other settings; both values are shown.
@@ -123,10 +125,7 @@ def settle(path, settings):
         write_json(path, settings)
         return
     found = read_json(path)
-    differing = [
-        f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here"
-        for key in {**found, **settings}
-        if found.get(key) != settings.get(key)
-    ]
+    keys = [key for key in {**found, **settings} if key not in told and found.get(key) != settings.get(key)]
+    differing = [f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here" for key in keys]
     if differing:
         raise UserError(f"{path.parent}: was made with other settings ({'; '.join(differing)}); use them, or another output folder")

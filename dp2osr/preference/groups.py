@@ -1,5 +1,6 @@
 """Preference groups: scores and candidates on disk → winners, losers and weights of each LR image."""
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +64,11 @@ class PreferenceGroups:
 
     def __len__(self):
         return len(self.image_ids)
+
+    def fingerprint(self):
+        """Hash of what the training will see of the scores: images, winners, losers and weights."""
+        content = [" ".join(self.image_ids).encode(), self.winners.tobytes(), self.losers.tobytes(), self.weights.tobytes()]
+        return hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
 
     def read(self, index, backbone):
         """Load group `index` from disk."""

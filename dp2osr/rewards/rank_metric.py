@@ -1,8 +1,8 @@
 """`dp2o_rank`: a small no-reference metric trained on photographs to rank the strength of distortions.
 
 It is this project's own and no pyiqa metric. A convolutional network sees one image and predicts a quality, 1 for an
-undistorted photograph and near 0 for a strongly distorted one; it was taught with pairs of the same crop at two strengths of the
-same distortion or chain of distortions (the idea of RankIQA: Liu, van de Weijer, Bagdanov 2017).
+undistorted photograph and near 0 for a strongly distorted one; it was taught with ladders: one crop at rising strengths of
+one distortion or chain of distortions (the idea of RankIQA: Liu, van de Weijer, Bagdanov 2017).
 """
 
 import json
@@ -31,16 +31,18 @@ class RankNetwork(nn.Module):
 
     def __init__(self, widths=(24, 32, 48, 48, 64, 64), strides=(2, 1, 2, 1, 2, 1)):
         super().__init__()
-        layers, channels = [], 3
+        layers, channels = [], 6
         for width, stride in zip(widths, strides, strict=True):
-            kernel = 5 if channels == 3 else 3
+            kernel = 3 if layers else 5
             layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.LeakyReLU(0.1)]
             channels = width
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Linear(2 * channels, 64), nn.LeakyReLU(0.1), nn.Linear(64, 1))
 
     def forward(self, images):
-        features = self.features((images - 0.5) / 0.25).flatten(2)
+        # Noise, blocking and lost detail are faint beside the picture: show the network its high frequencies, amplified.
+        detail = images - F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+        features = self.features(torch.cat([(images - 0.5) / 0.25, detail / 0.05], dim=1)).flatten(2)
         pooled = torch.cat([features.mean(2), features.var(2, correction=0).add(1e-6).sqrt()], dim=1)
         return self.head(pooled).squeeze(1)
 
@@ -63,8 +65,8 @@ def strength_at(kind, level):
 
 
 def draw_chain(rng):
-    """One distortion, or two or three in random order: list of (kind, share of the pair's level in (0.3, 1])."""
-    count = rng.choice([1, 2, 3], p=[0.6, 0.25, 0.15])
+    """One distortion, or two or three in random order: list of (kind, share of the ladder's level in (0.3, 1])."""
+    count = rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1])
     kinds = rng.permutation(list(DISTORTIONS))[:count]
     return [(str(kind), 1.0 if count == 1 else float(rng.uniform(0.3, 1))) for kind in kinds]
 
@@ -72,7 +74,7 @@ def draw_chain(rng):
 def apply_chain(crop, chain, level, seed):
     """(distorted crop, quality): the chain at `level` in [0, 1], or the crop itself and 1 for level None.
 
-    The quality of a chain is the product of its members' qualities, 1 − FLOOR − (1 − FLOOR) · level.
+    The quality of a chain is the product of its members' qualities, (1 − FLOOR) · (1 − level).
     """
     if level is None:
         return crop, 1.0
@@ -83,40 +85,41 @@ def apply_chain(crop, chain, level, seed):
     return crop, quality
 
 
-def draw_pairs(source, seed, step, batch_size):
-    """Better and worse image of `batch_size` pairs, stacked: images (2B, 3, s, s) in [0, 1] and their qualities (2B,)."""
+def draw_ladders(source, seed, step, batch_size, rungs=4):
+    """Each crop undistorted and at `rungs` − 1 rising strengths of one chain.
+
+    Returns images (K · B, 3, s, s) in [0, 1], rung by rung (all undistorted crops first), and qualities (K, B).
+    """
     rng = np.random.default_rng((seed, step, 1))
-    better, worse = [], []
+    ladders = []
     for index, (_, crop) in enumerate(source.draw(step, batch_size)):
-        if crop.std() < MIN_CONTRAST:
-            continue
-        chain, levels = draw_chain(rng), np.sort(rng.uniform(0, 1, 2))
-        first = None if rng.random() < 0.4 else levels[0]
-        noise_seed = step * batch_size + index
-        better.append(apply_chain(crop, chain, first, noise_seed))
-        worse.append(apply_chain(crop, chain, levels[1], noise_seed))
-    images, qualities = zip(*(better + worse), strict=True)
-    return to_tensor(list(images)), torch.tensor(qualities)
+        chain, levels = draw_chain(rng), np.sort(rng.uniform(0, 1, rungs - 1))
+        if crop.std() >= MIN_CONTRAST:
+            ladders.append([apply_chain(crop, chain, level, step * batch_size + index) for level in (None, *levels)])
+    images = [ladder[rung][0] for rung in range(rungs) for ladder in ladders]
+    return to_tensor(images), torch.tensor([[ladder[rung][1] for ladder in ladders] for rung in range(rungs)])
 
 
 def rank_loss(predicted, quality):
-    """Squared error of the quality + hinge on each pair's order, its margin half of the pair's true difference."""
-    better, worse = predicted.chunk(2)
-    margin = 0.5 * torch.sub(*quality.chunk(2))
-    return F.mse_loss(predicted, quality) + F.relu(margin - (better - worse)).mean()
+    """Squared error of the quality + hinge on the order of every two rungs of a ladder, its margin half of the true difference.
+
+    Args: (K, B) each, rungs from best to worst.
+    """
+    first, second = torch.triu_indices(len(quality), len(quality), offset=1)
+    hinge = F.relu(0.5 * (quality[first] - quality[second]) - (predicted[first] - predicted[second]))
+    return 0.5 * F.mse_loss(predicted, quality) + 2 * hinge.mean()
 
 
 @torch.no_grad()
-def pair_accuracy(network, source, batches=8, batch_size=64):
-    """Share of held-out pairs that the network orders rightly, and mean absolute error of the quality."""
-    right, error = [], []
+def pair_accuracy(network, source, batches=8, batch_size=32):
+    """Share of held-out pairs (an undistorted crop and one rung, or two rungs of a ladder) that the network orders rightly."""
+    right = []
     for step in range(batches):
-        images, quality = draw_pairs(source, 1, step, batch_size)
-        predicted = network(images)
-        better, worse = predicted.chunk(2)
-        right.append((better > worse).float().mean().item())
-        error.append((predicted - quality).abs().mean().item())
-    return {"pair_accuracy": round(float(np.mean(right)), 4), "quality_error": round(float(np.mean(error)), 4)}
+        images, quality = draw_ladders(source, 1, step, batch_size)
+        predicted = network(images).view_as(quality)
+        first, second = torch.triu_indices(len(quality), len(quality), offset=1)
+        right.append((predicted[first] > predicted[second]).float().mean().item())
+    return round(float(np.mean(right)), 4)
 
 
 def train_rank_metric(args):
@@ -131,16 +134,21 @@ def train_rank_metric(args):
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps, pct_start=0.1)
     started, bar = time.time(), tqdm(range(steps), desc="train dp2o_rank", unit="step")
     for step in bar:
-        images, quality = draw_pairs(source, args.seed, step, args.train_batch_size)
-        loss = rank_loss(network(images), quality)
+        images, quality = draw_ladders(source, args.seed, step, args.train_batch_size)
+        loss = rank_loss(network(images).view_as(quality), quality)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
         if (step + 1) % 100 == 0:
-            bar.set_postfix(loss=f"{loss.item():.4f}", **pair_accuracy(network, held_out, batches=1))
-    record = {"steps": steps, "batch_size": args.train_batch_size, "seed": args.seed, **pair_accuracy(network.eval(), held_out)}
+            bar.set_postfix(loss=f"{loss.item():.4f}", held_out=pair_accuracy(network, held_out, batches=1))
+    record = {
+        "steps": steps,
+        "batch_size": args.train_batch_size,
+        "seed": args.seed,
+        "pair_accuracy": pair_accuracy(network.eval(), held_out),
+    }
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
     part = output.with_name(f".{output.name}.part")

@@ -47,7 +47,7 @@ class CandidateStore:
     def __init__(self, folder, settings=None):
         self.folder = Path(folder)
         if settings is not None:
-            settle(self.folder / "settings.json", settings)
+            settle(self.folder / "settings.json", settings, told=("model", "controlnet", "versions"))
         if not (self.folder / "settings.json").is_file():
             raise UserError(f"{self.folder}: is not a candidate folder (no settings.json); make one with gen_candidates.py")
         self.settings = read_json(self.folder / "settings.json")

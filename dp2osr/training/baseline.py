@@ -73,7 +73,7 @@ def train_baseline(args):
 
     accelerator = Accelerator(mixed_precision=args.mixed_precision, gradient_accumulation_steps=args.gradient_accumulation_steps)
     output = Path(args.output_dir)
-    settle(output / "settings.json", {key: value for key, value in vars(args).items() if key not in ("config", "checkpointing_steps")})
+    settle(output / "settings.json", vars(args), told=("config", "checkpointing_steps", "output_dir"))
     torch.manual_seed(args.seed)
     backbone = load_backbone(args.pretrained_model_name_or_path, accelerator.device)
     degradation = load_degradation(args.degradation)

@@ -72,6 +72,10 @@ def make_tiny_sd2(args):
         cross_attention_dim=args.text_width,
         use_linear_projection=True,
     )
-    schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1)
+    # v-prediction, as SD2's 768-pixel model has it: with little training, a noise prediction leaves blotches of colour, since at
+    # high noise levels it says next to nothing about the image, while v there is the image, which the LR almost gives away.
+    schedule = DDPMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, prediction_type="v_prediction"
+    )
     pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, schedule, None, None, requires_safety_checker=False)
     pipeline.save_pretrained(args.output_dir)

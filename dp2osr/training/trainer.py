@@ -28,15 +28,12 @@ from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.checkpoints import load_checkpoint, save_checkpoint, save_controlnet
 from dp2osr.training.log import TrainingLog
 
-FREE_SETTINGS = {
-    "config",
-    "output_dir",
-    "report_to",
-    "checkpointing_steps",
-    "checkpoints_total_limit",
-    "micro_batch_size",
-    "validation_steps",
-}
+# Settings that may differ when a run goes on: they change nothing in the weights, or a hash stands for them.
+FREE_SETTINGS = (
+    "config", "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "micro_batch_size", "validation_steps",
+    "validation_image_path", "validation_gt_path", "validation_candidates", "pretrained_model_name_or_path",
+    "controlnet_model_name_or_path", "candidates_dir", "scores", "candidates",
+)  # fmt: skip
 
 
 class PreferenceTrainer:
@@ -68,11 +65,8 @@ class PreferenceTrainer:
         config = load_reward_config(args.reward_config)
         self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
         if self.accelerator.is_main_process:
-            settings = {key: value for key, value in vars(args).items() if key not in FREE_SETTINGS}
-            settle(
-                self.output / "settings.json",
-                {**settings, "reference_hash": weights_hash(args.controlnet_model_name_or_path), "candidates": store.settings},
-            )
+            hashes = {"reference_hash": weights_hash(args.controlnet_model_name_or_path), "groups_hash": self.groups.fingerprint()}
+            settle(self.output / "settings.json", {**vars(args), **hashes, "candidates": store.settings}, told=FREE_SETTINGS)
         self.accelerator.wait_for_everyone()
 
         self.backbone = load_backbone(args.pretrained_model_name_or_path, self.accelerator.device, parts=("vae", "text", "unet"))
