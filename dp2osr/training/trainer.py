@@ -73,9 +73,10 @@ class PreferenceTrainer:
         self.reference = self.backbone.load_controlnet(args.controlnet_model_name_or_path, torch.float32).requires_grad_(False)
         self.policy = deepcopy(self.reference).requires_grad_(True).train()
         self.parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay)
+        optimizer = torch.optim.AdamW(self.parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay)
+        self.optimizer = self.accelerator.prepare(optimizer)  # for fp16's scaler; gradients are summed over processes in train_step
         self.schedule = get_scheduler(
-            args.lr_scheduler, self.optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+            args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
         )
         self.prompts = {}
         self.step = 0
@@ -153,7 +154,7 @@ class PreferenceTrainer:
         )
 
     def train_step(self):
-        """One optimizer step over the step's groups; returns its log record, None if the loss was not finite."""
+        """One optimizer step over the step's groups; returns its log record and their image ids. A loss that is not finite moves nothing."""
         args, accelerator = self.args, self.accelerator
         indices = groups_of_step(self.step, args.groups_per_step, len(self.groups), args.seed)
         pairs = args.groups_per_step * args.top_n**2
@@ -167,7 +168,7 @@ class PreferenceTrainer:
         norm = accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
         total = (total / pairs).tolist()
         finite = math.isfinite(total[0]) and bool(torch.isfinite(norm))
-        if finite:
+        if finite or accelerator.scaler:  # fp16's scaler skips the step itself, and must see it to lower its scale
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
@@ -218,7 +219,7 @@ class PreferenceTrainer:
             started = time.perf_counter()
             record, image_ids = self.train_step()
             self.step += 1
-            bad = 0 if record["finite"] else bad + 1
+            bad = 0 if record["finite"] or self.accelerator.scaler and math.isfinite(record["loss"]) else bad + 1
             if bad == 3:
                 raise UserError(
                     f"{self.output}: no finite loss in three steps in a row, the last at step {self.step} with the images "
