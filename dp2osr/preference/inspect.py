@@ -27,6 +27,7 @@ def describe_preferences(args):
     pairs = len(groups) * args.top_n**2
     flat = int((spread == 0).sum())
     lines.append(
-        f"{len(groups)} groups of M = {groups.rewards.shape[1]}, {pairs} pairs with N = {args.top_n}; mean sigma {spread.mean():.3f}; {flat} flat"
+        f"{len(groups)} groups of M = {groups.rewards.shape[1]}, {pairs} pairs with N = {args.top_n}; "
+        f"mean sigma {spread.mean():.3f}; {flat} without spread"
     )
     return lines

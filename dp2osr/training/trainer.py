@@ -154,7 +154,7 @@ class PreferenceTrainer:
         )
 
     def train_step(self):
-        """One optimizer step over the step's groups; returns its log record and their image ids. A loss that is not finite moves nothing."""
+        """One optimizer step over the step's groups; returns its log record and their image ids."""
         args, accelerator = self.args, self.accelerator
         indices = groups_of_step(self.step, args.groups_per_step, len(self.groups), args.seed)
         pairs = args.groups_per_step * args.top_n**2
