@@ -29,6 +29,12 @@ clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 generate() { "$PY" gen_candidates.py --config "$1" --output_dir "$2" "${@:3}"; }
 label() { "$PY" label_rewards.py --config "$1" --candidates_dir "$2"; }
 
+# Its table is kept, so that it comes last, after the times.
+evaluate() {
+    "$PY" scripts/evaluate.py --config "$configs/evaluate.yaml" --candidates "base=$out/test/base" "policy=$out/test/policy" \
+        --training_log "$out/policy/train_log.jsonl" --output_dir "$out/report" > "$out/table.txt"
+}
+
 run_stages() {
     local configs="$1" out="$2" started=$SECONDS name
     for name in sample label train test label_test evaluate; do
@@ -45,10 +51,10 @@ run_stages() {
     stage "sample held-out photographs with the policy" generate "$configs/test.yaml" "$out/test/policy" \
         --controlnet_model_name_or_path "$out/policy"
     stage "score them" label "$configs/label_test.yaml" "$out/test/policy"
-    stage "compare, and write the report" "$PY" scripts/evaluate.py --config "$configs/evaluate.yaml" \
-        --candidates "base=$out/test/base" "policy=$out/test/policy" --training_log "$out/policy/train_log.jsonl" --output_dir "$out/report"
+    stage "compare, and write the report" evaluate
 
     printf '\nminutes:seconds on %s threads\n%s  %-54s %s\n' "$OMP_NUM_THREADS" "$TIMES" "all stages" "$(clock $((SECONDS - started)))"
     printf '  %-54s %s\n' "with the environment" "$(clock "$SECONDS")"
-    printf '\nreport: %s\n' "$out/report/report.html"
+    printf '\n'
+    cat "$out/table.txt"
 }

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import venv
 from pathlib import Path
 
@@ -146,10 +145,8 @@ def test_no_network_then_recovery_then_a_quick_second_run(clone):
     assert (site / "mine.py").exists()
     assert f"PY={clone}/.venv/bin/python threads={len(os.sched_getaffinity(0))}" in repaired.stdout
 
-    start = time.monotonic()
     again = source_environment(clone, OMP_NUM_THREADS="7")
     assert again.stdout == f"PY={clone}/.venv/bin/python threads=7\n"
-    assert time.monotonic() - start < 3  # under one second on an idle machine
 
 
 # ---------------------------------------------------------------------------------------------------- stages
@@ -173,7 +170,7 @@ def run_stages(tmp_path, fake_python):
 
 
 def test_stages_hand_each_folder_to_the_next(tmp_path):
-    done = run_stages(tmp_path, f'echo "$@" >>{tmp_path}/calls')
+    done = run_stages(tmp_path, f'echo "$@" >>{tmp_path}/calls; case "$1" in *evaluate*) echo "G = 0.4";; esac')
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     sampled = ["gen_candidates.py", "label_rewards.py"]
@@ -184,7 +181,7 @@ def test_stages_hand_each_folder_to_the_next(tmp_path):
     assert f"--output_dir {out}/test/policy --controlnet_model_name_or_path {out}/policy" in calls[5]
     assert f"--candidates base={out}/test/base policy={out}/test/policy" in calls[7]
     assert "[1/8]" in done.stdout
-    assert done.stdout.rstrip().endswith(f"report: {out}/report/report.html")
+    assert done.stdout.endswith("\n\nG = 0.4\n")
 
 
 def test_a_failed_stage_ends_the_run_with_its_exit_code(tmp_path):
