@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dp2osr.config import read_json
 from dp2osr.errors import UserError
 
 
@@ -14,19 +15,28 @@ def load_backbone(path, device="cpu", dtype=None, parts=("vae", "text", "unet"))
     import diffusers
     import torch
     import transformers
-    from diffusers import DiffusionPipeline
 
     from dp2osr.backbones.sd2 import SD2Backbone
 
     for library in (diffusers, transformers):  # a bar for each small part hides the bar that tells the time left
         library.utils.logging.disable_progress_bar()
     kinds = {"StableDiffusionPipeline": SD2Backbone}
-    if Path(path).exists() and not (Path(path) / "model_index.json").is_file():
-        raise UserError(f"{path}: has no model_index.json; give the folder of a diffusers pipeline")
-    try:
-        name = DiffusionPipeline.load_config(str(path))["_class_name"]
-    except Exception as error:
-        raise UserError(f"{path}: neither a folder nor a reachable hub model ({' '.join(str(error).split())[:200]})") from None
+    name = read_json(find_model_index(path)).get("_class_name")
     if name not in kinds:
         raise UserError(f"{path}: is a {name}; supported are {', '.join(kinds)}")
     return kinds[name](path, device, dtype or torch.float32, parts)
+
+
+def find_model_index(path):
+    """The `model_index.json` of a local folder or, if there is no such folder, of a hub model."""
+    if Path(path).exists():
+        index = Path(path) / "model_index.json"
+        if not index.is_file():
+            raise UserError(f"{path}: has no model_index.json; give the folder of a diffusers pipeline")
+        return index
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(str(path), "model_index.json")
+    except Exception as error:  # a bad name, no network, offline mode: all mean that it cannot be had
+        raise UserError(f"{path}: neither a folder nor a reachable hub model ({' '.join(str(error).split())[:200]})") from None
