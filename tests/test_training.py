@@ -120,7 +120,7 @@ def build(trainer, labelled, micro_batch_size):
     from dp2osr.rewards.table import read_scores
     from dp2osr.sampling.store import CandidateStore
 
-    trainer.args = SimpleNamespace(seed=0, beta=5000, micro_batch_size=micro_batch_size)
+    trainer.args = SimpleNamespace(seed=0, beta=5000, micro_batch_size=micro_batch_size, shared_noise=False)
     trainer.accelerator, trainer.backbone = Accelerator(cpu=True), load_backbone(MODEL)
     store, config = CandidateStore(labelled), load_reward_config(str(labelled / "reward.yaml"))
     trainer.groups = PreferenceGroups(store, read_scores(labelled / "scores.parquet"), config, None, 2)

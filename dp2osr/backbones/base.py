@@ -37,6 +37,9 @@ class Backbone(Protocol):
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What the network regresses: noise or velocity."""
 
+    def error_weight(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """(B,) factor from the squared error of `target` to that of the preference loss (noise for diffusion, velocity for flow)."""
+
     def predict(self, controlnets, noisy, timesteps, prompt, control) -> list[torch.Tensor]:
         """The prediction under each of `controlnets`, all on one pass of what they share."""
 

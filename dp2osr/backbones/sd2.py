@@ -97,6 +97,15 @@ class SD2Backbone:
             return self.noise_schedule.get_velocity(latents, noise, timesteps)
         return noise
 
+    def error_weight(self, timesteps):
+        """(B,) factor from the squared error of `target` to the squared error of the noise, which Diff-DPO compares (PAPER §3).
+
+        At a given x_t, ε̂ − ε = sqrt(ᾱ_t) (v̂ − v): ᾱ_t for v-prediction, else 1.
+        """
+        if self.noise_schedule.config.prediction_type == "v_prediction":
+            return self.noise_schedule.alphas_cumprod.to(timesteps.device)[timesteps]
+        return torch.ones(len(timesteps), device=timesteps.device)
+
     def predict(self, controlnets, noisy, timesteps, prompt, control):
         """The prediction under each ControlNet, (B, C, h, w) each; the frozen encoder and middle block run once.
 

@@ -15,6 +15,7 @@ _add("--num_candidates", type=int, help="M: use the first M candidates of each i
 _add("--top_n", type=int, default=8, help="N: best and worst candidates of a group (default: %(default)s)")
 _add("--beta", type=float, default=5000, help="β of Diffusion-DPO (default: %(default)s)")
 _add("--weighting", default="both", choices=WEIGHTINGS, help="hierarchical weights (default: %(default)s)")
+_add("--shared_noise", action="store_true", help="one noise for a group's candidates, as public Diffusion-DPO code has it for a pair")
 _add(
     "--groups_per_step",
     type=int,

@@ -84,13 +84,13 @@ class PreferenceTrainer:
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def draw_noise(self, group):
-        """Timestep of the group's visit and (2N, C, h, w) noise, one stream a candidate."""
+        """Timestep of the group's visit and (2N, C, h, w) noise: a stream for each candidate, or one for the group."""
         generator = torch.Generator().manual_seed(stable_seed(self.args.seed, "timestep", self.step, group.image_id))
         timestep = self.backbone.draw_timesteps(1, generator)
-        streams = (
-            torch.Generator().manual_seed(stable_seed(self.args.seed, "noise", self.step, group.image_id, m)) for m in group.candidates
-        )
-        noise = torch.stack([torch.randn(group.latents.shape[1:], generator=stream) for stream in streams])
+        streams = ["shared"] * len(group.candidates) if self.args.shared_noise else group.candidates
+        seeds = [stable_seed(self.args.seed, "noise", self.step, group.image_id, stream) for stream in streams]
+        shape = group.latents.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         return timestep, noise.to(self.backbone.device)
 
     def errors(self, controlnets, group, timestep, noise, part):
@@ -106,7 +106,7 @@ class PreferenceTrainer:
                 controlnets, noisy, timesteps, self.prompts[group.prompt], backbone.prepare_control(group.control)
             )
         target = backbone.target(latents, noise, timesteps)
-        return [prediction_errors(prediction, target) for prediction in predictions]
+        return [backbone.error_weight(timesteps) * prediction_errors(prediction, target) for prediction in predictions]
 
     def visit(self, group, scale):
         """Backward of `scale` × the group's loss in micro-batches; returns the group's statistics.
