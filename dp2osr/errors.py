@@ -34,5 +34,8 @@ def run(main):
 
 
 def stop(message, code):
+    if "tqdm" in sys.modules:  # a live bar would share the line, and be drawn once more after it
+        for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
+            bar.close()
     print(message, file=sys.stderr)
     sys.exit(code)
