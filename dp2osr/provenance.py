@@ -19,6 +19,15 @@ def versions():
     return found
 
 
+def file_sha256(path):
+    """hashlib object of a file's content, read in blocks (`hashlib.file_digest` came with Python 3.11)."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest
+
+
 def weights_hash(path):
     """sha256 over the weight files of a model folder (or of the one file), in order of their relative paths."""
     path = Path(path)
@@ -26,6 +35,5 @@ def weights_hash(path):
     digest = hashlib.sha256()
     for file in files:
         digest.update(str(file.relative_to(path)).encode() if path.is_dir() else b"")
-        with open(file, "rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest() if hasattr(hashlib, "file_digest") else stream.read())
+        digest.update(file_sha256(file).digest())
     return digest.hexdigest()[:16]

@@ -133,6 +133,20 @@ def build(trainer, labelled, micro_batch_size):
     trainer.parameters, trainer.prompts, trainer.step = list(trainer.policy.parameters()), {}, 0
 
 
+def test_the_preference_error_is_the_error_of_the_noise(backbone):
+    """A v-prediction and the noise that it implies: the weighted v error is the mean squared error of the noise."""
+    from dp2osr.preference.loss import prediction_errors
+
+    generator = torch.Generator().manual_seed(0)
+    latents, noise, prediction = torch.randn(3, 3, 4, 8, 8, generator=generator)
+    timesteps = torch.tensor([5, 400, 990])
+    cumulative = backbone.noise_schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
+    noisy = backbone.add_noise(latents, noise, timesteps)
+    implied = cumulative.sqrt() * prediction + (1 - cumulative).sqrt() * noisy
+    weighted = backbone.error_weight(timesteps) * prediction_errors(prediction, backbone.target(latents, noise, timesteps))
+    assert torch.allclose(weighted, (implied - noise).square().mean((1, 2, 3)), rtol=1e-4)
+
+
 def test_other_settings_and_another_model_are_refused(trained, labelled, tmp_path):
     done = run_program(*words(labelled, trained, "--beta", "100"), check=False)
     assert_one_clear_line(done, "beta is 5000.0 there and 100.0 here")

@@ -4,7 +4,6 @@ A group's scores are kept with the hash of its latents and of its GT, so that ru
 new, changed or interrupted, and asking for one more metric computes that metric alone.
 """
 
-import hashlib
 import shutil
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ from tqdm import tqdm
 
 from dp2osr.data.images import list_images, pil_to_tensor, read_image
 from dp2osr.errors import UserError
+from dp2osr.provenance import file_sha256
 from dp2osr.rewards.metrics import pyiqa_version
 from dp2osr.rewards.table import GT_CANDIDATE, read_columns, write_scores
 
@@ -44,11 +44,7 @@ def pair_gt(gt_path, image_ids, modes):
 def file_hash(path):
     """SHA-256 of a file, hexadecimal; UserError if it cannot be read."""
     try:
-        digest = hashlib.sha256()
-        with open(path, "rb") as file:
-            for block in iter(lambda: file.read(1 << 20), b""):
-                digest.update(block)
-        return digest.hexdigest()
+        return file_sha256(path).hexdigest()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make this candidate group again") from None
 
