@@ -37,6 +37,37 @@ def test_the_linear_start_is_an_interpolated_block_mean():
     assert started["ciede2000"] < 8 < random["ciede2000"]
 
 
+def test_whitening_changes_the_latents_and_not_the_images():
+    from dp2osr.training.autoencoder import whiten_latents
+
+    crops = to_tensor([crop for _, crop in CropSource(ROOT / "preset/test/gt", 128, 0).draw(0, 12)])
+    vae = untrained_vae(start=True)
+    with torch.no_grad():
+        before = vae.decode(vae.encode(crops * 2 - 1).latent_dist.mode()).sample
+        whiten_latents(vae, crops)
+        latents = vae.encode(crops * 2 - 1).latent_dist.mode()
+        after = vae.decode(latents).sample
+    assert (after - before).abs().max() < 1e-3
+    flat = latents.transpose(0, 1).flatten(1)
+    assert flat.mean(1).abs().max() < 1e-3
+    assert (torch.cov(flat) - torch.eye(4)).abs().max() < 1e-2
+    assert vae.config.scaling_factor == 1.0
+
+
+@torch.no_grad()
+def test_the_linear_start_of_a_controlnet_shows_the_unet_the_colours_of_the_lr(backbone):
+    from diffusers import ControlNetModel
+
+    from dp2osr.training.tiny import linear_start
+
+    controlnet = ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=(8, 16, 32))
+    linear_start(controlnet)
+    control, noisy = torch.rand(2, 3, 64, 64), torch.randn(2, 4, 16, 16)
+    context = backbone.encode_prompts([""])["encoder_hidden_states"].expand(2, -1, -1)
+    down, _ = controlnet(noisy, 500, encoder_hidden_states=context, controlnet_cond=control, return_dict=False)
+    assert torch.allclose(down[0][:, :3], torch.nn.functional.avg_pool2d(control, 4) - 0.5, atol=1e-5)
+
+
 def test_the_embedded_autoencoder_keeps_light_and_colour(backbone):
     from dp2osr.training.autoencoder import evaluate_autoencoder
 
@@ -132,5 +163,9 @@ def test_an_interrupt_is_one_line(capsys):
 def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
     from dp2osr.training.options import sampling_options
 
-    args = SimpleNamespace(num_inference_steps=2, guidance_scale=1.0, validation_candidates=2, upscale=4, seed=0)
-    assert {"scheduler", "prompt_source", "negative_prompt", "align_method", "batch_size"} <= vars(sampling_options(args)).keys()
+    args = SimpleNamespace(
+        num_inference_steps=2, guidance_scale=1.0, validation_candidates=2, upscale=4, seed=0, validation_prompt_file="prompts.json"
+    )
+    options = sampling_options(args)
+    assert {"scheduler", "negative_prompt", "align_method", "batch_size"} <= vars(options).keys()
+    assert (options.prompt_source, options.prompt_file) == ("file", "prompts.json")

@@ -97,10 +97,27 @@ def evaluate_autoencoder(vae, crops):
 
 
 @torch.no_grad()
-def latent_scaling_factor(vae, crops):
-    """1 / standard deviation of the latents over (B, 3, H, W) crops in [0, 1], as Stable Diffusion defines it."""
-    latents = torch.cat([vae.encode(crop * 2 - 1).latent_dist.mode() for crop in crops.split(16)])
-    return 1 / latents.std().item()
+def whiten_latents(vae, crops):
+    """Give the latents of `vae` zero mean, unit variance and no correlation between channels; reconstructions stay the same.
+
+    The map is folded into the two 1 × 1 convolutions around the latents, so the scaling factor becomes 1. A diffusion model sees
+    noise of one size in every channel: a channel of small variance drowns in it, and its errors hardly count in the loss.
+
+    Args:
+        vae: `AutoencoderKL` with `quant_conv` and `post_quant_conv`.
+        crops: (B, 3, H, W) in [0, 1], the photographs whose statistics are taken.
+    """
+    latents = torch.cat([vae.encode(crop * 2 - 1).latent_dist.mode() for crop in crops.split(16)]).double()
+    flat = latents.transpose(0, 1).flatten(1)
+    mean, (variances, axes) = flat.mean(1), torch.linalg.eigh(torch.cov(flat))
+    whiten = axes @ torch.diag(variances.rsqrt()) @ axes.T  # ZCA: of all whitenings the one nearest to the identity
+    restore = torch.linalg.inv(whiten)
+    into, back, channels = vae.quant_conv, vae.post_quant_conv, len(mean)
+    into.bias[:channels] = (whiten @ (into.bias[:channels].double() - mean)).float()
+    into.weight[:channels] = torch.einsum("ij,jkhw->ikhw", whiten, into.weight[:channels].double()).float()
+    back.bias += torch.einsum("ijhw,j->i", back.weight.double(), mean).float()
+    back.weight.copy_(torch.einsum("ijhw,jk->ikhw", back.weight.double(), restore))
+    vae.register_to_config(scaling_factor=1.0)
 
 
 def train_autoencoder(vae, args):
@@ -144,6 +161,6 @@ def train_autoencoder(vae, args):
             state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
             save_checkpoint(output, step + 1, state, keep=1)
     crops = to_tensor([crop for _, crop in source.draw(args.max_train_steps, 256, 128)])
-    vae.register_to_config(scaling_factor=latent_scaling_factor(vae, crops))
+    whiten_latents(vae, crops)
     vae.half().save_pretrained(output / "vae")
     return vae

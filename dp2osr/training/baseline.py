@@ -89,7 +89,9 @@ def train_baseline(args):
     if args.train_backbone:
         modules.update({"unet": backbone.unet, "text_encoder": backbone.text_encoder})
     modules.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(modules.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay)
+    optimizer = torch.optim.AdamW(
+        modules.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True
+    )
     scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
     step = Step(backbone, controlnet, modules)
     step, optimizer = accelerator.prepare(step, optimizer)

@@ -39,6 +39,7 @@ _add("--checkpoints_total_limit", type=int, default=2, help="checkpoints kept (d
 _add("--report_to", default="tensorboard", help="tensorboard, wandb, trackio or none (default: %(default)s)")
 _add("--validation_image_path", help="held-out LR images to sample and score during training")
 _add("--validation_gt_path", help="their GT, by name")
+_add("--validation_prompt_file", help="their tags, JSON {image id: tags} (default: empty prompts)")
 _add("--validation_steps", type=int, default=100, help="steps between validations; 0: none (default: %(default)s)")
 _add("--validation_candidates", type=int, default=8, help="samples a validation image (default: %(default)s)")
 _add("--num_inference_steps", type=int, default=50, help="denoising steps in validation (default: %(default)s)")
@@ -52,8 +53,8 @@ def sampling_options(args):
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
         scheduler="ddpm",
-        prompt_source="none",
-        prompt_file=None,
+        prompt_source="file" if args.validation_prompt_file else "none",
+        prompt_file=args.validation_prompt_file,
         negative_prompt="dotted, noise, blur, lowres, smooth",
         align_method="adain",
         batch_size=args.validation_candidates,

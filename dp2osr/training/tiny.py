@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import torch
+
 from dp2osr.data.photographs import read_manifest
 
 NEGATIVE_PROMPT = "dotted, noise, blur, lowres, smooth"
@@ -36,9 +38,8 @@ def make_tokenizer(corpus, folder, max_length=77, vocabulary=1024):
 
 
 def make_tiny_sd2(args):
-    """Write the whole pipeline folder: the given VAE, a fresh tokenizer, text encoder and UNet, SD2-base's noise schedule."""
-    import torch
-    from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    """Write the whole pipeline folder (the given VAE, a fresh tokenizer, text encoder and UNet, SD2's noise schedule) and `controlnet/`."""
+    from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
     torch.manual_seed(args.seed)
@@ -67,15 +68,57 @@ def make_tiny_sd2(args):
         down_block_types=(*["DownBlock2D"] * plain, "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", *["UpBlock2D"] * plain),
         layers_per_block=1,
-        norm_num_groups=8,
+        norm_num_groups=1,  # with several groups each takes its mean, and with it colour, away
         attention_head_dim=4,
         cross_attention_dim=args.text_width,
         use_linear_projection=True,
     )
     # v-prediction, as SD2's 768-pixel model has it: with little training, a noise prediction leaves blotches of colour, since at
     # high noise levels it says next to nothing about the image, while v there is the image, which the LR almost gives away.
+    # No signal is left in the last timestep and sampling starts there (Lin et al., "Common Diffusion Noise Schedules and Sample
+    # Steps are Flawed"): else the model takes an image's mean colour from the noisy latents, where sampling has none.
     schedule = DDPMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1, prediction_type="v_prediction"
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        steps_offset=1,
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
     )
     pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, schedule, None, None, requires_safety_checker=False)
     pipeline.save_pretrained(args.output_dir)
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(args.conditioning_channels))
+    linear_start(controlnet)
+    controlnet.save_pretrained(Path(args.output_dir) / "controlnet")
+
+
+@torch.no_grad()
+def linear_start(controlnet):
+    """Initialise `controlnet` (new, of an untrained UNet) so that the LR's colours reach the UNet's last block from step 0.
+
+    Zero convolutions protect a trained UNet from an untrained ControlNet. Here neither is trained, and the zeros only hide the
+    LR: they get default weights. As in the autoencoder's linear start, RGB travels through the control embedding in the pairs
+    (x, -x), for silu(x) - silu(-x) = x, is averaged over the blocks of pixels that a latent stands for, and leaves by the first
+    residual in channels 0-2.
+    """
+    embedding, rgb = controlnet.controlnet_cond_embedding, torch.arange(3)
+    for conv in [embedding.conv_out, *controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]:
+        conv.reset_parameters()
+    centre, mean = torch.zeros(3, 3), torch.zeros(3, 3)
+    centre[1, 1], mean[1:, 1:] = 1, 0.25
+
+    def pass_rgb(conv, taps, pair_in, signs):
+        conv.weight[: 3 * len(signs)], conv.bias[: 3 * len(signs)] = 0, 0
+        for offset, sign in zip((0, 3), signs, strict=False):
+            conv.weight[rgb + offset, rgb] = sign * taps
+            if pair_in:
+                conv.weight[rgb + offset, rgb + 3] = -sign * taps
+
+    pass_rgb(embedding.conv_in, centre, False, (1, -1))
+    for conv in embedding.blocks:
+        pass_rgb(conv, mean if conv.stride == (2, 2) else centre, True, (1, -1))
+    pass_rgb(embedding.conv_out, centre, True, (1,))
+    controlnet.conv_in.weight[:3], controlnet.conv_in.bias[:3] = 0, -0.5  # RGB in [0, 1], nothing of the noisy latents
+    pass_rgb(controlnet.controlnet_down_blocks[0], torch.ones(1, 1), False, (1,))

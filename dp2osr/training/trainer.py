@@ -5,7 +5,6 @@ Every step visits `groups_per_step` groups. For each: one timestep, each candida
 resumed run needs weights, optimizer, schedule, scaler and the step's number.
 """
 
-import json
 import math
 import sys
 import time
@@ -16,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone
-from dp2osr.config import settle
+from dp2osr.config import settle, write_json
 from dp2osr.errors import UserError
 from dp2osr.preference.groups import PreferenceGroups, groups_of_step
 from dp2osr.preference.loss import group_dpo_loss, pair_margins, prediction_errors
@@ -31,7 +30,7 @@ from dp2osr.training.log import TrainingLog
 # Settings that may differ when a run goes on: they change nothing in the weights, or a hash stands for them.
 FREE_SETTINGS = (
     "config", "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "micro_batch_size", "validation_steps",
-    "validation_image_path", "validation_gt_path", "validation_candidates", "pretrained_model_name_or_path",
+    "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates", "pretrained_model_name_or_path",
     "controlnet_model_name_or_path", "candidates_dir", "scores", "candidates",
 )  # fmt: skip
 
@@ -73,7 +72,7 @@ class PreferenceTrainer:
         self.reference = self.backbone.load_controlnet(args.controlnet_model_name_or_path, torch.float32).requires_grad_(False)
         self.policy = deepcopy(self.reference).requires_grad_(True).train()
         self.parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(self.parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay)
+        optimizer = torch.optim.AdamW(self.parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay, fused=True)
         self.optimizer = self.accelerator.prepare(optimizer)  # for fp16's scaler; gradients are summed over processes in train_step
         self.schedule = get_scheduler(
             args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
@@ -235,12 +234,12 @@ class PreferenceTrainer:
                 self.save()
         if main:
             save_controlnet(self.policy, self.output)
-            (self.output / "versions.json").write_text(json.dumps(versions(), indent=2) + "\n", encoding="utf-8")
+            write_json(self.output / "versions.json", versions())
         self.accelerator.end_training()
 
     def make_validator(self):
-        """Held-out validation by reward, if images for it are given."""
-        if not self.args.validation_steps or not self.args.validation_image_path:
+        """Held-out validation by reward, if images for it are given; the first process does it for all."""
+        if not (self.args.validation_steps and self.args.validation_image_path and self.accelerator.is_main_process):
             return None
         from dp2osr.training.validation import RewardValidator
 
