@@ -120,7 +120,7 @@ def build(trainer, labelled, micro_batch_size):
     from dp2osr.rewards.table import read_scores
     from dp2osr.sampling.store import CandidateStore
 
-    trainer.args = SimpleNamespace(seed=0, beta=5000, micro_batch_size=micro_batch_size, shared_noise=False)
+    trainer.args = SimpleNamespace(seed=0, beta=5000, micro_batch_size=micro_batch_size, shared_noise=False, timestep_range=(0.0, 1.0))
     trainer.accelerator, trainer.backbone = Accelerator(cpu=True), load_backbone(MODEL)
     store, config = CandidateStore(labelled), load_reward_config(str(labelled / "reward.yaml"))
     trainer.groups = PreferenceGroups(store, read_scores(labelled / "scores.parquet"), config, None, 2)
@@ -133,18 +133,16 @@ def build(trainer, labelled, micro_batch_size):
     trainer.parameters, trainer.prompts, trainer.step = list(trainer.policy.parameters()), {}, 0
 
 
-def test_the_preference_error_is_the_error_of_the_noise(backbone):
-    """A v-prediction and the noise that it implies: the weighted v error is the mean squared error of the noise."""
-    from dp2osr.preference.loss import prediction_errors
+def test_timesteps_are_drawn_from_their_share_of_the_schedule(backbone):
+    draw = backbone.draw_timesteps(4000, torch.Generator().manual_seed(0), (0.4, 1.0))
+    assert 400 <= draw.min() < 405 and 995 <= draw.max() < 1000
+    whole = backbone.draw_timesteps(4000, torch.Generator().manual_seed(0))
+    assert whole.min() < 5 and whole.max() >= 995
 
-    generator = torch.Generator().manual_seed(0)
-    latents, noise, prediction = torch.randn(3, 3, 4, 8, 8, generator=generator)
-    timesteps = torch.tensor([5, 400, 990])
-    cumulative = backbone.noise_schedule.alphas_cumprod[timesteps].view(-1, 1, 1, 1)
-    noisy = backbone.add_noise(latents, noise, timesteps)
-    implied = cumulative.sqrt() * prediction + (1 - cumulative).sqrt() * noisy
-    weighted = backbone.error_weight(timesteps) * prediction_errors(prediction, backbone.target(latents, noise, timesteps))
-    assert torch.allclose(weighted, (implied - noise).square().mean((1, 2, 3)), rtol=1e-4)
+
+def test_an_impossible_range_of_timesteps_is_refused(labelled, tmp_path):
+    done = run_program(*words(labelled, tmp_path / "out", "--timestep_range", "0.7", "0.2"), check=False)
+    assert_one_clear_line(done, "--timestep_range 0.7 0.2", "0 <= LOW < HIGH <= 1")
 
 
 def test_other_settings_and_another_model_are_refused(trained, labelled, tmp_path):

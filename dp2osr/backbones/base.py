@@ -28,17 +28,14 @@ class Backbone(Protocol):
     def prepare_control(self, images: torch.Tensor) -> torch.Tensor:
         """Upsampled LR images → control input of the ControlNet."""
 
-    def draw_timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """`count` training timesteps from the recipe's distribution."""
+    def draw_timesteps(self, count: int, generator: torch.Generator, share: tuple[float, float] = (0.0, 1.0)) -> torch.Tensor:
+        """`count` training timesteps from the recipe's distribution, within a share of the noise schedule (0: clean, 1: noise)."""
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t = α_t x_0 + σ_t ε."""
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What the network regresses: noise or velocity."""
-
-    def error_weight(self, timesteps: torch.Tensor) -> torch.Tensor:
-        """(B,) factor from the squared error of `target` to that of the preference loss (noise for diffusion, velocity for flow)."""
 
     def predict(self, controlnets, noisy, timesteps, prompt, control) -> list[torch.Tensor]:
         """The prediction under each of `controlnets`, all on one pass of what they share."""

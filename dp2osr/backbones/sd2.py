@@ -85,9 +85,10 @@ class SD2Backbone:
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def draw_timesteps(self, count, generator):
-        """Uniform over the noise schedule, (count,) int64."""
-        return torch.randint(self.noise_schedule.config.num_train_timesteps, (count,), generator=generator).to(self.device)
+    def draw_timesteps(self, count, generator, share=(0.0, 1.0)):
+        """Uniform over the `share` of the noise schedule (0: clean, 1: noise), (count,) int64."""
+        low, high = (round(bound * self.noise_schedule.config.num_train_timesteps) for bound in share)
+        return torch.randint(low, high, (count,), generator=generator).to(self.device)
 
     def add_noise(self, latents, noise, timesteps):
         """x_t = sqrt(ᾱ_t) x_0 + sqrt(1 − ᾱ_t) ε."""
@@ -98,15 +99,6 @@ class SD2Backbone:
         if self.noise_schedule.config.prediction_type == "v_prediction":
             return self.noise_schedule.get_velocity(latents, noise, timesteps)
         return noise
-
-    def error_weight(self, timesteps):
-        """(B,) factor from the squared error of `target` to the squared error of the noise, which Diff-DPO compares (PAPER §3).
-
-        At a given x_t, ε̂ − ε = sqrt(ᾱ_t) (v̂ − v): ᾱ_t for v-prediction, else 1.
-        """
-        if self.noise_schedule.config.prediction_type == "v_prediction":
-            return self.noise_schedule.alphas_cumprod.to(timesteps.device)[timesteps]
-        return torch.ones(len(timesteps), device=timesteps.device)
 
     def predict(self, controlnets, noisy, timesteps, prompt, control):
         """The prediction under each ControlNet, (B, C, h, w) each; the frozen encoder and middle block run once.

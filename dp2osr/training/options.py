@@ -17,6 +17,14 @@ _add("--beta", type=float, default=5000.0, help="β of Diffusion-DPO (default: %
 _add("--weighting", default="both", choices=WEIGHTINGS, help="hierarchical weights (default: %(default)s)")
 _add("--shared_noise", action="store_true", help="one noise for a group's candidates, as public Diffusion-DPO code has it for a pair")
 _add(
+    "--timestep_range",
+    type=float,
+    nargs=2,
+    default=[0.0, 1.0],
+    metavar=("LOW", "HIGH"),
+    help="share of the noise schedule that timesteps are drawn from, 0: clean, 1: noise (default: 0 1)",
+)
+_add(
     "--groups_per_step",
     type=int,
     default=16,

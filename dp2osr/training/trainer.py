@@ -49,6 +49,9 @@ class PreferenceTrainer:
         from accelerate import Accelerator
         from diffusers.optimization import get_scheduler
 
+        low, high = args.timestep_range
+        if not 0 <= low < high <= 1:
+            raise UserError(f"--timestep_range {low} {high}: must be 0 <= LOW < HIGH <= 1")
         self.args, self.output = args, Path(args.output_dir)
         trackers = None if args.report_to == "none" else args.report_to
         self.accelerator = Accelerator(
@@ -85,7 +88,7 @@ class PreferenceTrainer:
     def draw_noise(self, group):
         """Timestep of the group's visit and (2N, C, h, w) noise: a stream for each candidate, or one for the group."""
         generator = torch.Generator().manual_seed(stable_seed(self.args.seed, "timestep", self.step, group.image_id))
-        timestep = self.backbone.draw_timesteps(1, generator)
+        timestep = self.backbone.draw_timesteps(1, generator, self.args.timestep_range)
         streams = ["shared"] * len(group.candidates) if self.args.shared_noise else group.candidates
         seeds = [stable_seed(self.args.seed, "noise", self.step, group.image_id, stream) for stream in streams]
         shape = group.latents.shape[1:]
@@ -105,7 +108,7 @@ class PreferenceTrainer:
                 controlnets, noisy, timesteps, self.prompts[group.prompt], backbone.prepare_control(group.control)
             )
         target = backbone.target(latents, noise, timesteps)
-        return [backbone.error_weight(timesteps) * prediction_errors(prediction, target) for prediction in predictions]
+        return [prediction_errors(prediction, target) for prediction in predictions]
 
     def visit(self, group, scale):
         """Backward of `scale` × the group's loss in micro-batches; returns the group's statistics.
