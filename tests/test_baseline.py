@@ -58,10 +58,10 @@ def test_whitening_changes_the_latents_and_not_the_images():
 def test_the_linear_start_of_a_controlnet_shows_the_unet_the_colours_of_the_lr(backbone):
     from diffusers import ControlNetModel
 
-    from dp2osr.training.tiny import linear_start
+    from dp2osr.training.tiny import linear_control_start
 
     controlnet = ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=(8, 16, 32))
-    linear_start(controlnet)
+    linear_control_start(controlnet)
     control, noisy = torch.rand(2, 3, 64, 64), torch.randn(2, 4, 16, 16)
     context = backbone.encode_prompts([""])["encoder_hidden_states"].expand(2, -1, -1)
     down, _ = controlnet(noisy, 500, encoder_hidden_states=context, controlnet_cond=control, return_dict=False)

@@ -1,5 +1,6 @@
 """Stable Diffusion 2 (and the tiny preset of its classes) with a `ControlNetModel`."""
 
+import math
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -87,8 +88,8 @@ class SD2Backbone:
 
     def draw_timesteps(self, count, generator, share=(0.0, 1.0)):
         """Uniform over the `share` of the noise schedule (0: clean, 1: noise), (count,) int64."""
-        low, high = (round(bound * self.noise_schedule.config.num_train_timesteps) for bound in share)
-        return torch.randint(low, high, (count,), generator=generator).to(self.device)
+        low, high = (bound * self.noise_schedule.config.num_train_timesteps for bound in share)
+        return torch.randint(math.floor(low), math.ceil(high), (count,), generator=generator).to(self.device)
 
     def add_noise(self, latents, noise, timesteps):
         """x_t = sqrt(ᾱ_t) x_0 + sqrt(1 − ᾱ_t) ε."""

@@ -90,12 +90,12 @@ def make_tiny_sd2(args):
     pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, schedule, None, None, requires_safety_checker=False)
     pipeline.save_pretrained(args.output_dir)
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(args.conditioning_channels))
-    linear_start(controlnet)
+    linear_control_start(controlnet)
     controlnet.save_pretrained(Path(args.output_dir) / "controlnet")
 
 
 @torch.no_grad()
-def linear_start(controlnet):
+def linear_control_start(controlnet):
     """Initialise `controlnet` (new, of an untrained UNet) so that the LR's colours reach the UNet's last block from step 0.
 
     Zero convolutions protect a trained UNet from an untrained ControlNet. Here neither is trained, and the zeros only hide the
