@@ -1,8 +1,5 @@
 """LR/GT pairs of a folder of HR images: crop, degrade, write `gt/<id>.png` and `lr/<id>.png`."""
 
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -10,12 +7,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from dp2osr.config import settle
 from dp2osr.data.degradation import DegradationConfig, degrade, image_rng, to_uint8
 from dp2osr.data.images import list_images, read_image, save_image
 from dp2osr.errors import UserError
+from dp2osr.parallel import process_map
 
 TRIES_PER_CROP = 16  # positions drawn for each crop asked for; the first ones that have detail and do not overlap are taken
 
@@ -95,7 +92,8 @@ def make_pairs(image_path, output_dir, settings, num_workers=1):
         report.kept += whole
         if whole < len(ids):
             pending.append(path)
-    for written, missing in _map(partial(_make_image_pairs, output_dir=output_dir, settings=settings), pending, num_workers):
+    make = partial(_make_image_pairs, output_dir=output_dir, settings=settings)
+    for written, missing in process_map(make, pending, num_workers, unit="image", desc="LR/GT pairs", disable=not pending):
         report.written += written
         report.missing += missing
     return report
@@ -106,21 +104,6 @@ def _flatten(settings, prefix=""):
     if not isinstance(settings, dict):
         return {prefix[:-1]: settings}
     return {key: value for name, entry in settings.items() for key, value in _flatten(entry, f"{prefix}{name}.").items()}
-
-
-def _map(function, items, num_workers):
-    """Results in order, with a progress bar; in this process if one worker is enough."""
-    bar = partial(tqdm, total=len(items), unit="image", desc="LR/GT pairs", disable=not items)
-    if min(num_workers, len(items)) <= 1:
-        yield from bar(map(function, items))
-        return
-    # "spawn": a fork of a process that has used OpenCV's or torch's threads may hang
-    context = multiprocessing.get_context("spawn")
-    try:
-        with ProcessPoolExecutor(min(num_workers, len(items)), mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
-            yield from bar(pool.map(function, items))
-    except BrokenProcessPool:
-        raise UserError("a worker process died, perhaps for want of memory; run the same command again with fewer --num_workers") from None
 
 
 def _check_size(path, least):
