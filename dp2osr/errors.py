@@ -1,8 +1,12 @@
 """A user's mistake: one clear line on stderr and exit code 2, never a traceback."""
 
 import errno
+import os
 import sys
+import threading
+import time
 
+PARENT = "DP2OSR_PARENT"  # process id of a launcher whose end is this process's end
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
 
 
@@ -21,6 +25,8 @@ def is_full_disk(error):
 
 def run(main):
     """Call a script's `main()`; a `UserError` or a full disk is one line and exit code 2, an interrupt one line and 130."""
+    if PARENT in os.environ:
+        threading.Thread(target=_end_with_parent, args=(int(os.environ[PARENT]),), daemon=True).start()
     try:
         main()
     except UserError as error:
@@ -31,6 +37,13 @@ def run(main):
         if not is_full_disk(error):
             raise
         stop("error: the disk is full; nothing half-written is kept: free some space and run the same command again", 2)
+
+
+def _end_with_parent(parent):
+    """A launcher killed at once cannot end its processes, and the same command again must not find them at work."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def stop(message, code):

@@ -27,7 +27,7 @@ stage() {
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
 # generate CONFIG OUTPUT [FLAGS...] and label CONFIG CANDIDATES
-generate() { "$PY" gen_candidates.py --config "$1" --output_dir "$2" "${@:3}"; }
+generate() { "$PY" -m dp2osr.launch gen_candidates.py --config "$1" --output_dir "$2" "${@:3}"; }
 label() { "$PY" label_rewards.py --config "$1" --candidates_dir "$2" --num_workers "$WORKERS"; }
 
 # Its table is kept, so that it comes last, after the times.
@@ -45,7 +45,7 @@ run_stages() {
 
     stage "sample the training photographs with the base" generate "$configs/sample.yaml" "$out/candidates"
     stage "score the candidates" label "$configs/label.yaml" "$out/candidates"
-    stage "train the policy on its best and worst" "$PY" train_sd2_dpo.py --config "$configs/train.yaml" \
+    stage "train the policy on its best and worst" "$PY" -m dp2osr.launch train_sd2_dpo.py --config "$configs/train.yaml" \
         --candidates_dir "$out/candidates" --scores "$out/candidates/scores.parquet" --output_dir "$out/policy"
     stage "sample held-out photographs with the base" generate "$configs/test.yaml" "$out/test/base"
     stage "score them" label "$configs/label_test.yaml" "$out/test/base"

@@ -17,12 +17,16 @@ def pair_margins(winner_gaps, loser_gaps, beta):
     return -0.5 * beta * (winner_gaps[:, None] - loser_gaps[None, :])
 
 
-def group_dpo_loss(winner_gaps, loser_gaps, weights, beta):
-    """Σ w · (−log σ(margin)) over the N² pairs of one group.
+def group_dpo_loss(winner_gaps, loser_gaps, weights, beta, sft_weight=0.0):
+    """Σ w · (−log σ(margin) + λ (β/2) d_w) over the N² pairs of one group.
 
     Args:
         winner_gaps, loser_gaps: (N,) d_i of the winners and losers.
         weights: (N, N) HPO weights, winner by loser.
         beta: β of Diffusion-DPO, for errors that are means.
+        sft_weight: λ, 0 in the paper. The margin is blind to errors of winner and loser that grow together; λ > 0 holds the
+            winners' down. In the margin's linear range a pair weighs its winner ½ + λ and its loser −½, so the best
+            prediction is v_w + (v_w − v_l) / 2λ instead of one at infinity.
     """
-    return -(weights * F.logsigmoid(pair_margins(winner_gaps, loser_gaps, beta))).sum()
+    preference = -(weights * F.logsigmoid(pair_margins(winner_gaps, loser_gaps, beta))).sum()
+    return preference + sft_weight * 0.5 * beta * (weights * winner_gaps[:, None]).sum()

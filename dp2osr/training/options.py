@@ -14,6 +14,7 @@ _add("--output_dir", required=True, help="checkpoints, log and, at the end, the 
 _add("--num_candidates", type=int, help="M: use the first M candidates of each image (default: all that are scored)")
 _add("--top_n", type=int, default=8, help="N: best and worst candidates of a group (default: %(default)s)")
 _add("--beta", type=float, default=5000.0, help="β of Diffusion-DPO (default: %(default)s)")
+_add("--sft_weight", type=float, default=0.0, help="λ of the winners' own errors beside the preference (default: %(default)s)")
 _add("--weighting", default="both", choices=WEIGHTINGS, help="hierarchical weights (default: %(default)s)")
 _add("--shared_noise", action="store_true", help="one noise for a group's candidates, as public Diffusion-DPO code has it for a pair")
 _add(

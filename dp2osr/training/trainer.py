@@ -141,7 +141,7 @@ class PreferenceTrainer:
 
     def group_loss(self, gaps, weights):
         winners, losers = gaps.chunk(2)
-        return group_dpo_loss(winners, losers, weights, self.args.beta)
+        return group_dpo_loss(winners, losers, weights, self.args.beta, self.args.sft_weight)
 
     def statistics(self, loss, policy, reference, weights):
         """(7,) sums over the group's pairs and candidates, to be added up over groups and processes."""
