@@ -21,7 +21,7 @@ def make_parser():
         "--reward_config", default="embedded", metavar="NAME_OR_YAML", help="reward: a name in configs/rewards or a YAML file"
     )
     parser.add_argument("--output_dir", required=True, help="metrics.csv, summary.json, summary.md, curves.png and report.html go here")
-    parser.add_argument("--training_log", help="train_log.jsonl of the policy's training, for its curves in the report")
+    parser.add_argument("--training_log", nargs="+", help="train_log.jsonl of the policy's training, or one a round, for its curves")
     parser.add_argument(
         "--num_candidates", type=int, help="use the first M candidates of each image (default: the smallest M among the methods)"
     )

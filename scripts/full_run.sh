@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The quickstart's stages with any folder of settings: the documented full tiny run, or your own copy of it.
-#     bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR]]     # default: configs/tiny_sd2/full runs/full
+# The quickstart's stages with any folder of settings and any number of rounds: the documented full tiny run, or your own copy of it.
+#     bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS]]]     # default: configs/tiny_sd2/full runs/full 5
 # Run it again and it goes on where it was stopped. PYTHON and OMP_NUM_THREADS: see scripts/environment.sh.
 
 caller="$PWD"
@@ -12,12 +12,18 @@ configs=configs/tiny_sd2/full
 output=runs/full
 if [ $# -ge 1 ]; then configs=$(absolute "$1"); fi
 if [ $# -ge 2 ]; then output=$(absolute "$2"); fi
-if [ $# -gt 2 ] || ! [ -d "$configs" ]; then
-    echo "error: $configs is not a folder; usage: bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR]]" >&2
+rounds=${3:-5}
+usage="usage: bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS]]]"
+if [ $# -gt 3 ] || ! [ -d "$configs" ]; then
+    echo "error: $configs is not a folder; $usage" >&2
+    exit 2
+fi
+if ! [[ "$rounds" =~ ^[1-9][0-9]?$ ]]; then
+    echo "error: ROUNDS is '$rounds', must be 1 to 99; $usage" >&2
     exit 2
 fi
 
 source scripts/environment.sh
 source scripts/stages.sh
 
-run_stages "$configs" "$output"
+run_stages "$configs" "$output" "$rounds"

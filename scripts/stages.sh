@@ -1,11 +1,11 @@
-# Sourced after environment.sh: run_stages CONFIG_DIR OUTPUT_DIR - the whole method, one stage after the other, on the command line's Python.
+# Sourced after environment.sh: run_stages CONFIG_DIR OUTPUT_DIR [ROUNDS] - the whole method, one stage after the other, on the command line's Python.
 # Numbers and input paths are in CONFIG_DIR/*.yaml; where each stage writes is decided here, because the next stage reads it there.
+# One round is the paper's method. Each further round samples with the policy of the one before, with new seeds, and starts from it.
 # Every stage resumes: stopped anywhere, the same command goes on where it was.
 
 # Noise that a reader takes for failure; a model or metric that is not on disk must fail at once, not search the network.
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}" TRANSFORMERS_VERBOSITY=error DIFFUSERS_VERBOSITY=error GLOG_minloglevel=2 HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 
-NUM_STAGES=8
 WORKERS=$((OMP_NUM_THREADS < 4 ? OMP_NUM_THREADS : 4)) # of scoring, which single threads do best; about 0.8 GB each
 STAGE=0
 TIMES=""
@@ -32,26 +32,44 @@ label() { "$PY" label_rewards.py --config "$1" --candidates_dir "$2" --num_worke
 
 # Its table is kept, so that it comes last, after the times.
 evaluate() {
-    "$PY" scripts/evaluate.py --config "$configs/evaluate.yaml" --candidates "base=$out/test/base" "policy=$out/test/policy" \
-        --training_log "$out/policy/train_log.jsonl" --output_dir "$out/report" > "$out/table.txt"
+    "$PY" scripts/evaluate.py --config "$configs/evaluate.yaml" --candidates "${candidates[@]}" \
+        --training_log "${logs[@]}" --output_dir "$out/report" > "$out/table.txt"
+}
+
+# held_out NAME [FLAGS...]: the same photographs and seeds for every model
+held_out() {
+    stage "sample held-out photographs with the $1" generate "$configs/test.yaml" "$out/test/$1" "${@:2}"
+    stage "score them" label "$configs/label_test.yaml" "$out/test/$1"
+    candidates+=("$1=$out/test/$1")
 }
 
 run_stages() {
-    local configs="$1" out="$2" started=$SECONDS name
+    local configs="$1" out="$2" rounds="${3:-1}" started=$SECONDS name round suffix candidates=() logs=() previous=() flags=()
     for name in sample label train test label_test evaluate; do
         if ! [ -f "$configs/$name.yaml" ]; then fail "$configs/$name.yaml is missing; copy configs/tiny_sd2/quickstart and edit the copy"; fi
     done
     mkdir -p "$out" || fail "$out: cannot make this folder"
+    NUM_STAGES=$((rounds == 1 ? 8 : 3 * rounds + 7))
 
-    stage "sample the training photographs with the base" generate "$configs/sample.yaml" "$out/candidates"
-    stage "score the candidates" label "$configs/label.yaml" "$out/candidates"
-    stage "train the policy on its best and worst" "$PY" -m dp2osr.launch train_sd2_dpo.py --config "$configs/train.yaml" \
-        --candidates_dir "$out/candidates" --scores "$out/candidates/scores.parquet" --output_dir "$out/policy"
-    stage "sample held-out photographs with the base" generate "$configs/test.yaml" "$out/test/base"
-    stage "score them" label "$configs/label_test.yaml" "$out/test/base"
-    stage "sample held-out photographs with the policy" generate "$configs/test.yaml" "$out/test/policy" \
-        --controlnet_model_name_or_path "$out/policy"
-    stage "score them" label "$configs/label_test.yaml" "$out/test/policy"
+    for ((round = 1; round <= rounds; round++)); do
+        suffix=""
+        name="base"
+        if [ "$round" -gt 1 ]; then
+            suffix="-$round"
+            name="policy of round $((round - 1))"
+            flags=("${previous[@]}" --seed "$((round - 1))")
+        fi
+        stage "sample the training photographs with the $name" generate "$configs/sample.yaml" "$out/candidates$suffix" ${flags[@]+"${flags[@]}"}
+        stage "score the candidates" label "$configs/label.yaml" "$out/candidates$suffix"
+        stage "train the policy on its best and worst" "$PY" -m dp2osr.launch train_sd2_dpo.py --config "$configs/train.yaml" \
+            --candidates_dir "$out/candidates$suffix" --scores "$out/candidates$suffix/scores.parquet" --output_dir "$out/policy$suffix" \
+            ${flags[@]+"${flags[@]}"}
+        previous=(--controlnet_model_name_or_path "$out/policy$suffix")
+        logs+=("$out/policy$suffix/train_log.jsonl")
+    done
+    held_out base
+    if [ "$rounds" -gt 1 ]; then held_out round-1 --controlnet_model_name_or_path "$out/policy"; fi
+    held_out policy "${previous[@]}"
     stage "compare, and write the report" evaluate
 
     printf '\nminutes:seconds on %s threads\n%s  %-54s %s\n' "$OMP_NUM_THREADS" "$TIMES" "all stages" "$(clock $((SECONDS - started)))"

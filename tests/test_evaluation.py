@@ -20,7 +20,7 @@ from dp2osr.evaluation import figures, pictures, statistics, tables
 from dp2osr.evaluation.methods import load_methods, parse_candidates
 from dp2osr.evaluation.statistics import Estimate
 from dp2osr.evaluation.summary import evaluate, headline, worst_sentence
-from dp2osr.evaluation.training_log import read_training_log
+from dp2osr.evaluation.training_log import read_training_log, read_training_logs
 from dp2osr.rewards.config import MetricSpec, RewardConfig
 from dp2osr.rewards.reward import hybrid_reward
 from dp2osr.rewards.table import write_scores
@@ -478,6 +478,14 @@ def test_training_log_of_a_killed_and_resumed_run(tmp_path):
     path.write_text("")
     with pytest.raises(UserError, match="no training record"):
         read_training_log(path)
+
+
+def test_training_logs_of_rounds_are_counted_through(tmp_path):
+    paths = [tmp_path / "1.jsonl", tmp_path / "2.jsonl"]
+    paths[0].write_text('{"step": 1, "loss": 0.7}\n{"step": 2, "loss": 0.6}\n')
+    paths[1].write_text('{"step": 1, "loss": 0.5}\n{"step": 1, "val_reward_mean": 0.4}\n')
+    training, validation = read_training_logs(paths)
+    assert {step: record["loss"] for step, record in training.items()} == {1: 0.7, 2: 0.6, 3: 0.5} and list(validation) == [3]
 
 
 def test_one_photograph_has_no_interval(world):

@@ -152,7 +152,7 @@ def test_no_network_then_recovery_then_a_quick_second_run(clone):
 # ---------------------------------------------------------------------------------------------------- stages
 
 
-def run_stages(tmp_path, fake_python):
+def run_stages(tmp_path, fake_python, rounds=""):
     """`run_stages` of scripts/stages.sh with a Python that only notes what it was asked."""
     configs = tmp_path / "configs"
     configs.mkdir(exist_ok=True)
@@ -164,17 +164,25 @@ def run_stages(tmp_path, fake_python):
         fail() {{ echo "error: $*" >&2; exit 2; }}
         PY={tmp_path}/python OMP_NUM_THREADS=2
         source scripts/stages.sh
-        run_stages {configs} {tmp_path}/run
+        run_stages {configs} {tmp_path}/run {rounds}
     """
     return subprocess.run([BASH, "-c", script], cwd=ROOT, capture_output=True, text=True)
 
 
+NOTE = 'echo "$@" >>{0}/calls; case "$*" in *evaluate*) echo "G = 0.4";; esac'
+
+
+def programs(calls):
+    """The script that each noted command line runs, launched or not."""
+    return [next(word for word in call.split() if word.endswith(".py")) for call in calls]
+
+
 def test_stages_hand_each_folder_to_the_next(tmp_path):
-    done = run_stages(tmp_path, f'echo "$@" >>{tmp_path}/calls; case "$1" in *evaluate*) echo "G = 0.4";; esac')
+    done = run_stages(tmp_path, NOTE.format(tmp_path))
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     sampled = ["gen_candidates.py", "label_rewards.py"]
-    assert [call.split()[0] for call in calls] == [*sampled, "train_sd2_dpo.py", *sampled, *sampled, "scripts/evaluate.py"]
+    assert programs(calls) == [*sampled, "train_sd2_dpo.py", *sampled, *sampled, "scripts/evaluate.py"]
     out = tmp_path / "run"
     assert f"--candidates_dir {out}/candidates --scores {out}/candidates/scores.parquet --output_dir {out}/policy" in calls[2]
     assert "--controlnet_model_name_or_path" not in calls[3]
@@ -184,8 +192,23 @@ def test_stages_hand_each_folder_to_the_next(tmp_path):
     assert done.stdout.endswith("\n\nG = 0.4\n")
 
 
+def test_each_round_starts_from_the_policy_of_the_one_before(tmp_path):
+    done = run_stages(tmp_path, NOTE.format(tmp_path), rounds=3)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    sampled, out = ["gen_candidates.py", "label_rewards.py"], tmp_path / "run"
+    assert programs(calls) == [*(sampled + ["train_sd2_dpo.py"]) * 3, *sampled * 3, "scripts/evaluate.py"]
+    assert "--controlnet" not in calls[0] and "--seed" not in calls[0] and "--controlnet" not in calls[2]
+    assert f"{out}/candidates-3 --controlnet_model_name_or_path {out}/policy-2 --seed 2" in calls[6]
+    assert f"--output_dir {out}/policy-3 --controlnet_model_name_or_path {out}/policy-2 --seed 2" in calls[8]
+    assert calls[13].endswith(f"--output_dir {out}/test/policy --controlnet_model_name_or_path {out}/policy-3")
+    logs = " ".join(f"{out}/{name}/train_log.jsonl" for name in ("policy", "policy-2", "policy-3"))
+    assert f"base={out}/test/base round-1={out}/test/round-1 policy={out}/test/policy --training_log {logs}" in calls[15]
+    assert "[16/16]" in done.stdout
+
+
 def test_a_failed_stage_ends_the_run_with_its_exit_code(tmp_path):
-    failed = run_stages(tmp_path, f'echo "$@" >>{tmp_path}/calls; case "$1" in train*) exit 3;; esac')
+    failed = run_stages(tmp_path, f'echo "$@" >>{tmp_path}/calls; case "$*" in *train_sd2*) exit 3;; esac')
     assert failed.returncode == 3
     assert "stopped in stage 3/8" in failed.stderr
     assert len((tmp_path / "calls").read_text().splitlines()) == 3

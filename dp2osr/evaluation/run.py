@@ -8,7 +8,7 @@ from dp2osr.errors import UserError
 from dp2osr.evaluation import figures, pictures, report, tables
 from dp2osr.evaluation.methods import bicubic_scores, find_gt, load_methods
 from dp2osr.evaluation.summary import evaluate
-from dp2osr.evaluation.training_log import read_training_log
+from dp2osr.evaluation.training_log import read_training_logs
 
 PACKAGES = ("torch", "diffusers", "transformers", "pyiqa", "numpy", "matplotlib", "pillow")
 
@@ -28,7 +28,7 @@ def run_evaluation(args):
 
     _check_numbers(args)
     config = load_reward_config(args.reward_config)
-    training, validation = read_training_log(args.training_log) if args.training_log else ({}, {})
+    training, validation = read_training_logs(args.training_log) if args.training_log else ({}, {})
     label_command = f"python label_rewards.py --candidates_dir {{folder}} --gt_path {args.gt_path} --reward_config {args.reward_config}"
     methods, notes = load_methods(args.candidates, config, label_command, args.num_candidates)
     gt_paths = find_gt(args.gt_path, methods[0].image_ids)

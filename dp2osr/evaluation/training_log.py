@@ -6,6 +6,21 @@ from pathlib import Path
 from dp2osr.errors import UserError
 
 
+def read_training_logs(paths):
+    """({step: training record}, {step: validation record}) of rounds that followed each other, their steps counted through.
+
+    Raises:
+        UserError: as `read_training_log`.
+    """
+    training, validation, before = {}, {}, 0
+    for path in paths:
+        of_round = read_training_log(path)
+        for records, total in zip(of_round, (training, validation), strict=True):
+            total.update({before + step: record for step, record in records.items()})
+        before = max([*training, *validation])
+    return training, validation
+
+
 def read_training_log(path):
     """({step: training record}, {step: validation record}), both sorted by step.
 
