@@ -59,7 +59,8 @@ run_stages() {
             name="policy of round $((round - 1))"
             flags=("${previous[@]}" --seed "$((round - 1))")
         fi
-        stage "sample the training photographs with the $name" generate "$configs/sample.yaml" "$out/candidates$suffix" ${flags[@]+"${flags[@]}"}
+        stage "sample the training photographs with the $name" generate "$configs/sample.yaml" "$out/candidates$suffix" \
+            --images_offset "$((round - 1))" ${flags[@]+"${flags[@]}"}
         stage "score the candidates" label "$configs/label.yaml" "$out/candidates$suffix"
         stage "train the policy on its best and worst" "$PY" -m dp2osr.launch train_sd2_dpo.py --config "$configs/train.yaml" \
             --candidates_dir "$out/candidates$suffix" --scores "$out/candidates$suffix/scores.parquet" --output_dir "$out/policy$suffix" \

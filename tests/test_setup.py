@@ -199,7 +199,7 @@ def test_each_round_starts_from_the_policy_of_the_one_before(tmp_path):
     sampled, out = ["gen_candidates.py", "label_rewards.py"], tmp_path / "run"
     assert programs(calls) == [*(sampled + ["train_sd2_dpo.py"]) * 3, *sampled * 3, "scripts/evaluate.py"]
     assert "--controlnet" not in calls[0] and "--seed" not in calls[0] and "--controlnet" not in calls[2]
-    assert f"{out}/candidates-3 --controlnet_model_name_or_path {out}/policy-2 --seed 2" in calls[6]
+    assert f"{out}/candidates-3 --images_offset 2 --controlnet_model_name_or_path {out}/policy-2 --seed 2" in calls[6]
     assert f"--output_dir {out}/policy-3 --controlnet_model_name_or_path {out}/policy-2 --seed 2" in calls[8]
     assert calls[13].endswith(f"--output_dir {out}/test/policy --controlnet_model_name_or_path {out}/policy-3")
     logs = " ".join(f"{out}/{name}/train_log.jsonl" for name in ("policy", "policy-2", "policy-3"))

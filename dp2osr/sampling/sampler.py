@@ -115,11 +115,14 @@ def check_counts(args):
         raise UserError(f"--upscale {args.upscale}: must be positive")
 
 
-def evenly(paths, count):
-    """`count` of the sorted paths, evenly spaced, so that a part of a folder still holds every photograph; all if None."""
+def evenly(paths, count, offset=0):
+    """`count` of the sorted paths, evenly spaced, so that a part of a folder still holds every photograph; all if None.
+
+    Offsets 0, 1, 2 ... give parts without a common path until all are used, if `count` divides their number.
+    """
     if count is None or count >= len(paths):
         return paths
-    return [paths[index * len(paths) // count] for index in range(count)]
+    return [paths[(index * len(paths) // count + offset) % len(paths)] for index in range(count)]
 
 
 def generate_candidates(args):
@@ -127,7 +130,7 @@ def generate_candidates(args):
     from accelerate import PartialState
 
     check_counts(args)
-    paths = {path.stem: path for path in evenly(list_images(args.image_path), args.max_images)}
+    paths = {path.stem: path for path in evenly(list_images(args.image_path), args.max_images, args.images_offset)}
     for path in paths.values():  # all are readable, before the first expensive second
         read_image(path)
     state = PartialState(cpu=not torch.cuda.is_available())
