@@ -19,7 +19,7 @@ from PIL import Image
 from dp2osr.sampling.colour import adain_align, low_pass, wavelet_align
 from dp2osr.sampling.decode import decode_group
 from dp2osr.sampling.resize import control_image, restore_size
-from dp2osr.sampling.sampler import GroupSampler
+from dp2osr.sampling.sampler import GroupSampler, evenly
 from dp2osr.sampling.seeds import candidate_generator
 from dp2osr.sampling.store import CandidateStore
 
@@ -242,3 +242,11 @@ def test_test_program_restores_a_folder_of_any_sizes(tmp_path):
     run_program("test_sd2b_controlnet.py", *words)
     sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").glob("*.png")}
     assert sizes == {"wide_0.png": (160, 80), "wide_1.png": (160, 80), "transparent_0.png": (96, 96), "transparent_1.png": (96, 96)}
+
+
+def test_offsets_part_a_folder_evenly():
+    paths = [f"{photograph}_{crop}" for photograph in "abc" for crop in range(6)]
+    parts = [evenly(paths, 6, offset) for offset in range(4)]
+    assert all([path[0] for path in sorted(part)] == list("aabbcc") for part in parts)
+    assert sorted(sum(parts[:3], [])) == paths and sorted(parts[3]) == sorted(parts[0])
+    assert evenly(paths, None, 5) == evenly(paths, 18, 5) == paths
