@@ -13,7 +13,6 @@ def build_parser():
     )
     parser.add_argument("--output", help="score table (default: <candidates_dir>/scores.parquet)")
     parser.add_argument("--batch_size", type=int, default=8, help="images scored together (default: %(default)s)")
-    parser.add_argument("--num_workers", type=int, default=1, help="worker processes; same scores for any number (default: %(default)s)")
     return parser
 
 
@@ -24,12 +23,9 @@ def main():
     from dp2osr.errors import UserError
     from dp2osr.rewards.label import label_candidates
 
-    for name in ("batch_size", "num_workers"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
-    label_candidates(
-        args.candidates_dir, args.gt_path, args.reward_config, args.extra_metrics, args.output, args.batch_size, args.num_workers
-    )
+    if args.batch_size < 1:
+        raise UserError("--batch_size must be at least 1")
+    label_candidates(args.candidates_dir, args.gt_path, args.reward_config, args.extra_metrics, args.output, args.batch_size)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@
 # Noise that a reader takes for failure; a model or metric that is not on disk must fail at once, not search the network.
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}" TRANSFORMERS_VERBOSITY=error DIFFUSERS_VERBOSITY=error GLOG_minloglevel=2 HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 
-WORKERS=$((OMP_NUM_THREADS < 4 ? OMP_NUM_THREADS : 4)) # of scoring, which single threads do best; about 0.8 GB each
 STAGE=0
 TIMES=""
 
@@ -28,7 +27,7 @@ clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
 
 # generate CONFIG OUTPUT [FLAGS...] and label CONFIG CANDIDATES
 generate() { "$PY" -m dp2osr.launch gen_candidates.py --config "$1" --output_dir "$2" "${@:3}"; }
-label() { "$PY" label_rewards.py --config "$1" --candidates_dir "$2" --num_workers "$WORKERS"; }
+label() { "$PY" -m dp2osr.launch label_rewards.py --config "$1" --candidates_dir "$2"; }
 
 # Its table is kept, so that it comes last, after the times.
 evaluate() {

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_one_clear_line, run_program
 from PIL import Image
 
 from dp2osr.errors import UserError
@@ -71,8 +70,7 @@ def labeller(store, suite, gt_path, output, decoder=None, batch_size=2):
 def label(*args, **kwargs):
     """One process labels everything; returns (its decoder, whether the table was written)."""
     worker = labeller(*args, **kwargs)
-    for image_id in worker.store.ids():
-        worker.score_group(image_id)
+    worker.score_missing(worker.store.ids(), show_progress=False)
     return worker.decode, worker.merge()
 
 
@@ -98,8 +96,7 @@ def test_one_and_two_processes_write_the_same_bytes(store, suites, gt_path, tmp_
     label(store, suites["full"], gt_path, tmp_path / "one.parquet")
     shards = [labeller(store, suites["full"], gt_path, tmp_path / "two.parquet") for _ in range(2)]
     for rank, worker in enumerate(shards):
-        for image_id in store.ids()[rank::2]:
-            worker.score_group(image_id)
+        worker.score_missing(store.ids()[rank::2], show_progress=False)
     assert [worker.decode.decoded for worker in shards] == [["a", "c"], ["b", "d"]]
     shards[0].merge()
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
@@ -213,34 +210,3 @@ def test_empty_store(tmp_path, gt_path):
     CandidateStore(tmp_path / "empty", {"seed": 0})
     with pytest.raises(UserError, match="empty: holds no candidate group"):
         label_candidates(tmp_path / "empty", gt_path, "embedded")
-
-
-@pytest.fixture
-def gt_of_sampled(sampled, tmp_path):
-    folder = tmp_path / "gt"
-    folder.mkdir()
-    for image_id in CandidateStore(sampled).ids():
-        shutil.copy(ROOT / f"preset/train/gt/{image_id}.png", folder)
-    return folder
-
-
-def test_workers_score_as_one_process_does(sampled, gt_of_sampled, tmp_path):
-    flags = ["--candidates_dir", sampled, "--gt_path", gt_of_sampled, "--reward_config", "embedded"]
-    tables = []
-    for workers in (1, 2):
-        run_program("label_rewards.py", *flags, "--output", tmp_path / f"{workers}.parquet", "--num_workers", workers)
-        tables.append(read_scores(tmp_path / f"{workers}.parquet"))
-    assert tables[0].image_ids == tables[1].image_ids and len(tables[0].image_ids) == 3
-    for name, values in tables[0].scores.items():
-        np.testing.assert_allclose(tables[1].scores[name], values, atol=1e-5)
-
-
-def test_a_workers_error_is_one_line(sampled, gt_of_sampled, tmp_path):
-    last = CandidateStore(sampled).ids()[-1]
-    Image.new("RGB", (100, 100)).save(gt_of_sampled / f"{last}.png")
-    done = run_program(
-        "label_rewards.py", "--candidates_dir", sampled, "--gt_path", gt_of_sampled, "--reward_config", "embedded",
-        "--output", tmp_path / "scores.parquet", "--num_workers", 2, check=False,
-    )  # fmt: skip
-    assert_one_clear_line(done, f"{last}.png", "100 x 100")
-    assert not (tmp_path / "scores.parquet").exists()

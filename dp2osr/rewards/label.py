@@ -5,14 +5,14 @@ new, changed or interrupted, and asking for one more metric computes that metric
 """
 
 import shutil
-from functools import cache, cached_property, partial
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from dp2osr.data.images import list_images, pil_to_tensor, read_image
 from dp2osr.errors import UserError
-from dp2osr.parallel import process_map
 from dp2osr.provenance import file_sha256
 from dp2osr.rewards.metrics import pyiqa_version
 from dp2osr.rewards.table import GT_CANDIDATE, read_columns, write_scores
@@ -67,20 +67,23 @@ class Labeller:
         self.parts_dir = self.output.with_name(self.output.name + ".parts")
         self.wanted = suite.describe()
 
-    def score_group(self, image_id):
-        """Score what this group lacks into its part file, written whole or not at all; returns whether it lacked anything."""
-        provenance = self._provenance(image_id)
-        columns, described, of = self._previous(image_id)
-        if of != provenance:
-            columns, described = {}, {}
-        missing = [name for name in self.wanted if described.get(name) != self.wanted[name]]
-        if not missing:
-            return False
-        fresh = self._score(image_id, missing)
-        kept = {name: values for name, values in columns.items() if name not in missing}
-        described = {**described, **{name: self.wanted[name] for name in missing}}
-        write_scores(self.parts_dir / f"{image_id}.parquet", {**fresh, **kept}, self._metadata(described, {image_id: provenance}))
-        return True
+    def score_missing(self, image_ids, show_progress=True):
+        """Score what these groups lack, one atomic part file a group; returns the number of groups scored."""
+        scored = 0
+        for image_id in tqdm(image_ids, desc="score", unit="group", disable=not show_progress):
+            provenance = self._provenance(image_id)
+            columns, described, of = self._previous(image_id)
+            if of != provenance:
+                columns, described = {}, {}
+            missing = [name for name in self.wanted if described.get(name) != self.wanted[name]]
+            if not missing:
+                continue
+            fresh = self._score(image_id, missing)
+            kept = {name: values for name, values in columns.items() if name not in missing}
+            described = {**described, **{name: self.wanted[name] for name in missing}}
+            write_scores(self.parts_dir / f"{image_id}.parquet", {**fresh, **kept}, self._metadata(described, {image_id: provenance}))
+            scored += 1
+        return scored
 
     def merge(self):
         """Write `output` from the part files and its own earlier rows; returns whether there was anything to write.
@@ -169,7 +172,7 @@ class Labeller:
         return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
 
 
-def label_candidates(candidates_dir, gt_path, reward_config, extra_metrics=(), output=None, batch_size=8, num_workers=1):
+def label_candidates(candidates_dir, gt_path, reward_config, extra_metrics=(), output=None, batch_size=8):
     """Score a candidate folder and write its table; the groups are shared out over the processes of the launch.
 
     Args:
@@ -177,7 +180,6 @@ def label_candidates(candidates_dir, gt_path, reward_config, extra_metrics=(), o
         gt_path: folder of GT images with the LR images' names, or None with NR metrics alone.
         reward_config: name or YAML file; extra_metrics: further pyiqa names to score, not to reward.
         batch_size: images scored together.
-        num_workers: worker processes that share the groups of each process of the launch.
 
     Raises:
         UserError: see `CandidateStore`, `load_reward_config`, `MetricSuite`, `pair_gt`; also a GT of another size than the
@@ -188,25 +190,6 @@ def label_candidates(candidates_dir, gt_path, reward_config, extra_metrics=(), o
     import torch
     from accelerate import PartialState
 
-    # One process may finish its share long before another.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
-    recipe = (candidates_dir, gt_path, reward_config, tuple(extra_metrics), output, batch_size, str(state.device))
-    labeller = _build_labeller(*recipe)
-    image_ids = labeller.store.ids()
-    share = image_ids[state.process_index :: state.num_processes]
-    num_workers = min(num_workers, len(share))
-    score = labeller.score_group if num_workers <= 1 else partial(_score_in_worker, recipe)
-    for _ in process_map(score, share, num_workers, desc="score", unit="group", disable=not state.is_main_process):
-        pass
-    state.wait_for_everyone()
-    if state.is_main_process:
-        written = labeller.merge()
-        ending = "" if written else "; it was complete, nothing to do"
-        print(f"{labeller.output}: {len(image_ids)} groups scored with {', '.join(labeller.wanted)}{ending}")
-    state.wait_for_everyone()
-
-
-def _build_labeller(candidates_dir, gt_path, reward_config, extra_metrics, output, batch_size, device):
     from dp2osr.rewards.config import MetricSpec, load_reward_config
     from dp2osr.rewards.metrics import MetricSuite, check_modes
     from dp2osr.sampling.store import CandidateStore
@@ -216,18 +199,20 @@ def _build_labeller(candidates_dir, gt_path, reward_config, extra_metrics, outpu
     image_ids = store.ids()
     if not image_ids:
         raise UserError(f"{candidates_dir}: holds no candidate group; run gen_candidates.py first")
+    # One process may finish its share long before another.
+    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
     in_config = {spec.name for spec in config.metrics}
-    suite = MetricSuite(config.metrics + [MetricSpec(name) for name in extra_metrics if name not in in_config], device)
+    suite = MetricSuite(config.metrics + [MetricSpec(name) for name in extra_metrics if name not in in_config], state.device)
     check_modes(config, suite)
     output = Path(output or Path(candidates_dir) / "scores.parquet")
-    return Labeller(store, suite, pair_gt(gt_path, image_ids, suite.modes), output, LazyDecoder(store, device), batch_size)
-
-
-_labeller_of_worker = cache(_build_labeller)
-
-
-def _score_in_worker(recipe, image_id):
-    return _labeller_of_worker(*recipe).score_group(image_id)
+    labeller = Labeller(store, suite, pair_gt(gt_path, image_ids, suite.modes), output, LazyDecoder(store, state.device), batch_size)
+    labeller.score_missing(image_ids[state.process_index :: state.num_processes], state.is_main_process)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        written = labeller.merge()
+        ending = "" if written else "; it was complete, nothing to do"
+        print(f"{output}: {len(image_ids)} groups scored with {', '.join(labeller.wanted)}{ending}")
+    state.wait_for_everyone()
 
 
 class LazyDecoder:
