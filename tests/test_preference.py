@@ -58,8 +58,9 @@ def test_weights_average_to_one():
     assert inter_weights(REWARDS).mean() == pytest.approx(1)
 
 
-def test_group_loss_and_gradient_equal_the_sum_over_pairs():
-    """Σ_{w,l} w · −log σ(−β/2 [(e_w − r_w) − (e_l − r_l)]), pair by pair with its own network passes, in float64."""
+@pytest.mark.parametrize("sft_weight", [0.0, 0.3])
+def test_group_loss_and_gradient_equal_the_sum_over_pairs(sft_weight):
+    """Σ_{w,l} w · (−log σ(−β/2 [(e_w − r_w) − (e_l − r_l)]) + λ β/2 (e_w − r_w)), pair by pair with its own network passes, in float64."""
     torch.manual_seed(0)
     count, beta = 4, 50.0
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(6, 3, 3, padding=1)).double()
@@ -71,11 +72,13 @@ def test_group_loss_and_gradient_equal_the_sum_over_pairs():
         return ((network(inputs[i : i + 1]) - targets[i : i + 1]) ** 2).sum() / (3 * 6 * 5) - reference[i]
 
     brute = sum(
-        -weights[i, j] * torch.log(1 / (1 + torch.exp(beta / 2 * (gap(i) - gap(count + j))))) for i in range(count) for j in range(count)
+        weights[i, j] * (torch.log(1 + torch.exp(beta / 2 * (gap(i) - gap(count + j)))) + sft_weight * beta / 2 * gap(i))
+        for i in range(count)
+        for j in range(count)
     )
     brute_gradient = torch.autograd.grad(brute, network.parameters())
     errors = (network(inputs) - targets).square().mean(dim=(1, 2, 3)) - reference
-    loss = group_dpo_loss(errors[:count], errors[count:], weights, beta)
+    loss = group_dpo_loss(errors[:count], errors[count:], weights, beta, sft_weight)
     gradient = torch.autograd.grad(loss, network.parameters())
     assert loss.item() == pytest.approx(brute.item(), rel=1e-12)
     for ours, theirs in zip(gradient, brute_gradient, strict=True):
