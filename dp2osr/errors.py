@@ -26,7 +26,7 @@ def is_full_disk(error):
 def run(main):
     """Call a script's `main()`; a `UserError` or a full disk is one line and exit code 2, an interrupt one line and 130."""
     if PARENT in os.environ:
-        threading.Thread(target=_end_with_parent, args=(int(os.environ[PARENT]),), daemon=True).start()
+        threading.Thread(target=end_with_parent, args=(int(os.environ[PARENT]),), daemon=True).start()
     try:
         main()
     except UserError as error:
@@ -39,8 +39,8 @@ def run(main):
         stop("error: the disk is full; nothing half-written is kept: free some space and run the same command again", 2)
 
 
-def _end_with_parent(parent):
-    """A launcher killed at once cannot end its processes, and the same command again must not find them at work."""
+def end_with_parent(parent):
+    """For a thread: ends this process when `parent`, a process id, is gone. A killed parent cannot do it, and its orphans would work on."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

@@ -1,7 +1,7 @@
 """Run a script of this repository in several processes of one machine: `python -m dp2osr.launch SCRIPT [FLAGS...]`.
 
 One process a GPU; without a GPU two that halve the threads of `OMP_NUM_THREADS`, because convolutions as small as tiny-sd2's
-and the embedded metrics use two single threads 1.2 to 1.5 × better than one pair. This is `torchrun` without its report when a
+use two single threads better than one pair. This is `torchrun` without its report when a
 process fails: a user's mistake stays one line and exit code 2.
 """
 

@@ -48,7 +48,7 @@ if __name__ == "__main__":
 
 
 def tell(number):
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\n".encode())  # in one piece: the workers share the pipe
     time.sleep(600)
 
 
