@@ -48,6 +48,19 @@ SAMPLING_FLAGS.add_argument(
 SAMPLING_FLAGS.add_argument("--batch_size", type=int, default=8, help="samples denoised together, on each process (default: %(default)s)")
 
 
+def at_least(least, kind=int):
+    """An argparse type: a number of `kind` that is not below `least`."""
+
+    def read(word):
+        value = kind(word)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {word}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where the word is no number at all
+    return read
+
+
 def parse_args(parser, argv=None):
     """`parser.parse_args` with `--config YAML`, whose keys are the flags' names; one line and exit code 2 on a mistake.
 

@@ -48,7 +48,7 @@ run_stages() {
         if ! [ -f "$configs/$name.yaml" ]; then fail "$configs/$name.yaml is missing; copy configs/tiny_sd2/quickstart and edit the copy"; fi
     done
     mkdir -p "$out" || fail "$out: cannot make this folder"
-    NUM_STAGES=$((rounds == 1 ? 8 : 3 * rounds + 7))
+    NUM_STAGES=$((3 * rounds + 5))
 
     for ((round = 1; round <= rounds; round++)); do
         suffix=""
@@ -68,7 +68,6 @@ run_stages() {
         logs+=("$out/policy$suffix/train_log.jsonl")
     done
     held_out base
-    if [ "$rounds" -gt 1 ]; then held_out round-1 --controlnet_model_name_or_path "$out/policy"; fi
     held_out policy "${previous[@]}"
     stage "compare, and write the report" evaluate
 

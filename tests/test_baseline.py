@@ -164,8 +164,14 @@ def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
     from dp2osr.training.options import sampling_options
 
     args = SimpleNamespace(
-        num_inference_steps=2, guidance_scale=1.0, validation_candidates=2, upscale=4, seed=0, validation_prompt_file="prompts.json"
+        num_inference_steps=2,
+        guidance_scale=1.0,
+        validation_candidates=2,
+        upscale=4,
+        seed=0,
+        validation_prompt_file="prompts.json",
+        align_method="wavelet",
     )
     options = sampling_options(args)
     assert {"scheduler", "negative_prompt", "align_method", "batch_size"} <= vars(options).keys()
-    assert (options.prompt_source, options.prompt_file) == ("file", "prompts.json")
+    assert (options.prompt_source, options.prompt_file, options.align_method) == ("file", "prompts.json", "wavelet")

@@ -197,14 +197,14 @@ def test_each_round_starts_from_the_policy_of_the_one_before(tmp_path):
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     sampled, out = ["gen_candidates.py", "label_rewards.py"], tmp_path / "run"
-    assert programs(calls) == [*(sampled + ["train_sd2_dpo.py"]) * 3, *sampled * 3, "scripts/evaluate.py"]
+    assert programs(calls) == [*(sampled + ["train_sd2_dpo.py"]) * 3, *sampled * 2, "scripts/evaluate.py"]
     assert "--controlnet" not in calls[0] and "--seed" not in calls[0] and "--controlnet" not in calls[2]
     assert f"{out}/candidates-3 --images_offset 2 --controlnet_model_name_or_path {out}/policy-2 --seed 2" in calls[6]
     assert f"--output_dir {out}/policy-3 --controlnet_model_name_or_path {out}/policy-2 --seed 2" in calls[8]
-    assert calls[13].endswith(f"--output_dir {out}/test/policy --controlnet_model_name_or_path {out}/policy-3")
+    assert calls[11].endswith(f"--output_dir {out}/test/policy --controlnet_model_name_or_path {out}/policy-3")
     logs = " ".join(f"{out}/{name}/train_log.jsonl" for name in ("policy", "policy-2", "policy-3"))
-    assert f"base={out}/test/base round-1={out}/test/round-1 policy={out}/test/policy --training_log {logs}" in calls[15]
-    assert "[16/16]" in done.stdout
+    assert f"base={out}/test/base policy={out}/test/policy --training_log {logs}" in calls[13]
+    assert "[14/14]" in done.stdout
 
 
 def test_a_failed_stage_ends_the_run_with_its_exit_code(tmp_path):

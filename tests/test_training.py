@@ -152,6 +152,14 @@ def test_an_impossible_range_of_timesteps_is_refused(labelled, tmp_path):
     assert_one_clear_line(done, "--timestep_range 0.7 0.2", "0 <= LOW < HIGH <= 1")
 
 
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--beta", "-1"), ("--sft_weight", "-0.5"), ("--groups_per_step", "0"), ("--learning_rate", "nan")]
+)
+def test_numbers_without_a_meaning_are_one_line(labelled, tmp_path, flag, value):
+    assert_one_clear_line(run_program(*words(labelled, tmp_path / "out", flag, value), check=False), flag, "must be at least", value)
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_settings_and_another_model_are_refused(trained, labelled, tmp_path):
     done = run_program(*words(labelled, trained, "--beta", "100"), check=False)
     assert_one_clear_line(done, "beta is 5000.0 there and 100.0 here")

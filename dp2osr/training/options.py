@@ -2,6 +2,7 @@
 
 import argparse
 
+from dp2osr.config import at_least
 from dp2osr.preference.weights import WEIGHTINGS
 
 TRAINING_FLAGS = argparse.ArgumentParser(add_help=False)
@@ -11,10 +12,10 @@ _add("--candidates_dir", required=True, help="candidate folder of gen_candidates
 _add("--scores", help="table of label_rewards.py (default: scores.parquet in the candidate folder)")
 _add("--reward_config", default="default", help="name in configs/rewards or a YAML (default: %(default)s)")
 _add("--output_dir", required=True, help="checkpoints, log and, at the end, the policy; run again to go on")
-_add("--num_candidates", type=int, help="M: use the first M candidates of each image (default: all that are scored)")
-_add("--top_n", type=int, default=8, help="N: best and worst candidates of a group (default: %(default)s)")
-_add("--beta", type=float, default=5000.0, help="β of Diffusion-DPO (default: %(default)s)")
-_add("--sft_weight", type=float, default=0.0, help="λ of the winners' own errors beside the preference (default: %(default)s)")
+_add("--num_candidates", type=at_least(1), help="M: use the first M candidates of each image (default: all that are scored)")
+_add("--top_n", type=at_least(1), default=8, help="N: best and worst candidates of a group (default: %(default)s)")
+_add("--beta", type=at_least(0, float), default=5000.0, help="β of Diffusion-DPO (default: %(default)s)")
+_add("--sft_weight", type=at_least(0, float), default=0.0, help="λ of the winners' own errors beside the preference (default: %(default)s)")
 _add("--weighting", default="both", choices=WEIGHTINGS, help="hierarchical weights (default: %(default)s)")
 _add("--shared_noise", action="store_true", help="one noise for a group's candidates, as public Diffusion-DPO code has it for a pair")
 _add(
@@ -27,32 +28,33 @@ _add(
 )
 _add(
     "--groups_per_step",
-    type=int,
+    type=at_least(1),
     default=16,
     help="groups an optimizer step over all processes; 16 × 8² = 1024 pairs (default: %(default)s)",
 )
 _add(
     "--micro_batch_size",
-    type=int,
+    type=at_least(0),
     default=0,
     help="candidates in one backward pass; 0: the 2N of a group; same gradient for any (default: %(default)s)",
 )
-_add("--learning_rate", type=float, default=2e-5, help="AdamW rate (default: %(default)s)")
+_add("--learning_rate", type=at_least(0, float), default=2e-5, help="AdamW rate (default: %(default)s)")
 _add("--lr_scheduler", default="constant_with_warmup", help="a diffusers schedule (default: %(default)s)")
-_add("--lr_warmup_steps", type=int, default=0, help="warm-up, steps (default: %(default)s)")
-_add("--adam_weight_decay", type=float, default=1e-2, help="(default: %(default)s)")
-_add("--max_grad_norm", type=float, default=1.0, help="gradient clipping (default: %(default)s)")
-_add("--max_train_steps", type=int, default=1000, help="optimizer steps (default: %(default)s)")
-_add("--checkpointing_steps", type=int, default=100, help="steps between checkpoints (default: %(default)s)")
-_add("--checkpoints_total_limit", type=int, default=2, help="checkpoints kept (default: %(default)s)")
+_add("--lr_warmup_steps", type=at_least(0), default=0, help="warm-up, steps (default: %(default)s)")
+_add("--adam_weight_decay", type=at_least(0, float), default=1e-2, help="(default: %(default)s)")
+_add("--max_grad_norm", type=at_least(0, float), default=1.0, help="gradient clipping (default: %(default)s)")
+_add("--max_train_steps", type=at_least(1), default=1000, help="optimizer steps (default: %(default)s)")
+_add("--checkpointing_steps", type=at_least(1), default=100, help="steps between checkpoints (default: %(default)s)")
+_add("--checkpoints_total_limit", type=at_least(1), default=2, help="checkpoints kept (default: %(default)s)")
 _add("--report_to", default="tensorboard", help="tensorboard, wandb, trackio or none (default: %(default)s)")
 _add("--validation_image_path", help="held-out LR images to sample and score during training")
 _add("--validation_gt_path", help="their GT, by name")
 _add("--validation_prompt_file", help="their tags, JSON {image id: tags} (default: empty prompts)")
-_add("--validation_steps", type=int, default=100, help="steps between validations; 0: none (default: %(default)s)")
-_add("--validation_candidates", type=int, default=8, help="samples a validation image (default: %(default)s)")
-_add("--num_inference_steps", type=int, default=50, help="denoising steps in validation (default: %(default)s)")
+_add("--validation_steps", type=at_least(0), default=100, help="steps between validations; 0: none (default: %(default)s)")
+_add("--validation_candidates", type=at_least(1), default=8, help="samples a validation image (default: %(default)s)")
+_add("--num_inference_steps", type=at_least(1), default=50, help="denoising steps in validation (default: %(default)s)")
 _add("--guidance_scale", type=float, default=3.5, help="guidance in validation (default: %(default)s)")
+_add("--align_method", default="adain", choices=["adain", "wavelet", "nofix"], help="colour fix in validation (default: %(default)s)")
 _add("--upscale", type=float, default=4, help="size of GT over LR in validation (default: %(default)s)")
 
 
@@ -65,7 +67,7 @@ def sampling_options(args):
         prompt_source="file" if args.validation_prompt_file else "none",
         prompt_file=args.validation_prompt_file,
         negative_prompt="dotted, noise, blur, lowres, smooth",
-        align_method="adain",
+        align_method=args.align_method,
         batch_size=args.validation_candidates,
         upscale=args.upscale,
         seed=args.seed,
