@@ -6,22 +6,15 @@
 
 import argparse
 
-from dp2osr.config import MODEL_FLAGS, SAMPLING_FLAGS, parse_args
+from dp2osr.config import MODEL_FLAGS, RESTORE_FLAGS, SAMPLING_FLAGS, parse_args
 from dp2osr.errors import run
 
 
 def build_parser():
     parser = argparse.ArgumentParser(
-        description=__doc__, parents=[MODEL_FLAGS, SAMPLING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, parents=[MODEL_FLAGS, SAMPLING_FLAGS, RESTORE_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--image_path", required=True, help="folder of LR images, or one image, of any size")
-    parser.add_argument("--output_dir", required=True, help="gets <stem>.png, or <stem>_<sample>.png where several are asked for")
-    parser.add_argument("--upscale", type=float, default=1, help="size of the result over size of the input (default: %(default)s)")
-    parser.add_argument(
-        "--process_size", type=int, help="inputs with a smaller side are enlarged to it first, pixels (default: the model's)"
-    )
-    parser.add_argument("--sample_times", type=int, default=1, help="samples an image, each from its own seed (default: %(default)s)")
-    parser.add_argument("--suffix", default="", help="appended to the stem of every result (default: none)")
+    parser.set_defaults(backbone="sd2")
     return parser
 
 

@@ -13,9 +13,11 @@ from dp2osr.training.options import TRAINING_FLAGS
 
 
 def build_parser():
-    return argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, parents=[MODEL_FLAGS, TRAINING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.set_defaults(backbone="sd2")
+    return parser
 
 
 def main():

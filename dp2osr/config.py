@@ -12,6 +12,7 @@ from dp2osr.errors import UserError
 
 MODEL_FLAGS = argparse.ArgumentParser(add_help=False)
 MODEL_FLAGS.add_argument("--pretrained_model_name_or_path", required=True, help="base model: a diffusers folder or hub id")
+MODEL_FLAGS.add_argument("--backbone", choices=["sd2", "flux"], help="what the base model must be (default: what its folder says)")
 MODEL_FLAGS.add_argument("--mixed_precision", default="no", choices=["no", "fp16", "bf16"], help="compute precision (default: %(default)s)")
 MODEL_FLAGS.add_argument("--seed", type=int, default=0, help="run seed: all randomness follows from it (default: %(default)s)")
 
@@ -26,8 +27,8 @@ SAMPLING_FLAGS.add_argument(
 )
 SAMPLING_FLAGS.add_argument(
     "--scheduler",
-    default="ddpm",
-    help="ddpm, ddim, euler, euler_ancestral, dpm, unipc or any diffusers scheduler class (default: %(default)s)",
+    help="SD2: ddpm, ddim, euler, euler_ancestral, dpm, unipc; FLUX: flow_euler, flow_heun; or any diffusers scheduler class that fits "
+    "(default: ddpm; flow_euler)",
 )
 SAMPLING_FLAGS.add_argument(
     "--align_method",
@@ -46,6 +47,16 @@ SAMPLING_FLAGS.add_argument(
     "--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="used where guidance is on (default: '%(default)s')"
 )
 SAMPLING_FLAGS.add_argument("--batch_size", type=int, default=8, help="samples denoised together, on each process (default: %(default)s)")
+
+RESTORE_FLAGS = argparse.ArgumentParser(add_help=False)
+RESTORE_FLAGS.add_argument("--image_path", required=True, help="folder of LR images, or one image, of any size")
+RESTORE_FLAGS.add_argument("--output_dir", required=True, help="gets <stem>.png, or <stem>_<sample>.png where several are asked for")
+RESTORE_FLAGS.add_argument("--upscale", type=float, default=1, help="size of the result over size of the input (default: %(default)s)")
+RESTORE_FLAGS.add_argument(
+    "--process_size", type=int, help="inputs with a smaller side are enlarged to it first, pixels (default: the model's)"
+)
+RESTORE_FLAGS.add_argument("--sample_times", type=int, default=1, help="samples an image, each from its own seed (default: %(default)s)")
+RESTORE_FLAGS.add_argument("--suffix", default="", help="appended to the stem of every result (default: none)")
 
 
 def at_least(least, kind=int):

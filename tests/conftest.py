@@ -74,22 +74,27 @@ SAMPLING = ["--num_inference_steps", "2", "--guidance_scale", "1", "--num_candid
 
 @pytest.fixture(scope="session")
 def labelled(sampled):
-    """The same with made-up scores of two metrics, `gmsd` (lower is better) and `piqe` (lower is better)."""
+    """The same with made-up scores."""
+    write_made_up_scores(sampled)
+    return sampled
+
+
+def write_made_up_scores(folder):
+    """`scores.parquet` of a candidate folder and `reward.yaml`: random `gmsd` and `piqe`, both lower is better."""
     from dp2osr.rewards.table import write_scores
     from dp2osr.sampling.store import CandidateStore
 
-    ids = CandidateStore(sampled).ids()
-    rng = np.random.default_rng(0)
+    store, rng = CandidateStore(folder), np.random.default_rng(0)
+    ids, count = store.ids(), store.settings["num_candidates"]
     columns = {
-        "image_id": [image_id for image_id in ids for _ in range(6)],
-        "candidate": [m for _ in ids for m in range(6)],
-        "gmsd": rng.random(6 * len(ids)),
-        "piqe": rng.random(6 * len(ids)) * 50,
+        "image_id": [image_id for image_id in ids for _ in range(count)],
+        "candidate": [m for _ in ids for m in range(count)],
+        "gmsd": rng.random(count * len(ids)),
+        "piqe": rng.random(count * len(ids)) * 50,
     }
     about = {"gmsd": {"lower_better": True, "mode": "FR", "options": {}}, "piqe": {"lower_better": True, "mode": "NR", "options": {}}}
-    write_scores(sampled / "scores.parquet", columns, {"pyiqa": "0", "metrics": about, "candidates": {}})
-    (sampled / "reward.yaml").write_text("fr: [gmsd]\nnr: [piqe]\n", encoding="utf-8")
-    return sampled
+    write_scores(folder / "scores.parquet", columns, {"pyiqa": "0", "metrics": about, "candidates": {}})
+    (folder / "reward.yaml").write_text("fr: [gmsd]\nnr: [piqe]\n", encoding="utf-8")
 
 
 def save_noise(path, size, seed=0):

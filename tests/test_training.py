@@ -102,10 +102,13 @@ def test_two_processes_give_the_same_weights(trained, labelled, tmp_path):
     assert max((value - two[key]).abs().max().item() for key, value in weights(trained).items()) <= 2e-5
 
 
-def test_micro_batches_of_any_size_give_the_same_gradient(labelled):
+def test_micro_batches_and_gradient_checkpointing_give_the_same_gradient(labelled):
     gradients = []
-    for size in (0, 1, 3):
+    for size, checkpointing in ((0, False), (1, False), (3, True)):
         trainer = double_trainer(labelled, size)
+        if checkpointing:
+            trainer.policy.train().enable_gradient_checkpointing()
+            trainer.backbone.denoiser.enable_gradient_checkpointing()
         group = trainer.groups.read(0, trainer.backbone)
         trainer.visit(replace(group, latents=group.latents.double(), weights=group.weights.double()), 1.0)
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.parameters if parameter.grad is not None]))

@@ -6,24 +6,29 @@ from dp2osr.config import read_json
 from dp2osr.errors import UserError
 
 
-def load_backbone(path, device="cpu", dtype=None, parts=("vae", "text", "unet")):
+def load_backbone(path, device="cpu", dtype=None, parts=("vae", "text", "denoiser"), kind=None):
     """The backbone in a diffusers folder or hub id; which kind is read from its `model_index.json`.
 
     Raises:
-        UserError: no such folder, or a pipeline that is not supported.
+        UserError: no such folder, a pipeline that is not supported, or not the `kind` that is wanted.
     """
     import diffusers
     import torch
     import transformers
 
+    from dp2osr.backbones.flux import FluxBackbone
     from dp2osr.backbones.sd2 import SD2Backbone
 
     for library in (diffusers, transformers):  # a bar for each small part hides the bar that tells the time left
         library.utils.logging.disable_progress_bar()
-    kinds = {"StableDiffusionPipeline": SD2Backbone}
+    kinds = {"StableDiffusionPipeline": SD2Backbone, "FluxPipeline": FluxBackbone}
     name = read_json(find_model_index(path)).get("_class_name")
     if name not in kinds:
         raise UserError(f"{path}: is a {name}; supported are {', '.join(kinds)}")
+    if kind and kinds[name].kind != kind:
+        raise UserError(
+            f"{path}: is a {name}, {kinds[name].kind}, where {kind} is wanted; give another model or use the script for {kinds[name].kind}"
+        )
     return kinds[name](path, device, dtype or torch.float32, parts)
 
 

@@ -13,6 +13,9 @@ class Backbone(Protocol):
     """A frozen text-to-image model that a ControlNet steers."""
 
     kind: str  # "sd2" or "flux": the name of the implementation
+    denoiser: torch.nn.Module  # the network that ControlNets steer
+    default_scheduler: str  # what it samples with unless told
+    guidance: float  # what a guidance-distilled model is told in training
     native_size: int  # side of the images that the model was made for, pixels
     size_multiple: int  # image sides must be multiples of this, pixels
 
@@ -22,8 +25,11 @@ class Backbone(Protocol):
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents → images, clamped to [0, 1]."""
 
-    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+    def embed_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """Prompt embeddings, the arguments that `predict` passes on, first dimension len(prompts)."""
+
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
+        """The same without gradient."""
 
     def prepare_control(self, images: torch.Tensor) -> torch.Tensor:
         """Upsampled LR images → control input of the ControlNet."""
@@ -43,8 +49,14 @@ class Backbone(Protocol):
     def sample(self, controlnet, control, prompt, negative, generators, shape, settings) -> torch.Tensor:
         """Denoise len(generators) candidates of one image from their own noise streams."""
 
-    def new_controlnet(self, **config) -> torch.nn.Module:
-        """A ControlNet initialised from the backbone."""
+    def trained_parts(self) -> dict[str, torch.nn.Module]:
+        """What a baseline's training may train beside the ControlNet."""
 
-    def load_controlnet(self, path) -> torch.nn.Module:
+    def saved_parts(self) -> dict[str, object]:
+        """All that a pipeline folder holds, by name."""
+
+    def new_controlnet(self, **options) -> torch.nn.Module:
+        """A ControlNet initialised from the backbone; options of other kinds are not read."""
+
+    def load_controlnet(self, path, dtype=None, **expected) -> torch.nn.Module:
         """A trained ControlNet from a diffusers folder or a single safetensors file."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from dp2osr.backbones.loading import load_part, load_weights, read_tensors
 from dp2osr.errors import UserError
 
 CONVOLUTIONS = torch.channels_last  # memory layout of the UNet's and ControlNets' weights: their convolutions run faster in it
@@ -27,15 +28,17 @@ class SD2Backbone:
     Args:
         path: diffusers folder or hub id.
         device, dtype: where and in which precision the frozen parts live; the VAE stays in fp32.
-        parts: which of "vae", "text", "unet" to load.
+        parts: which of "vae", "text", "denoiser" to load.
 
     Raises:
         UserError: a part is missing or broken.
     """
 
     kind = "sd2"
+    default_scheduler = "ddpm"
+    guidance = 1.0  # SD2 takes none in training
 
-    def __init__(self, path, device="cpu", dtype=torch.float32, parts=("vae", "text", "unet")):
+    def __init__(self, path, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -52,7 +55,7 @@ class SD2Backbone:
         if "text" in parts:
             self.tokenizer = load_part(CLIPTokenizer, path, "tokenizer")
             self.text_encoder = load_part(CLIPTextModel, path, "text_encoder", dtype=dtype).to(self.device).eval()
-        if "unet" in parts:
+        if "denoiser" in parts:
             self.unet = load_part(UNet2DConditionModel, path, "unet", torch_dtype=dtype).to(self.device, memory_format=CONVOLUTIONS).eval()
         for name in ("vae", "text_encoder", "unet"):
             if hasattr(self, name):
@@ -72,13 +75,17 @@ class SD2Backbone:
         latents = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         return self.vae.decode(latents).sample.div(2).add(0.5).clamp(0, 1)
 
-    @torch.no_grad()
-    def encode_prompts(self, prompts):
+    def embed_prompts(self, prompts):
         """Last hidden states of the text encoder, {"encoder_hidden_states": (B, length, D)}."""
         tokens = self.tokenizer(
             prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
         )
         return {"encoder_hidden_states": self.text_encoder(tokens.input_ids.to(self.device))[0]}
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts):
+        """`embed_prompts` of the frozen encoder."""
+        return self.embed_prompts(prompts)
 
     def prepare_control(self, images):
         """The upsampled LR in [0, 1] is the control image as it is (PAPER §4)."""
@@ -164,13 +171,27 @@ class SD2Backbone:
 
     # -- ControlNets -------------------------------------------------------------------------------------------------
 
-    def new_controlnet(self, **config):
+    @property
+    def denoiser(self):
+        """The UNet."""
+        return self.unet
+
+    def trained_parts(self):
+        """What a baseline's training may train beside the ControlNet: {name in the pipeline: module}."""
+        return {"unet": self.unet, "text_encoder": self.text_encoder}
+
+    def saved_parts(self):
+        """All that a pipeline folder holds: {name: module, tokenizer or schedule}."""
+        return {**self.trained_parts(), "vae": self.vae, "tokenizer": self.tokenizer, "scheduler": self.noise_schedule}
+
+    def new_controlnet(self, conditioning_channels=(16, 32, 96, 256), **_of_other_kinds):
         """`ControlNetModel.from_unet`: a copy of the UNet's encoder with zero convolutions (PAPER §4)."""
         from diffusers import ControlNetModel
 
-        return ControlNetModel.from_unet(self.unet, **config).to(self.device, memory_format=CONVOLUTIONS)
+        controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=tuple(conditioning_channels))
+        return controlnet.to(self.device, memory_format=CONVOLUTIONS)
 
-    def load_controlnet(self, path, dtype=None):
+    def load_controlnet(self, path, dtype=None, **_of_other_kinds):
         """A ControlNet from a diffusers folder, or from one safetensors file with the keys of `from_unet`.
 
         Raises:
@@ -182,7 +203,7 @@ class SD2Backbone:
         if path.is_dir():
             controlnet = load_part(ControlNetModel, path, None, torch_dtype=dtype or self.dtype)
         else:
-            controlnet = self.new_controlnet(conditioning_embedding_out_channels=conditioning_channels(path)).to(dtype or self.dtype)
+            controlnet = self.new_controlnet(conditioning_channels(path)).to(dtype or self.dtype)
             load_weights(controlnet, path)
         return controlnet.to(self.device, memory_format=CONVOLUTIONS).eval()
 
@@ -232,46 +253,17 @@ def unet_decode(unet, embedding, skips, hidden, context):
     return unet.conv_out(F.silu(unet.conv_norm_out(hidden)))
 
 
-def load_part(cls, path, subfolder, **options):
-    """`cls.from_pretrained` with one clear line where a file is missing or broken."""
-    options = {**options, **({"subfolder": subfolder} if subfolder else {})}
-    try:
-        return cls.from_pretrained(path, **options)
-    except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, RuntimeError, KeyError, ...
-        where = f"{path}/{subfolder}" if subfolder else path
-        raise UserError(
-            f"{where}: {cls.__name__} cannot be loaded ({' '.join(str(error).split())[:300]}); check that the folder is complete"
-        ) from None
-
-
-def read_tensors(path):
-    """Tensors of one safetensors file; UserError if it is missing or broken."""
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except Exception as error:  # SafetensorError, FileNotFoundError, OSError
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
-
-
 def conditioning_channels(path):
-    """Channels of the control embedding whose weights are in the file: its first convolution's, then each strided one's."""
+    """Channels of the control embedding whose weights are in the file: its first convolution's, then each strided one's.
+
+    Raises:
+        UserError: the file is a ControlNet of FLUX.
+    """
     tensors, channels = read_tensors(path), []
+    if "controlnet_x_embedder.weight" in tensors:
+        raise UserError(f"{path}: is no ControlNet of SD2 but one of FLUX; give one of this model")
     name = "controlnet_cond_embedding.conv_in.weight"
     while name in tensors:
         channels.append(tensors[name].shape[0])
         name = f"controlnet_cond_embedding.blocks.{2 * len(channels) - 1}.weight"
     return tuple(channels) or (16, 32, 96, 256)
-
-
-def load_weights(module, path):
-    """Load one safetensors file into `module`, every key of it and no other."""
-    tensors = read_tensors(path)
-    own = module.state_dict()
-    missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    misshapen = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)
-    if missing or unexpected or misshapen:
-        lists = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-        report = [f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for what, keys in lists.items() if keys]
-        raise UserError(f"{path}: does not fit this model: {'; '.join(report)}")
-    module.load_state_dict(tensors)

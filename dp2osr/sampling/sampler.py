@@ -37,9 +37,13 @@ class GroupSampler:
 
     def __init__(self, args, device, backbone=None, controlnet=None):
         self.args = args
-        self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, args.scheduler)
-        self.backbone = backbone or load_backbone(args.pretrained_model_name_or_path, device, DTYPES[args.mixed_precision])
-        self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path)
+        self.backbone = backbone or load_backbone(
+            args.pretrained_model_name_or_path, device, DTYPES[args.mixed_precision], kind=args.backbone
+        )
+        scheduler = args.scheduler or self.backbone.default_scheduler
+        self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, scheduler)
+        layers = {name: getattr(args, name, None) for name in ("num_double_layers", "num_single_layers")}
+        self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path, **layers)
         self.prompts = read_prompts(args)
         self.embeddings = {}
 

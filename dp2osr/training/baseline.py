@@ -20,6 +20,8 @@ from dp2osr.data.degradation import degrade, image_rng, load_degradation
 from dp2osr.training.checkpoints import load_checkpoint, save_checkpoint
 from dp2osr.training.log import TrainingLog
 
+CONTROLNET_FLAGS = ("conditioning_channels", "num_double_layers", "num_single_layers")  # each kind of backbone takes its own
+
 
 class PairPool:
     """A pool of (GT latents, control image, prompt), degraded and encoded once, from which every batch is drawn.
@@ -75,7 +77,7 @@ def train_baseline(args):
     output = Path(args.output_dir)
     settle(output / "settings.json", vars(args), told=("config", "checkpointing_steps", "output_dir"))
     torch.manual_seed(args.seed)
-    backbone = load_backbone(args.pretrained_model_name_or_path, accelerator.device)
+    backbone = load_backbone(args.pretrained_model_name_or_path, accelerator.device, kind=args.backbone)
     degradation = load_degradation(args.degradation)
     prompts = read_json(args.prompt_file) if args.prompt_file else {}
     source = CropSource(args.train_dir, args.resolution, args.seed + accelerator.process_index)
@@ -84,10 +86,10 @@ def train_baseline(args):
     if args.controlnet_model_name_or_path:
         controlnet = backbone.load_controlnet(args.controlnet_model_name_or_path)
     else:
-        controlnet = backbone.new_controlnet(conditioning_embedding_out_channels=tuple(args.conditioning_channels))
+        controlnet = backbone.new_controlnet(**{name: getattr(args, name) for name in CONTROLNET_FLAGS})
     modules = torch.nn.ModuleDict({"controlnet": controlnet})
     if args.train_backbone:
-        modules.update({"unet": backbone.unet, "text_encoder": backbone.text_encoder})
+        modules.update(backbone.trained_parts())
     modules.requires_grad_(True).train()
     optimizer = torch.optim.AdamW(
         modules.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True
@@ -151,9 +153,8 @@ class Step(torch.nn.Module):
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
         timesteps = backbone.draw_timesteps(len(latents), generator)
         noisy = backbone.add_noise(latents, noise, timesteps)
-        tokens = backbone.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(latents.device)
-        prompt = {"encoder_hidden_states": backbone.text_encoder(tokens)[0]}
-        [prediction] = backbone.predict([self.controlnet], noisy, timesteps, prompt, backbone.prepare_control(controls))
+        prompt, control = backbone.embed_prompts(prompts), backbone.prepare_control(controls)
+        [prediction] = backbone.predict([self.controlnet], noisy, timesteps, prompt, control)
         return F.mse_loss(prediction.float(), backbone.target(latents, noise, timesteps).float())
 
 
@@ -166,11 +167,7 @@ def save_models(output, backbone, controlnet, args):
 
     stored(controlnet).save_pretrained(output / "controlnet")
     if args.train_backbone:
-        model = output / "model"
-        stored(backbone.unet).save_pretrained(model / "unet")
-        stored(backbone.text_encoder).save_pretrained(model / "text_encoder")
-        stored(backbone.vae).save_pretrained(model / "vae")
-        backbone.tokenizer.save_pretrained(model / "tokenizer")
-        backbone.noise_schedule.save_pretrained(model / "scheduler")
+        for name, part in backbone.saved_parts().items():
+            (stored(part) if isinstance(part, torch.nn.Module) else part).save_pretrained(output / "model" / name)
         index = Path(args.pretrained_model_name_or_path) / "model_index.json"
-        (model / "model_index.json").write_text(index.read_text(encoding="utf-8"), encoding="utf-8")
+        (output / "model" / "model_index.json").write_text(index.read_text(encoding="utf-8"), encoding="utf-8")

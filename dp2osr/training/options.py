@@ -38,6 +38,7 @@ _add(
     default=0,
     help="candidates in one backward pass; 0: the 2N of a group; same gradient for any (default: %(default)s)",
 )
+_add("--gradient_checkpointing", action="store_true", help="recompute activations in the backward pass: less memory, more time")
 _add("--learning_rate", type=at_least(0, float), default=2e-5, help="AdamW rate (default: %(default)s)")
 _add("--lr_scheduler", default="constant_with_warmup", help="a diffusers schedule (default: %(default)s)")
 _add("--lr_warmup_steps", type=at_least(0), default=0, help="warm-up, steps (default: %(default)s)")
@@ -63,7 +64,7 @@ def sampling_options(args):
     return argparse.Namespace(
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
-        scheduler="ddpm",
+        scheduler=None,
         prompt_source="file" if args.validation_prompt_file else "none",
         prompt_file=args.validation_prompt_file,
         negative_prompt="dotted, noise, blur, lowres, smooth",

@@ -1,4 +1,4 @@
-"""An untrained tiny Stable Diffusion 2: diffusers' own classes, small."""
+"""Untrained tiny models of the two kinds, Stable Diffusion 2 and FLUX: diffusers' own classes, small."""
 
 import json
 from pathlib import Path
@@ -37,20 +37,37 @@ def make_tokenizer(corpus, folder, max_length=77, vocabulary=1024):
     return tokenizer
 
 
-def make_tiny_sd2(args):
-    """Write the whole pipeline folder (the given VAE, a fresh tokenizer, text encoder and UNet, SD2's noise schedule) and `controlnet/`."""
-    from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+def make_t5_tokenizer(corpus, folder, max_length=32, vocabulary=800):
+    """A unigram tokenizer in T5's format, learnt on the prompts in `corpus`."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import T5TokenizerFast
+
+    unigram = Tokenizer(models.Unigram())
+    unigram.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")]
+    )
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=vocabulary, special_tokens=special, unk_token="<unk>", show_progress=False)
+    unigram.train_from_iterator(corpus, trainer)
+    pieces = [tuple(piece) for piece in json.loads(unigram.to_str())["model"]["vocab"]]
+    tokenizer = T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=max_length)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def read_corpus(manifest):
+    return [row["prompt"] for row in read_manifest(manifest)] + [NEGATIVE_PROMPT] * 20
+
+
+def make_clip(tokenizer, width):
+    """A CLIP text encoder of two layers."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    torch.manual_seed(args.seed)
-    corpus = [row["prompt"] for row in read_manifest(args.manifest)] + [NEGATIVE_PROMPT] * 20
-    tokenizer = make_tokenizer(corpus, Path(args.output_dir) / "tokenizer")
-    vae = AutoencoderKL.from_pretrained(args.vae)
-    text_encoder = CLIPTextModel(
+    return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
-            hidden_size=args.text_width,
-            intermediate_size=4 * args.text_width,
+            hidden_size=width,
+            intermediate_size=4 * width,
             num_hidden_layers=2,
             num_attention_heads=4,
             max_position_embeddings=tokenizer.model_max_length,
@@ -59,6 +76,16 @@ def make_tiny_sd2(args):
             pad_token_id=tokenizer.pad_token_id,
         )
     )
+
+
+def make_tiny_sd2(args):
+    """Write the whole pipeline folder (the given VAE, a fresh tokenizer, text encoder and UNet, SD2's noise schedule) and `controlnet/`."""
+    from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+    torch.manual_seed(args.seed)
+    tokenizer = make_tokenizer(read_corpus(args.manifest), Path(args.output_dir) / "tokenizer")
+    vae = AutoencoderKL.from_pretrained(args.vae)
+    text_encoder = make_clip(tokenizer, args.text_width)
     plain = len(args.block_out_channels) - 1  # attention at the lowest resolution only: elsewhere it costs more than it gives
     unet = UNet2DConditionModel(
         sample_size=32,
@@ -122,3 +149,61 @@ def linear_control_start(controlnet):
     pass_rgb(embedding.conv_out, centre, True, (1,))
     controlnet.conv_in.weight[:3], controlnet.conv_in.bias[:3] = 0, -0.5  # RGB in [0, 1], nothing of the noisy latents
     pass_rgb(controlnet.controlnet_down_blocks[0], torch.ones(1, 1), False, (1,))
+
+
+def make_tiny_flux(args):
+    """Write the pipeline folder (the given VAE, fresh tokenizers, encoders and transformer, FLUX.1-dev's schedule) and `controlnet/`."""
+    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(args.seed)
+    output, corpus = Path(args.output_dir), read_corpus(args.manifest)
+    tokenizer, tokenizer_2 = make_tokenizer(corpus, output / "tokenizer"), make_t5_tokenizer(corpus, output / "tokenizer_2")
+    vae = AutoencoderKL.from_pretrained(args.vae)
+    vae.register_to_config(shift_factor=vae.config.shift_factor or 0.0)  # FLUX's pipelines read it
+    text_encoder = make_clip(tokenizer, args.text_width)
+    text_encoder_2 = T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer_2),
+            d_model=args.text_width,
+            d_kv=args.text_width // 4,
+            d_ff=2 * args.text_width,
+            num_layers=2,
+            num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+    head = args.width // args.num_attention_heads
+    transformer = FluxTransformer2DModel(
+        in_channels=4 * vae.config.latent_channels,
+        num_layers=args.num_layers,
+        num_single_layers=args.num_single_layers,
+        attention_head_dim=head,
+        num_attention_heads=args.num_attention_heads,
+        joint_attention_dim=args.text_width,
+        pooled_projection_dim=args.text_width,
+        guidance_embeds=True,
+        axes_dims_rope=rotary_axes(head),
+    )
+    # the published schedule: timesteps shifted by the number of tokens
+    schedule = FlowMatchEulerDiscreteScheduler(
+        shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
+    )
+    FluxPipeline(schedule, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer).save_pretrained(output)
+    controlnet = FluxControlNetModel.from_transformer(
+        transformer,
+        num_layers=args.num_double_layers,
+        num_single_layers=0,
+        attention_head_dim=head,
+        num_attention_heads=args.num_attention_heads,
+    )
+    # as in `linear_control_start`: zeros protect a trained transformer, here they would only hide the LR
+    for layer in (controlnet.controlnet_x_embedder, *controlnet.controlnet_blocks):
+        layer.reset_parameters()
+    controlnet.save_pretrained(output / "controlnet")
+
+
+def rotary_axes(head):
+    """Shares of a head's width for the rotary code of (nothing, row, column): even numbers, about 1 : 3.5 : 3.5 as in FLUX.1."""
+    side = head * 7 // 16 // 2 * 2
+    return [head - 2 * side, side, side]

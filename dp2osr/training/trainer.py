@@ -29,8 +29,9 @@ from dp2osr.training.log import TrainingLog
 
 # Settings that may differ when a run goes on: they change nothing in the weights, or a hash stands for them.
 FREE_SETTINGS = (
-    "config", "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "micro_batch_size", "validation_steps",
-    "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates", "pretrained_model_name_or_path",
+    "config", "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "micro_batch_size", "gradient_checkpointing",
+    "validation_steps", "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates",
+    "pretrained_model_name_or_path",
     "controlnet_model_name_or_path", "candidates_dir", "scores", "candidates",
 )  # fmt: skip
 
@@ -66,14 +67,17 @@ class PreferenceTrainer:
         table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
         config = load_reward_config(args.reward_config)
         self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
+        self.backbone = load_backbone(args.pretrained_model_name_or_path, self.accelerator.device, kind=args.backbone)
+        self.backbone.guidance = store.settings["guidance_scale"]
         if self.accelerator.is_main_process:
             hashes = {"reference_hash": weights_hash(args.controlnet_model_name_or_path), "groups_hash": self.groups.fingerprint()}
             settle(self.output / "settings.json", {**vars(args), **hashes, "candidates": store.settings}, told=FREE_SETTINGS)
         self.accelerator.wait_for_everyone()
-
-        self.backbone = load_backbone(args.pretrained_model_name_or_path, self.accelerator.device, parts=("vae", "text", "unet"))
         self.reference = self.backbone.load_controlnet(args.controlnet_model_name_or_path, torch.float32).requires_grad_(False)
         self.policy = deepcopy(self.reference).requires_grad_(True).train()
+        if args.gradient_checkpointing:
+            self.policy.enable_gradient_checkpointing()
+            self.backbone.denoiser.enable_gradient_checkpointing()
         self.parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(self.parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay, fused=True)
         self.optimizer = self.accelerator.prepare(optimizer)  # for fp16's scaler; gradients are summed over processes in train_step

@@ -1,0 +1,277 @@
+"""FLUX.1 (and the tiny preset of its classes) with a `FluxControlNetModel`: a flow backbone.
+
+A timestep is the noise level σ in [0, 1]: x_σ = (1 − σ) x_0 + σ ε, and the network predicts the velocity ε − x_0.
+Latents are kept as images, (B, C, h, w); the transformer sees them packed, 2 × 2 latent pixels a token.
+"""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dp2osr.backbones.loading import load_part, load_weights, read_tensors
+from dp2osr.errors import UserError
+
+T5_LENGTH = 512  # tokens, as in diffusers' pipelines for FLUX.1-dev
+SCHEDULERS = {"flow_euler": "FlowMatchEulerDiscreteScheduler", "flow_heun": "FlowMatchHeunDiscreteScheduler"}
+
+
+class FluxBackbone:
+    """AutoencoderKL, CLIP and T5 text encoders, FluxTransformer2DModel and the flow schedule, all frozen.
+
+    Args:
+        path: diffusers folder or hub id.
+        device, dtype: where and in which precision the frozen parts live; the VAE stays in fp32.
+        parts: which of "vae", "text", "denoiser" to load.
+
+    Raises:
+        UserError: a part is missing or broken.
+    """
+
+    kind = "flux"
+    default_scheduler = "flow_euler"
+
+    def __init__(self, path, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
+        from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+        self.path, self.device, self.dtype = path, torch.device(device), dtype
+        self.noise_schedule = load_part(FlowMatchEulerDiscreteScheduler, path, "scheduler")
+        vae_config = AutoencoderKL.load_config(path, subfolder="vae")
+        transformer_config = FluxTransformer2DModel.load_config(path, subfolder="transformer")
+        self.vae_scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
+        self.native_size = min(512, vae_config["sample_size"])  # FLUX takes 256 to 2048 pixels, the SR ControlNets are of 512
+        self.size_multiple = 2 * self.vae_scale
+        self.latent_channels = transformer_config["in_channels"] // 4
+        self.guidance = 1.0  # what the distilled guidance embedding is told in training
+        self.warned = False
+        if "vae" in parts:
+            self.vae = load_part(AutoencoderKL, path, "vae", torch_dtype=torch.float32).to(self.device).eval()
+        if "text" in parts:
+            self.tokenizer = load_part(CLIPTokenizer, path, "tokenizer")
+            self.text_encoder = load_part(CLIPTextModel, path, "text_encoder", dtype=dtype).to(self.device).eval()
+            self.tokenizer_2 = load_part(T5TokenizerFast, path, "tokenizer_2")
+            self.text_encoder_2 = load_part(T5EncoderModel, path, "text_encoder_2", dtype=dtype).to(self.device).eval()
+        if "denoiser" in parts:
+            self.transformer = load_part(FluxTransformer2DModel, path, "transformer", torch_dtype=dtype).to(self.device).eval()
+        for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
+            if hasattr(self, name):
+                getattr(self, name).requires_grad_(False)
+
+    # -- images, prompts, control ------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def encode_images(self, images):
+        """(B, 3, H, W) in [0, 1] → (B, C, H/s, W/s) shifted and scaled latents, the posterior's mode."""
+        images = images.to(self.device, torch.float32) * 2 - 1
+        config = self.vae.config
+        return (self.vae.encode(images).latent_dist.mode() - (config.shift_factor or 0)) * config.scaling_factor
+
+    @torch.no_grad()
+    def decode_latents(self, latents):
+        """(B, C, h, w) latents → (B, 3, s·h, s·w) in [0, 1]."""
+        config = self.vae.config
+        latents = latents.to(self.device, torch.float32) / config.scaling_factor + (config.shift_factor or 0)
+        return self.vae.decode(latents).sample.div(2).add(0.5).clamp(0, 1)
+
+    def embed_prompts(self, prompts):
+        """CLIP's pooled output and T5's last hidden states: {"pooled_projections": (B, D), "encoder_hidden_states": (B, length, D₂)}."""
+        clip = self.tokens(self.tokenizer, prompts, self.tokenizer.model_max_length)
+        t5 = self.tokens(self.tokenizer_2, prompts, min(T5_LENGTH, self.tokenizer_2.model_max_length))
+        pooled = self.text_encoder(clip).pooler_output
+        return {"pooled_projections": pooled, "encoder_hidden_states": self.text_encoder_2(t5)[0]}
+
+    def tokens(self, tokenizer, prompts, length):
+        if not self.warned and max(len(tokenizer(prompt).input_ids) for prompt in prompts) > length:
+            warnings.warn(
+                f"a prompt has more than the {length} tokens that {type(tokenizer).__name__} takes; its end is cut off", stacklevel=2
+            )
+            self.warned = True
+        padded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+        return padded.input_ids.to(self.device)
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts):
+        """`embed_prompts` of the frozen encoders."""
+        return self.embed_prompts(prompts)
+
+    def prepare_control(self, images):
+        """The upsampled LR in [0, 1] as packed latents, (B, tokens, 4C) (PAPER §4)."""
+        return pack(self.encode_images(images)).to(self.dtype)
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def draw_timesteps(self, count, generator, share=(0.0, 1.0)):
+        """Logit-normal σ (Esser et al., "Scaling Rectified Flow Transformers", Sec. 3.1) within `share`, (count,) float32."""
+        normal = torch.distributions.Normal(0.0, 1.0)
+        low, high = (normal.cdf(torch.logit(torch.tensor(bound, dtype=torch.float64))) for bound in share)
+        uniform = low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
+        return torch.sigmoid(normal.icdf(uniform)).float().clamp(1e-4, 1).to(self.device)
+
+    def add_noise(self, latents, noise, timesteps):
+        """x_σ = (1 − σ) x_0 + σ ε."""
+        sigmas = timesteps.to(latents).view(-1, 1, 1, 1)
+        return (1 - sigmas) * latents + sigmas * noise
+
+    def target(self, latents, noise, timesteps):
+        """The velocity ε − x_0, at any σ."""
+        return noise - latents
+
+    def predict(self, controlnets, noisy, timesteps, prompt, control):
+        """The velocity under each ControlNet, (B, C, h, w) each; `prompt` may carry another "guidance" than the backbone's."""
+        count, _, height, width = noisy.shape
+        tokens = pack(noisy)
+        timesteps = torch.as_tensor(timesteps, device=tokens.device, dtype=tokens.dtype).expand(count)
+        guidance = torch.full((count,), prompt.get("guidance", self.guidance), device=tokens.device, dtype=tokens.dtype)
+        text = prompt["encoder_hidden_states"].expand(count, -1, -1)
+        inputs = {
+            "hidden_states": tokens,
+            "timestep": timesteps,
+            "pooled_projections": prompt["pooled_projections"].expand(count, -1),
+            "encoder_hidden_states": text,
+            "txt_ids": torch.zeros(text.shape[1], 3, device=tokens.device, dtype=tokens.dtype),
+            "img_ids": image_ids(height // 2, width // 2).to(tokens),
+            "return_dict": False,
+        }
+        predictions = []
+        for controlnet in controlnets:
+            double, single = controlnet(
+                **inputs, controlnet_cond=control.expand(count, -1, -1), guidance=guidance if controlnet.config.guidance_embeds else None
+            )
+            [velocity] = self.transformer(
+                **inputs,
+                controlnet_block_samples=double,
+                controlnet_single_block_samples=single,
+                guidance=guidance if self.transformer.config.guidance_embeds else None,
+            )
+            predictions.append(unpack(velocity, height, width))
+        return predictions
+
+    # -- sampling ----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def sample(self, controlnet, control, prompt, negative, generators, shape, settings):
+        """Denoise len(generators) candidates of one image; arguments as `SD2Backbone.sample`, `negative` is not read.
+
+        The guidance scale is an input of the distilled network: one pass a step, no negative prompt.
+        """
+        latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
+        latents = latents.to(self.device, self.dtype)
+        scheduler = self.sampling_scheduler(settings.scheduler)
+        steps = settings.num_inference_steps
+        sigmas = np.linspace(1.0, 1 / steps, steps)
+        shift = {"mu": self.timestep_shift(shape)} if scheduler.config.get("use_dynamic_shifting") else {}
+        scheduler.set_timesteps(sigmas=sigmas, device=self.device, **shift)
+        prompt = {**prompt, "guidance": settings.guidance_scale}
+        extra = {"generator": generators} if scheduler.config.get("stochastic_sampling") else {}
+        for timestep in scheduler.timesteps:
+            [velocity] = self.predict([controlnet], latents, timestep.to(self.dtype) / 1000, prompt, control)
+            latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
+        return latents
+
+    def timestep_shift(self, shape):
+        """μ of the resolution-dependent shift of the timesteps: linear in the number of tokens (FLUX.1's own sampling code)."""
+        config, tokens = self.noise_schedule.config, shape[1] * shape[2] // 4
+        low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+        least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+        return least + (most - least) * (tokens - low) / (high - low)
+
+    def sampling_scheduler(self, name):
+        """A diffusers flow scheduler with this model's schedule.
+
+        Raises:
+            UserError: diffusers has no flow scheduler of that name.
+        """
+        import diffusers
+
+        kind = getattr(diffusers, SCHEDULERS.get(name, name), None)
+        if kind is None or not name.lower().startswith("flow"):
+            raise UserError(
+                f"--scheduler {name}: not for a flow model; take one of {', '.join(SCHEDULERS)} or a FlowMatch... class of diffusers"
+            )
+        return kind.from_config(self.noise_schedule.config)
+
+    # -- ControlNets -------------------------------------------------------------------------------------------------
+
+    @property
+    def denoiser(self):
+        """The transformer."""
+        return self.transformer
+
+    def trained_parts(self):
+        """What a baseline's training may train beside the ControlNet: {name in the pipeline: module}."""
+        return {"transformer": self.transformer, "text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
+
+    def saved_parts(self):
+        """All that a pipeline folder holds: {name: module, tokenizer or schedule}."""
+        rest = {"vae": self.vae, "tokenizer": self.tokenizer, "tokenizer_2": self.tokenizer_2, "scheduler": self.noise_schedule}
+        return {**self.trained_parts(), **rest}
+
+    def new_controlnet(self, num_double_layers=4, num_single_layers=0, **_of_other_kinds):
+        """`FluxControlNetModel.from_transformer`: copies of the first blocks, zero output layers (PAPER §4)."""
+        from diffusers import FluxControlNetModel
+
+        config = self.transformer.config
+        return FluxControlNetModel.from_transformer(
+            self.transformer,
+            num_layers=num_double_layers,
+            num_single_layers=num_single_layers,
+            attention_head_dim=config.attention_head_dim,
+            num_attention_heads=config.num_attention_heads,
+        ).to(self.device)
+
+    def load_controlnet(self, path, dtype=None, num_double_layers=None, num_single_layers=None):
+        """A ControlNet from a diffusers folder, or from one safetensors file with the keys of `from_transformer`.
+
+        Raises:
+            UserError: another model's file; another number of blocks than is wanted; missing, unexpected or misshapen tensors, named.
+        """
+        from diffusers import FluxControlNetModel
+
+        path = Path(path)
+        if path.is_dir():
+            controlnet = load_part(FluxControlNetModel, path, None, torch_dtype=dtype or self.dtype)
+        else:
+            controlnet = self.new_controlnet(*count_layers(path)).to(dtype or self.dtype)
+            load_weights(controlnet, path)
+        for name, wanted in (("num_layers", num_double_layers), ("num_single_layers", num_single_layers)):
+            if wanted not in (None, controlnet.config[name]):
+                flag = name.replace("num_layers", "num_double_layers")
+                raise UserError(f"{path}: has {controlnet.config[name]} blocks where --{flag} says {wanted}; leave the flag out")
+        return controlnet.to(self.device).eval()
+
+
+def pack(latents):
+    """(B, C, h, w) → (B, h/2 · w/2, 4C): 2 × 2 latent pixels a token, channels first within it."""
+    count, channels, height, width = latents.shape
+    blocks = latents.reshape(count, channels, height // 2, 2, width // 2, 2)
+    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(count, height * width // 4, 4 * channels)
+
+
+def unpack(tokens, height, width):
+    """The inverse of `pack`, for latents of `height` × `width`."""
+    count, _, channels = tokens.shape
+    blocks = tokens.reshape(count, height // 2, width // 2, channels // 4, 2, 2)
+    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(count, channels // 4, height, width)
+
+
+def image_ids(rows, columns):
+    """(rows · columns, 3) rotary position ids of the image tokens: 0, row, column."""
+    grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    return torch.stack([torch.zeros(rows, columns), *grid], dim=-1).reshape(-1, 3)
+
+
+def count_layers(path):
+    """(double, single) blocks of the FLUX ControlNet in a safetensors file.
+
+    Raises:
+        UserError: it holds no FLUX ControlNet.
+    """
+    keys = read_tensors(path).keys()
+    if "controlnet_x_embedder.weight" not in keys:
+        other = "one of SD2" if "controlnet_cond_embedding.conv_in.weight" in keys else "no ControlNet at all"
+        raise UserError(f"{path}: is no ControlNet of FLUX but {other}; give one of this model")
+    return tuple(
+        len({key.split(".")[1] for key in keys if key.startswith(f"{name}.")}) for name in ("controlnet_blocks", "controlnet_single_blocks")
+    )

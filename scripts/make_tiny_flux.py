@@ -1,0 +1,35 @@
+"""Lay out an untrained tiny FLUX and its ControlNet in diffusers' folder layout around a trained autoencoder."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--vae", required=True, help="folder of a trained AutoencoderKL")
+    parser.add_argument("--manifest", default="configs/tiny_sd2/photographs.csv", help="its prompts are the tokenizers' corpus")
+    parser.add_argument("--output_dir", required=True, help="the diffusers folder")
+    parser.add_argument("--width", type=int, default=192, help="width of the transformer; a multiple of 16 × the number of heads")
+    parser.add_argument("--num_attention_heads", type=int, default=6, help="attention heads")
+    parser.add_argument("--num_layers", type=int, default=4, help="double blocks of the transformer")
+    parser.add_argument("--num_single_layers", type=int, default=4, help="single blocks of the transformer")
+    parser.add_argument("--num_double_layers", type=int, default=2, help="double blocks of the ControlNet")
+    parser.add_argument("--text_width", type=int, default=64, help="width of both text encoders")
+    parser.add_argument("--seed", type=int, default=0, help="initial weights")
+    return parser.parse_args(argv)
+
+
+def main():
+    args = parse_args()
+    from dp2osr.training.tiny import make_tiny_flux
+
+    make_tiny_flux(args)
+
+
+if __name__ == "__main__":
+    from dp2osr.errors import run
+
+    run(main)

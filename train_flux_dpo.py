@@ -1,0 +1,31 @@
+"""Post-train a ControlNet on preference groups: stage four of DP²O-SR, on FLUX: velocity errors, N = 4 of M = 64.
+
+    accelerate launch train_flux_dpo.py --pretrained_model_name_or_path black-forest-labs/FLUX.1-dev \\
+        --controlnet_model_name_or_path preset/models/c-flux/model.safetensors --candidates_dir runs/candidates \\
+        --reward_config default --output_dir runs/dp2o
+"""
+
+import argparse
+
+from dp2osr.config import MODEL_FLAGS, parse_args
+from dp2osr.errors import run
+from dp2osr.training.options import TRAINING_FLAGS
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(
+        description=__doc__, parents=[MODEL_FLAGS, TRAINING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(backbone="flux", top_n=4, num_inference_steps=25, guidance_scale=2.5)
+    return parser
+
+
+def main():
+    args = parse_args(build_parser())
+    from dp2osr.training.trainer import PreferenceTrainer
+
+    PreferenceTrainer(args).train()
+
+
+if __name__ == "__main__":
+    run(main)
