@@ -39,6 +39,9 @@ def build_parser():
     add("--conditioning_channels", type=int, nargs="+", default=[16, 32, 96, 256], help="SD2: channels of the control embedding")
     add("--num_double_layers", type=int, default=4, help="FLUX: double blocks of the ControlNet")
     add("--num_single_layers", type=int, default=0, help="FLUX: single blocks of the ControlNet")
+    add(
+        "--image_weight", type=float, default=0.0, help="share of the error that is weighed as the decoded image feels it; 0: plain latents"
+    )
     add("--drop_share", type=float, default=0.1, help="share of windows trained with an empty prompt")
     add("--negative_share", type=float, default=0.0, help="share of windows that learn the degraded image under the negative prompt")
     add("--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="the prompt of those windows")

@@ -89,6 +89,23 @@ def test_prompts_change_the_prediction(backbone):
     assert (embeddings[0] - embeddings[1]).abs().max() > 1e-2
 
 
+def test_errors_are_weighed_as_the_image_feels_them():
+    """A linear decoder: the weighted error of a latent is the squared error of its image, up to one factor."""
+    from dp2osr.training.baseline import image_metric
+
+    generator = torch.Generator().manual_seed(0)
+    matrix = torch.randn(12, 4, generator=generator)
+    decoder = SimpleNamespace(device="cpu", decode_latents=lambda latents: torch.einsum("kc,bchw->bkhw", matrix, latents))
+    latents = torch.randn(3, 4, 8, 8, generator=generator)
+    metric = image_metric(decoder, latents, 1.0)
+    errors = torch.randn(50, 4, generator=generator)
+    weighted, felt = torch.einsum("bc,cd,bd->b", errors, metric, errors), (errors @ matrix.T).square().sum(1)
+    assert torch.allclose(weighted / felt, torch.full((50,), 4 / matrix.square().sum().item()), rtol=1e-3)
+    assert metric.trace() == pytest.approx(4)
+    assert torch.equal(image_metric(decoder, latents, 0.0), torch.eye(4))
+    assert torch.allclose(image_metric(decoder, latents, 0.3), 0.3 * metric + 0.7 * torch.eye(4), atol=1e-5)
+
+
 def test_crops_follow_from_seed_and_step_alone():
     source = CropSource(ROOT / "preset/test/gt", 64, 5)
     first = source.draw(3, 4)

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone
@@ -95,7 +94,8 @@ def train_baseline(args):
         modules.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True
     )
     scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
-    step = Step(backbone, controlnet, modules)
+    first_latents = torch.stack(pool.latents[:16]).float()
+    step = Step(backbone, controlnet, modules, image_metric(backbone, first_latents, args.image_weight))
     step, optimizer = accelerator.prepare(step, optimizer)
     state, first = load_checkpoint(output), 0
     if state:
@@ -141,13 +141,13 @@ def train_baseline(args):
 class Step(torch.nn.Module):
     """One regression step as a module, so that accelerate can wrap it."""
 
-    def __init__(self, backbone, controlnet, modules):
+    def __init__(self, backbone, controlnet, modules, metric):
         super().__init__()
         self.trained, self.controlnet = modules, controlnet
-        self.backbone = backbone
+        self.backbone, self.metric = backbone, metric
 
     def forward(self, latents, controls, prompts, position):
-        """Mean squared error of the prediction; noise and timesteps follow from `position` alone."""
+        """Mean squared error of the prediction under `metric`; noise and timesteps follow from `position` alone."""
         generator = torch.Generator().manual_seed(position)
         backbone, latents = self.backbone, latents.to(self.backbone.device)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
@@ -155,7 +155,28 @@ class Step(torch.nn.Module):
         noisy = backbone.add_noise(latents, noise, timesteps)
         prompt, control = backbone.embed_prompts(prompts), backbone.prepare_control(controls)
         [prediction] = backbone.predict([self.controlnet], noisy, timesteps, prompt, control)
-        return F.mse_loss(prediction.float(), backbone.target(latents, noise, timesteps).float())
+        error = prediction.float() - backbone.target(latents, noise, timesteps).float()
+        return torch.einsum("bchw,cd,bdhw->", error, self.metric, error) / error.numel()
+
+
+@torch.no_grad()
+def image_metric(backbone, latents, weight, size=0.05):
+    """(C, C) matrix A, its mean eigenvalue 1: eᵀ A e is the squared error e of a latent, a share `weight` of it as the image feels it.
+
+    That share is Jᵀ J of the decoder J, from its answers to small white noise of `size` in one channel of the (B, C, h, w) latents
+    at a time. Latents may be whitened: then the finest detail, which nobody can predict, has most of the plain error and next to nothing
+    of the image's, while the image's colours ask for errors that the plain loss no longer sees.
+    """
+    channels = latents.shape[1]
+    if not weight:
+        return torch.eye(channels, device=backbone.device)
+    latents = latents.to(backbone.device)
+    noise = size * torch.randn((len(latents), 1, *latents.shape[2:]), generator=torch.Generator().manual_seed(0)).to(latents)
+    image = backbone.decode_latents(latents)
+    units = torch.eye(channels, device=backbone.device).view(channels, 1, channels, 1, 1)
+    answers = torch.stack([backbone.decode_latents(latents + unit * noise) - image for unit in units]).flatten(1)
+    gram = answers @ answers.T
+    return weight * gram * channels / gram.trace() + (1 - weight) * torch.eye(channels, device=backbone.device)
 
 
 def save_models(output, backbone, controlnet, args):
