@@ -121,6 +121,13 @@ def test_the_control_of_a_prediction_reaches_every_token_and_is_shared_by_the_ba
     assert ((one - other).abs().amax(1) > 1e-6).all()
 
 
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning(flux):
+    with pytest.warns(UserWarning, match="its end is cut off"):
+        long = flux.encode_prompts(["cat, " * 200])
+    short = flux.encode_prompts(["cat"])
+    assert all(long[name].shape == short[name].shape for name in short)
+
+
 def test_a_single_file_tells_its_layers_and_another_kind_is_refused(flux, folder, tmp_path, backbone):
     file = folder / "controlnet/diffusion_pytorch_model.safetensors"
     loaded = flux.load_controlnet(file)

@@ -45,7 +45,6 @@ class FluxBackbone:
         self.size_multiple = 2 * self.vae_scale
         self.latent_channels = transformer_config["in_channels"] // 4
         self.guidance = 1.0  # what the distilled guidance embedding is told in training
-        self.warned = False
         if "vae" in parts:
             self.vae = load_part(AutoencoderKL, path, "vae", torch_dtype=torch.float32).to(self.device).eval()
         if "text" in parts:
@@ -83,11 +82,10 @@ class FluxBackbone:
         return {"pooled_projections": pooled, "encoder_hidden_states": self.text_encoder_2(t5)[0]}
 
     def tokens(self, tokenizer, prompts, length):
-        if not self.warned and max(len(tokenizer(prompt).input_ids) for prompt in prompts) > length:
+        if max(len(tokenizer(prompt).input_ids) for prompt in prompts) > length:
             warnings.warn(
                 f"a prompt has more than the {length} tokens that {type(tokenizer).__name__} takes; its end is cut off", stacklevel=2
             )
-            self.warned = True
         padded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         return padded.input_ids.to(self.device)
 
