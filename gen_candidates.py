@@ -6,7 +6,7 @@
 
 import argparse
 
-from dp2osr.config import MODEL_FLAGS, SAMPLING_FLAGS, parse_args
+from dp2osr.config import MODEL_FLAGS, SAMPLING_FLAGS, at_least, parse_args, positive
 from dp2osr.errors import run
 
 
@@ -16,12 +16,17 @@ def build_parser():
     )
     parser.add_argument("--image_path", required=True, help="folder of LR images (or one image)")
     parser.add_argument("--output_dir", required=True, help="the candidate folder; run again to go on where it stopped")
-    parser.add_argument("--num_candidates", type=int, default=32, help="M, candidates an LR image (default: %(default)s)")
-    parser.add_argument("--max_images", type=int, help="take only this many images, evenly spaced over their sorted names (default: all)")
+    parser.add_argument("--num_candidates", type=at_least(1), default=32, help="M, candidates an LR image (default: %(default)s)")
     parser.add_argument(
-        "--images_offset", type=int, default=0, help="with --max_images: take the images this many places later (default: %(default)s)"
+        "--max_images", type=at_least(1), help="take only this many images, evenly spaced over their sorted names (default: all)"
     )
-    parser.add_argument("--upscale", type=float, default=4, help="size of the result over size of the LR image (default: %(default)s)")
+    parser.add_argument(
+        "--images_offset",
+        type=at_least(0),
+        default=0,
+        help="with --max_images: take the images this many places later (default: %(default)s)",
+    )
+    parser.add_argument("--upscale", type=positive, default=4, help="size of the result over size of the LR image (default: %(default)s)")
     parser.add_argument("--save_images", choices=["all", "none"], default="none", help="PNGs beside the latents (default: %(default)s)")
     return parser
 

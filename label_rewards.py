@@ -2,6 +2,9 @@
 
 import argparse
 
+from dp2osr.config import at_least, parse_args
+from dp2osr.errors import run
+
 
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__)
@@ -12,23 +15,16 @@ def build_parser():
         "--extra_metrics", nargs="+", default=[], metavar="METRIC", help="further pyiqa metrics, outside the reward: psnr ssim ..."
     )
     parser.add_argument("--output", help="score table (default: <candidates_dir>/scores.parquet)")
-    parser.add_argument("--batch_size", type=int, default=8, help="images scored together (default: %(default)s)")
+    parser.add_argument("--batch_size", type=at_least(1), default=8, help="images scored together (default: %(default)s)")
     return parser
 
 
 def main():
-    from dp2osr.config import parse_args
-
     args = parse_args(build_parser())
-    from dp2osr.errors import UserError
     from dp2osr.rewards.label import label_candidates
 
-    if args.batch_size < 1:
-        raise UserError("--batch_size must be at least 1")
     label_candidates(args.candidates_dir, args.gt_path, args.reward_config, args.extra_metrics, args.output, args.batch_size)
 
 
 if __name__ == "__main__":
-    from dp2osr.errors import run
-
     run(main)

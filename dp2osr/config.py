@@ -10,6 +10,27 @@ import yaml
 
 from dp2osr.errors import UserError
 
+
+def at_least(least, kind=int):
+    """An argparse type: a number of `kind` that is not below `least`."""
+
+    def read(word):
+        value = kind(word)
+        if not value >= least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {word}")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it where the word is no number at all
+    return read
+
+
+def positive(word):
+    """An argparse type: a number above 0."""
+    if not float(word) > 0:
+        raise argparse.ArgumentTypeError(f"must be above 0, not {word}")
+    return float(word)
+
+
 MODEL_FLAGS = argparse.ArgumentParser(add_help=False)
 MODEL_FLAGS.add_argument("--pretrained_model_name_or_path", required=True, help="base model: a diffusers folder or hub id")
 MODEL_FLAGS.add_argument("--backbone", choices=["sd2", "flux"], help="what the base model must be (default: what its folder says)")
@@ -18,7 +39,7 @@ MODEL_FLAGS.add_argument("--seed", type=int, default=0, help="run seed: all rand
 
 SAMPLING_FLAGS = argparse.ArgumentParser(add_help=False)
 SAMPLING_FLAGS.add_argument("--controlnet_model_name_or_path", required=True, help="ControlNet: a diffusers folder or one safetensors file")
-SAMPLING_FLAGS.add_argument("--num_inference_steps", type=int, default=50, help="denoising steps (default: %(default)s)")
+SAMPLING_FLAGS.add_argument("--num_inference_steps", type=at_least(1), default=50, help="denoising steps (default: %(default)s)")
 SAMPLING_FLAGS.add_argument(
     "--guidance_scale",
     type=float,
@@ -46,30 +67,21 @@ SAMPLING_FLAGS.add_argument("--prompt_file", help="JSON {image id: tags}, with -
 SAMPLING_FLAGS.add_argument(
     "--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="used where guidance is on (default: '%(default)s')"
 )
-SAMPLING_FLAGS.add_argument("--batch_size", type=int, default=8, help="samples denoised together, on each process (default: %(default)s)")
+SAMPLING_FLAGS.add_argument(
+    "--batch_size", type=at_least(1), default=8, help="samples denoised together, on each process (default: %(default)s)"
+)
 
 RESTORE_FLAGS = argparse.ArgumentParser(add_help=False)
 RESTORE_FLAGS.add_argument("--image_path", required=True, help="folder of LR images, or one image, of any size")
 RESTORE_FLAGS.add_argument("--output_dir", required=True, help="gets <stem>.png, or <stem>_<sample>.png where several are asked for")
-RESTORE_FLAGS.add_argument("--upscale", type=float, default=1, help="size of the result over size of the input (default: %(default)s)")
+RESTORE_FLAGS.add_argument("--upscale", type=positive, default=1, help="size of the result over size of the input (default: %(default)s)")
 RESTORE_FLAGS.add_argument(
-    "--process_size", type=int, help="inputs with a smaller side are enlarged to it first, pixels (default: the model's)"
+    "--process_size", type=at_least(1), help="inputs with a smaller side are enlarged to it first, pixels (default: the model's)"
 )
-RESTORE_FLAGS.add_argument("--sample_times", type=int, default=1, help="samples an image, each from its own seed (default: %(default)s)")
+RESTORE_FLAGS.add_argument(
+    "--sample_times", type=at_least(1), default=1, help="samples an image, each from its own seed (default: %(default)s)"
+)
 RESTORE_FLAGS.add_argument("--suffix", default="", help="appended to the stem of every result (default: none)")
-
-
-def at_least(least, kind=int):
-    """An argparse type: a number of `kind` that is not below `least`."""
-
-    def read(word):
-        value = kind(word)
-        if not value >= least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {word}")
-        return value
-
-    read.__name__ = kind.__name__  # argparse names it where the word is no number at all
-    return read
 
 
 def parse_args(parser, argv=None):

@@ -8,6 +8,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def make_parser():
+    from dp2osr.config import at_least
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument(
         "--candidates",
@@ -23,16 +25,16 @@ def make_parser():
     parser.add_argument("--output_dir", required=True, help="metrics.csv, summary.json, summary.md, curves.png and report.html go here")
     parser.add_argument("--training_log", nargs="+", help="train_log.jsonl of the policy's training, or one a round, for its curves")
     parser.add_argument(
-        "--num_candidates", type=int, help="use the first M candidates of each image (default: the smallest M among the methods)"
+        "--num_candidates", type=at_least(2), help="use the first M candidates of each image (default: the smallest M among the methods)"
     )
-    parser.add_argument("--bootstrap", type=int, default=2000, help="resamples for the intervals over photographs")
+    parser.add_argument("--bootstrap", type=at_least(1), default=2000, help="resamples for the intervals over photographs")
     parser.add_argument("--seed", type=int, default=0, help="of the resampling")
     parser.add_argument(
         "--crop_suffix",
         default=r"_\d\d$",
         help="regular expression of what an image id has beyond its photograph's name; '' if every image is a photograph",
     )
-    parser.add_argument("--max_images_in_report", type=int, default=12, help="images shown, evenly over the gains")
+    parser.add_argument("--max_images_in_report", type=at_least(0), default=12, help="images shown, evenly over the gains")
     parser.add_argument("--no_bicubic", action="store_true", help="leave out bicubic, whose metrics are computed here")
     return parser
 

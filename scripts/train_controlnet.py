@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import MODEL_FLAGS, parse_args
+from dp2osr.config import MODEL_FLAGS, at_least, parse_args
 from dp2osr.errors import run
 
 
@@ -18,18 +18,23 @@ def build_parser():
     add("--output_dir", required=True, help="state, log, controlnet/ and, with --train_backbone, model/")
     add("--degradation", default="resshift", help="name in configs/degradation or a YAML")
     add("--prompt_file", help="JSON {photograph's stem: tags}")
-    add("--resolution", type=int, default=512, help="side of a degraded GT crop, pixels")
-    add("--window", type=int, default=64, help="side of a training window in latent pixels; resolution / VAE scale takes whole crops")
+    add("--resolution", type=at_least(1), default=512, help="side of a degraded GT crop, pixels")
+    add(
+        "--window",
+        type=at_least(1),
+        default=64,
+        help="side of a training window in latent pixels; resolution / VAE scale takes whole crops",
+    )
     add("--full_window_share", type=float, default=1.0, help="share of the steps, at the end, that train on whole crops")
-    add("--pool_size", type=int, default=100_000, help="pairs degraded and encoded before training, on each process")
+    add("--pool_size", type=at_least(1), default=100_000, help="pairs degraded and encoded before training, on each process")
     add(
         "--train_batch_size",
-        type=int,
+        type=at_least(1),
         default=8,
         help="windows a step on each process; fewer when whole crops are trained, the same pixels",
     )
-    add("--gradient_accumulation_steps", type=int, default=1, help="micro-batches a step")
-    add("--max_train_steps", type=int, default=35_000, help="optimizer steps")
+    add("--gradient_accumulation_steps", type=at_least(1), default=1, help="micro-batches a step")
+    add("--max_train_steps", type=at_least(1), default=35_000, help="optimizer steps")
     add("--learning_rate", type=float, default=2e-4, help="peak rate")
     add("--lr_scheduler", default="constant_with_warmup", help="a diffusers schedule: constant_with_warmup, cosine, linear, ...")
     add("--lr_warmup_steps", type=int, default=500, help="warm-up, steps")
@@ -46,7 +51,7 @@ def build_parser():
     add("--negative_share", type=float, default=0.0, help="share of windows that learn the degraded image under the negative prompt")
     add("--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="the prompt of those windows")
     add("--save_fp16", action="store_true", help="store weights in fp16")
-    add("--checkpointing_steps", type=int, default=500, help="steps between checkpoints")
+    add("--checkpointing_steps", type=at_least(1), default=500, help="steps between checkpoints")
     return parser
 
 

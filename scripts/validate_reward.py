@@ -12,13 +12,18 @@ sys.path.insert(0, str(ROOT))
 
 
 def parse_args(argv=None):
+    from dp2osr.config import at_least
+    from dp2osr.config import parse_args as parse
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("reward_config", metavar="CONFIG", help="name in configs/rewards or a YAML file")
     parser.add_argument("--image_path", default=str(ROOT / "preset" / "test" / "gt"), help="folder of held-out photographs, undistorted")
-    parser.add_argument("--resolution", type=int, default=128, help="side of a crop, pixels: that of the images the reward will score")
-    parser.add_argument("--num_crops", type=int, default=40, help="crops, spread over the photographs")
+    parser.add_argument(
+        "--resolution", type=at_least(8), default=128, help="side of a crop, pixels: that of the images the reward will score"
+    )
+    parser.add_argument("--num_crops", type=at_least(1), default=40, help="crops, spread over the photographs")
     parser.add_argument("--output", help="also write the numbers to this JSON file")
-    return parser.parse_args(argv)
+    return parse(parser, argv)
 
 
 def main():
@@ -33,8 +38,6 @@ def main():
     if not Path(args.image_path).exists():
         wanted = f"a folder of sharp photographs of at least {args.resolution} pixels a side"
         raise UserError(f"{args.image_path}: not there; pass --image_path, {wanted}")
-    if args.resolution < 8 or args.num_crops < 1:
-        raise UserError("--resolution must be at least 8 and --num_crops at least 1")
     results = validate_config(load_reward_config(args.reward_config), args.image_path, args.resolution, args.num_crops)
     print(format_table(results))
     if args.output:

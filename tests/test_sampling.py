@@ -250,3 +250,19 @@ def test_offsets_part_a_folder_evenly():
     assert all([path[0] for path in sorted(part)] == list("aabbcc") for part in parts)
     assert sorted(sum(parts[:3], [])) == paths and sorted(parts[3]) == sorted(parts[0])
     assert evenly(paths, None, 5) == evenly(paths, 18, 5) == paths
+
+
+@pytest.mark.parametrize(
+    ("script", "flag", "value"),
+    [
+        ("gen_candidates.py", "--num_candidates", "0"),
+        ("gen_candidates.py", "--num_inference_steps", "0"),
+        ("gen_candidates.py", "--upscale", "nan"),
+        ("test_sd2b_controlnet.py", "--sample_times", "0"),
+        ("test_sd2b_controlnet.py", "--upscale", "-2"),
+        ("label_rewards.py", "--batch_size", "0"),
+        ("scripts/evaluate.py", "--bootstrap", "0"),
+    ],
+)
+def test_numbers_that_cannot_be_are_one_line(script, flag, value):
+    assert_one_clear_line(run_program(script, flag, value, check=False), flag, "must be ", value)

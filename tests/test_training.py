@@ -21,7 +21,7 @@ from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
 from dp2osr.sampling.store import CandidateStore
-from dp2osr.training.checkpoints import load_checkpoint, save_checkpoint
+from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 
 STEPS = 6
 
@@ -192,11 +192,14 @@ def test_impossible_m_and_n_are_one_line(labelled, tmp_path, more, mention):
 
 
 def test_a_truncated_checkpoint_is_passed_over(tmp_path, capsys):
+    layer = torch.nn.Linear(100, 10)
     for step in (2, 4):
-        save_checkpoint(tmp_path, step, {"policy": {"w": torch.full((1000,), float(step))}}, keep=2)
+        torch.nn.init.constant_(layer.weight, step)
+        save_checkpoint(tmp_path, step, {"policy": layer}, keep=2)
     newest = tmp_path / "checkpoint-4.pt"
     newest.write_bytes(newest.read_bytes()[:500])
-    assert load_checkpoint(tmp_path)["step"] == 2
+    assert restore_checkpoint(tmp_path, {"policy": layer}) == 2
+    assert layer.weight.eq(2).all()
     assert "checkpoint-4.pt" in capsys.readouterr().err
 
 

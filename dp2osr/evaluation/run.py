@@ -4,7 +4,6 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from dp2osr.errors import UserError
 from dp2osr.evaluation import figures, pictures, report, tables
 from dp2osr.evaluation.methods import bicubic_scores, find_gt, load_methods
 from dp2osr.evaluation.summary import evaluate
@@ -26,7 +25,6 @@ def run_evaluation(args):
 
     from dp2osr.rewards.config import load_reward_config
 
-    _check_numbers(args)
     config = load_reward_config(args.reward_config)
     training, validation = read_training_logs(args.training_log) if args.training_log else ({}, {})
     label_command = f"python label_rewards.py --candidates_dir {{folder}} --gt_path {args.gt_path} --reward_config {args.reward_config}"
@@ -50,13 +48,6 @@ def run_evaluation(args):
     _write(output / "report.html", report.report_html(evaluation, panels, settings, training, validation))
     print(f"\n{tables.terminal(evaluation)}\n\nreport: {output / 'report.html'}")
     return evaluation
-
-
-def _check_numbers(args):
-    for name, least in (("bootstrap", 1), ("max_images_in_report", 0), ("num_candidates", 2)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: must be at least {least}")
 
 
 def _settings(args, methods):

@@ -8,14 +8,13 @@ from tqdm import tqdm
 from dp2osr.config import write_json
 from dp2osr.data.images import list_images, read_image, save_image, tensor_to_pil
 from dp2osr.provenance import versions, weights_hash
-from dp2osr.sampling.sampler import GroupSampler, check_counts
+from dp2osr.sampling.sampler import GroupSampler
 
 
 def restore_folder(args):
     """Write the SR image(s) of every image of `args.image_path`; results that are there already are kept."""
     from accelerate import PartialState
 
-    check_counts(args)
     paths = list_images(args.image_path)
     for path in paths:  # all are readable, before the first expensive second
         read_image(path)

@@ -110,15 +110,6 @@ def sampling_record(args, sampler):
     }
 
 
-def check_counts(args):
-    """Fail at the door on counts that cannot be."""
-    for name in ("num_candidates", "sample_times", "batch_size", "num_inference_steps"):
-        if getattr(args, name, 1) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: must be at least 1")
-    if args.upscale <= 0:
-        raise UserError(f"--upscale {args.upscale}: must be positive")
-
-
 def evenly(paths, count, offset=0):
     """`count` of the sorted paths, evenly spaced, so that a part of a folder still holds every photograph; all if None.
 
@@ -133,7 +124,6 @@ def generate_candidates(args):
     """Sample every missing group of `args.image_path` into `args.output_dir`; each process takes its share of the images."""
     from accelerate import PartialState
 
-    check_counts(args)
     paths = {path.stem: path for path in evenly(list_images(args.image_path), args.max_images, args.images_offset)}
     for path in paths.values():  # all are readable, before the first expensive second
         read_image(path)

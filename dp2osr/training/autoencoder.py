@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dp2osr.data.crops import CropSource, to_tensor
-from dp2osr.training.checkpoints import load_checkpoint, save_checkpoint
+from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 from dp2osr.training.log import TrainingLog
 
 
@@ -135,12 +135,8 @@ def train_autoencoder(vae, args):
         return warm_up * 0.5 * (1 + math.cos(math.pi * step / args.max_train_steps))
 
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
-    state, first = load_checkpoint(output), 0
-    if state:
-        vae.load_state_dict(state["vae"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        first = state["step"]
+    parts = {"vae": vae, "optimizer": optimizer, "scheduler": scheduler}
+    first = restore_checkpoint(output, parts)
     log, started = TrainingLog(output / "train_log.jsonl", first), time.time()
     bar = tqdm(range(first, args.max_train_steps), initial=first, total=args.max_train_steps, unit="step", mininterval=5)
     for step in bar:
@@ -158,8 +154,7 @@ def train_autoencoder(vae, args):
             record = {"step": step + 1, "seconds": round(time.time() - started), "loss": loss.item(), **evaluate_autoencoder(vae, held_out)}
             bar.set_postfix(psnr=f"{record['psnr']:.2f}", dE=f"{record['ciede2000']:.2f}")
             log.write(record)
-            state = {"vae": vae.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-            save_checkpoint(output, step + 1, state, keep=1)
+            save_checkpoint(output, step + 1, parts, keep=1)
     crops = to_tensor([crop for _, crop in source.draw(args.max_train_steps, 256, 128)])
     whiten_latents(vae, crops)
     vae.half().save_pretrained(output / "vae")

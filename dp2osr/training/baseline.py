@@ -16,7 +16,7 @@ from dp2osr.backbones import load_backbone
 from dp2osr.config import read_json, settle
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.data.degradation import degrade, image_rng, load_degradation
-from dp2osr.training.checkpoints import load_checkpoint, save_checkpoint
+from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 from dp2osr.training.log import TrainingLog
 
 CONTROLNET_FLAGS = ("conditioning_channels", "num_double_layers", "num_single_layers")  # each kind of backbone takes its own
@@ -97,12 +97,8 @@ def train_baseline(args):
     first_latents = torch.stack(pool.latents[:16]).float()
     step = Step(backbone, controlnet, modules, image_metric(backbone, first_latents, args.image_weight))
     step, optimizer = accelerator.prepare(step, optimizer)
-    state, first = load_checkpoint(output), 0
-    if state:
-        modules.load_state_dict(state["modules"])
-        optimizer.load_state_dict(state["optimizer"])
-        scheduler.load_state_dict(state["scheduler"])
-        first = state["step"]
+    parts = {"modules": modules, "optimizer": optimizer, "scheduler": scheduler}
+    first = restore_checkpoint(output, parts)
     started = time.time()
     log = TrainingLog(output / "train_log.jsonl", first) if accelerator.is_main_process else None
     bar = tqdm(
@@ -133,8 +129,7 @@ def train_baseline(args):
         due = (index + 1) % args.checkpointing_steps == 0 or index + 1 == args.max_train_steps
         if due and accelerator.is_main_process:
             log.write({"step": index + 1, "seconds": round(time.time() - started), "loss": smoothed})
-            state = {"modules": modules.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
-            save_checkpoint(output, index + 1, state, keep=2)
+            save_checkpoint(output, index + 1, parts, keep=2)
             save_models(output, backbone, controlnet, args)
 
 

@@ -20,8 +20,9 @@ def save_controlnet(controlnet, folder):
         shutil.copyfile(folder / "diffusion_pytorch_model.safetensors", link)
 
 
-def save_checkpoint(output_dir, step, state, keep):
-    """Write `checkpoint-STEP.pt` whole or not at all; keep the newest `keep`."""
+def save_checkpoint(output_dir, step, parts, keep):
+    """Write the states of `parts` ({name: module or optimizer}) to `checkpoint-STEP.pt`, whole or not at all; keep the newest `keep`."""
+    state = {name: part.state_dict() for name, part in parts.items()}
     part = Path(output_dir) / f".checkpoint-{step}.part"
     try:
         torch.save({"step": step, **state}, part)
@@ -36,6 +37,17 @@ def save_checkpoint(output_dir, step, state, keep):
 def list_checkpoints(output_dir):
     """Checkpoint files, newest first."""
     return sorted(Path(output_dir).glob("checkpoint-*.pt"), key=lambda path: -int(path.stem.split("-")[1]))
+
+
+def restore_checkpoint(output_dir, parts):
+    """Load the newest readable checkpoint into `parts`, named as they were saved; returns its step, 0 if there is none."""
+    state = load_checkpoint(output_dir)
+    if state is None:
+        return 0
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    print(f"{output_dir}: goes on from step {state['step']}", file=sys.stderr)
+    return state["step"]
 
 
 def load_checkpoint(output_dir):

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dp2osr.config import at_least
+from dp2osr.config import at_least, positive
 from dp2osr.preference.weights import WEIGHTINGS
 
 TRAINING_FLAGS = argparse.ArgumentParser(add_help=False)
@@ -56,7 +56,7 @@ _add("--validation_candidates", type=at_least(1), default=8, help="samples a val
 _add("--num_inference_steps", type=at_least(1), default=50, help="denoising steps in validation (default: %(default)s)")
 _add("--guidance_scale", type=float, default=3.5, help="guidance in validation (default: %(default)s)")
 _add("--align_method", default="adain", choices=["adain", "wavelet", "nofix"], help="colour fix in validation (default: %(default)s)")
-_add("--upscale", type=float, default=4, help="size of GT over LR in validation (default: %(default)s)")
+_add("--upscale", type=positive, default=4, help="size of GT over LR in validation (default: %(default)s)")
 
 
 def sampling_options(args):

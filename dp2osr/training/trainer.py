@@ -6,7 +6,6 @@ resumed run needs weights, optimizer, schedule, scaler and the step's number.
 """
 
 import math
-import sys
 import time
 from copy import deepcopy
 from pathlib import Path
@@ -24,7 +23,7 @@ from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
 from dp2osr.sampling.seeds import stable_seed
 from dp2osr.sampling.store import CandidateStore
-from dp2osr.training.checkpoints import load_checkpoint, save_checkpoint, save_controlnet
+from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint, save_controlnet
 from dp2osr.training.log import TrainingLog
 
 # Settings that may differ when a run goes on: they change nothing in the weights, or a hash stands for them.
@@ -84,6 +83,9 @@ class PreferenceTrainer:
         self.schedule = get_scheduler(
             args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
         )
+        self.parts = {"policy": self.policy, "optimizer": self.optimizer, "schedule": self.schedule}
+        if self.accelerator.scaler:
+            self.parts["scaler"] = self.accelerator.scaler
         self.prompts = {}
         self.step = 0
 
@@ -203,7 +205,7 @@ class PreferenceTrainer:
     def train(self):
         """Train to `max_train_steps`, from the newest checkpoint if there is one; leaves the policy in `output_dir`."""
         args, main = self.args, self.accelerator.is_main_process
-        self.restore()
+        self.step = restore_checkpoint(self.output, self.parts)
         log = TrainingLog(self.output / "train_log.jsonl", self.step) if main else None
         if args.report_to != "none":
             self.accelerator.init_trackers(
@@ -259,24 +261,5 @@ class PreferenceTrainer:
 
     def save(self):
         if self.accelerator.is_main_process:
-            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
-            state = {
-                "policy": self.policy.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": self.schedule.state_dict(),
-                "scaler": scaler,
-            }
-            save_checkpoint(self.output, self.step, state, self.args.checkpoints_total_limit)
+            save_checkpoint(self.output, self.step, self.parts, self.args.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
-
-    def restore(self):
-        state = load_checkpoint(self.output)
-        if state is None:
-            return
-        self.policy.load_state_dict(state["policy"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        if self.accelerator.scaler and state["scaler"]:
-            self.accelerator.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
-        print(f"{self.output}: goes on from step {self.step}", file=sys.stderr)
