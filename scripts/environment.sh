@@ -144,3 +144,4 @@ if [ -z "${OMP_NUM_THREADS:-}" ]; then
 fi
 export OMP_NUM_THREADS
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
+unset PYTHONDONTWRITEBYTECODE  # pip compiles nothing here: the first start does, and without its bytecode every start would, 15 s each
