@@ -59,10 +59,12 @@ SAMPLING_FLAGS.add_argument(
 )
 SAMPLING_FLAGS.add_argument(
     "--prompt_source",
-    default="none",
-    choices=["file", "none"],
-    help="file: tags from --prompt_file; none: empty prompts (default: %(default)s)",
+    choices=["ram", "file", "none"],
+    help="ram: tags of the LR image by --ram_path; file: tags from --prompt_file; none: empty prompts "
+    "(default: the one whose path is given, else none)",
 )
+SAMPLING_FLAGS.add_argument("--ram_path", help="RAM: ram_swin_large_14m.pth, or the file that scripts/convert_ram.py made of it")
+SAMPLING_FLAGS.add_argument("--dape_path", help="DAPE.pth, RAM's update for degraded images; not needed where it is merged")
 SAMPLING_FLAGS.add_argument("--prompt_file", help="JSON {image id: tags}, with --prompt_source file")
 SAMPLING_FLAGS.add_argument(
     "--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="used where guidance is on (default: '%(default)s')"

@@ -191,4 +191,4 @@ def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
     )
     options = sampling_options(args)
     assert {"scheduler", "negative_prompt", "align_method", "batch_size"} <= vars(options).keys()
-    assert (options.prompt_source, options.prompt_file, options.align_method) == ("file", "prompts.json", "wavelet")
+    assert (options.prompt_file, options.align_method) == ("prompts.json", "wavelet")

@@ -52,7 +52,7 @@ def lr():
 @pytest.mark.parametrize(("scheduler", "guidance"), [("ddpm", 2.0), ("ddpm", 1.0), ("ddim", 3.5), ("euler", 2.0)])
 def test_latents_equal_those_of_the_diffusers_pipeline(backbone, controlnet, lr, scheduler, guidance):
     sampler = GroupSampler(options(scheduler=scheduler, guidance_scale=guidance), "cpu", backbone, controlnet)
-    sampler.prompts = {"x": "cat, animal, fur"}
+    sampler.prompts = lambda image_id, lr: "cat, animal, fur"
     ours = sampler.sample("x", lr, 2).latents.float()
 
     pipeline = diffusers_pipeline(backbone, controlnet, scheduler)

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, assert_one_clear_line
 from safetensors.torch import load_file
 
 from dp2osr.backbones import load_backbone
+from dp2osr.config import parse_args
 from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
@@ -137,10 +139,30 @@ def double_trainer(labelled, micro_batch_size):
     with torch.no_grad():
         for parameter in trainer.policy.parameters():
             parameter += 0.01 * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator)
-    trainer.parameters, trainer.prompts, trainer.step = list(trainer.policy.parameters()), {}, 0
+    trainer.parameters, trainer.step = list(trainer.policy.parameters()), 0
     draw_noise = trainer.draw_noise
     trainer.draw_noise = lambda group: (lambda timestep, noise: (timestep, noise.double()))(*draw_noise(group))
     return trainer
+
+
+def test_prompts_are_embedded_by_the_sampler_and_training_has_no_text_encoder(labelled, backbone, tmp_path):
+    from dp2osr.training.trainer import PreferenceTrainer
+    from train_sd2_dpo import build_parser
+
+    trainer = PreferenceTrainer(parse_args(build_parser(), words(labelled, tmp_path / "out")[1:]))
+    assert not hasattr(trainer.backbone, "text_encoder")
+    for index, image_id in enumerate(trainer.groups.image_ids):
+        expected = backbone.encode_prompts([CandidateStore(labelled).read(image_id).prompt])
+        stored = trainer.groups.read(index, trainer.backbone).prompt
+        assert stored.keys() == expected.keys() and all(torch.equal(stored[key], expected[key]) for key in expected)
+
+
+def test_a_group_without_its_prompt_is_one_line(labelled, tmp_path):
+    shutil.copytree(labelled, tmp_path / "candidates")
+    for path in (tmp_path / "candidates").rglob("prompt.safetensors"):
+        path.unlink()
+    done = run_program(*words(tmp_path / "candidates", tmp_path / "out"), check=False)
+    assert_one_clear_line(done, "prompt.safetensors", "run gen_candidates.py again")
 
 
 def test_timesteps_are_drawn_from_their_share_of_the_schedule(backbone):

@@ -21,7 +21,7 @@ class PreferenceGroup:
     candidates: np.ndarray  # (2N,) candidate numbers
     latents: torch.Tensor  # (2N, C, h, w) float32, scaled
     control: torch.Tensor  # (1, 3, H, W) in [0, 1], the upsampled LR
-    prompt: str
+    prompt: dict[str, torch.Tensor]  # its embedding, for one image
     weights: torch.Tensor  # (N, N) float32, winner by loser
 
 
@@ -75,8 +75,11 @@ class PreferenceGroups:
         group = self.store.read(self.image_ids[index])
         chosen = np.concatenate([self.winners[index], self.losers[index]])
         image, _, _ = control_image(group.lr, group.upscale, backbone.native_size, backbone.size_multiple)
+        prompt = {
+            name: value.to(backbone.device, backbone.dtype) for name, value in self.store.read_tensors(group.image_id, "prompt").items()
+        }
         return PreferenceGroup(
-            group.image_id, chosen, group.latents[chosen].float(), image, group.prompt, torch.from_numpy(self.weights[index]).float()
+            group.image_id, chosen, group.latents[chosen].float(), image, prompt, torch.from_numpy(self.weights[index]).float()
         )
 
 

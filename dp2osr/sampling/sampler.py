@@ -6,9 +6,8 @@ import torch
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone
-from dp2osr.config import read_json
 from dp2osr.data.images import list_images, read_image
-from dp2osr.errors import UserError
+from dp2osr.prompts.source import PromptSource
 from dp2osr.provenance import versions, weights_hash
 from dp2osr.sampling.decode import finish_images
 from dp2osr.sampling.resize import control_image
@@ -44,7 +43,7 @@ class GroupSampler:
         self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, scheduler)
         layers = {name: getattr(args, name, None) for name in ("num_double_layers", "num_single_layers")}
         self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path, **layers)
-        self.prompts = read_prompts(args)
+        self.prompts = PromptSource(args, device)
         self.embeddings = {}
 
     def embed(self, prompt):
@@ -55,39 +54,23 @@ class GroupSampler:
     def sample(self, image_id, lr, count):
         """A `CandidateGroup` of `count` candidates of the RGB `lr`."""
         args, backbone = self.args, self.backbone
-        prompt = self.prompts.get(image_id, "")
+        prompt = self.prompts(image_id, lr)
+        embedding = self.embed(prompt)
+        negative = self.embed(args.negative_prompt) if args.guidance_scale > 1 else None
         image, _, _ = control_image(lr, args.upscale, backbone.native_size, backbone.size_multiple)
         control = backbone.prepare_control(image)
         shape = (backbone.latent_channels, image.shape[2] // backbone.vae_scale, image.shape[3] // backbone.vae_scale)
         latents = []
         for first in range(0, count, args.batch_size):
             generators = [candidate_generator(args.seed, image_id, m) for m in range(first, min(first + args.batch_size, count))]
-            sampled = backbone.sample(
-                self.controlnet, control, self.embed(prompt), self.embed(args.negative_prompt), generators, shape, self.settings
-            )
+            sampled = backbone.sample(self.controlnet, control, embedding, negative, generators, shape, self.settings)
             latents.append(sampled.to("cpu", torch.float16))
         seeds = [stable_seed(args.seed, image_id, m) for m in range(count)]
-        return CandidateGroup(image_id, torch.cat(latents), prompt, lr, seeds, args.upscale)
+        return CandidateGroup(image_id, torch.cat(latents), prompt, lr, seeds, args.upscale, embedding)
 
     def images(self, group):
         """The group's images as a user gets them, (M, 3, H, W) in [0, 1]."""
         return finish_images(self.backbone, group.latents, group.lr, group.upscale, self.args.align_method)
-
-
-def read_prompts(args):
-    """{image id: tags} from `--prompt_file`, or nothing.
-
-    Raises:
-        UserError: a file is asked for and not given, or is not such a mapping.
-    """
-    if args.prompt_source == "none":
-        return {}
-    if not args.prompt_file:
-        raise UserError("--prompt_source file needs --prompt_file, a JSON {image id: tags}")
-    prompts = read_json(args.prompt_file)
-    if not isinstance(prompts, dict) or not all(isinstance(tags, str) for tags in prompts.values()):
-        raise UserError(f"{args.prompt_file}: must map image ids to strings of tags")
-    return prompts
 
 
 def sampling_record(args, sampler):
@@ -103,7 +86,8 @@ def sampling_record(args, sampler):
         "seed": args.seed,
         "upscale": args.upscale,
         "align_method": args.align_method,
-        "prompt_source": args.prompt_source,
+        "prompt_source": sampler.prompts.kind,
+        "tagger_hash": sampler.prompts.tagger_hash,
         "negative_prompt": args.negative_prompt if args.guidance_scale > 1 else None,
         "mixed_precision": args.mixed_precision,
         "versions": {name: versions()[name] for name in ("torch", "diffusers")},

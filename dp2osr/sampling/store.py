@@ -2,6 +2,7 @@
 
     <candidates_dir>/settings.json
     <candidates_dir>/groups/<image_id>/latents.safetensors   "latents": (M, C, h, w) fp16, scaled
+                                       prompt.safetensors    the prompt's embedding, so that training needs no text encoder
                                        group.json            image id, prompt, seeds, upscale
                                        lr.png                the LR image
                                        000.png ...           candidates, if asked for
@@ -11,7 +12,7 @@ The latents are the record: training reads them, and decoding is deterministic.
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ class CandidateGroup:
     lr: Image.Image  # RGB
     seeds: list[int]
     upscale: float
+    embedding: dict[str, torch.Tensor] = field(default_factory=dict)  # of the prompt, as the backbone gives it for one
 
 
 class CandidateStore:
@@ -71,6 +73,8 @@ class CandidateStore:
         part.mkdir(parents=True)
         try:
             save_file({"latents": group.latents.to(torch.float16).contiguous()}, part / "latents.safetensors")
+            if group.embedding:
+                save_file({name: value.cpu().contiguous() for name, value in group.embedding.items()}, part / "prompt.safetensors")
             group.lr.save(part / "lr.png")
             write_json(
                 part / "group.json", {"image_id": group.image_id, "prompt": group.prompt, "seeds": group.seeds, "upscale": group.upscale}
@@ -83,21 +87,24 @@ class CandidateStore:
             raise
 
     def read(self, image_id):
-        """The stored group.
+        """The stored group, but for the prompt's embedding.
 
         Raises:
             UserError: unknown id or a broken file.
         """
-        from safetensors.torch import load_file
-
         folder = self.groups / image_id
         if not folder.is_dir():
             raise UserError(f"{self.folder}: has no group '{image_id}'")
-        try:
-            latents = load_file(folder / "latents.safetensors")["latents"]
-        except Exception as error:
-            raise UserError(
-                f"{folder / 'latents.safetensors'}: not readable ({error}); delete the folder {folder} and run gen_candidates.py again"
-            ) from None
+        latents = self.read_tensors(image_id, "latents")["latents"]
         about = read_json(folder / "group.json")
         return CandidateGroup(image_id, latents, about["prompt"], read_image(folder / "lr.png"), about["seeds"], about["upscale"])
+
+    def read_tensors(self, image_id, name):
+        """The tensors of a group's `latents` or `prompt` file; UserError if it is missing or broken."""
+        from safetensors.torch import load_file
+
+        path = self.groups / image_id / f"{name}.safetensors"
+        try:
+            return load_file(path)
+        except Exception as error:  # SafetensorError, FileNotFoundError, OSError
+            raise UserError(f"{path}: not readable ({error}); delete the folder {path.parent} and run gen_candidates.py again") from None

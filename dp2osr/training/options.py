@@ -65,7 +65,7 @@ def sampling_options(args):
         num_inference_steps=args.num_inference_steps,
         guidance_scale=args.guidance_scale,
         scheduler=None,
-        prompt_source="file" if args.validation_prompt_file else "none",
+        prompt_source=None,
         prompt_file=args.validation_prompt_file,
         negative_prompt="dotted, noise, blur, lowres, smooth",
         align_method=args.align_method,

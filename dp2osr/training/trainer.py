@@ -66,7 +66,9 @@ class PreferenceTrainer:
         table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
         config = load_reward_config(args.reward_config)
         self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
-        self.backbone = load_backbone(args.pretrained_model_name_or_path, self.accelerator.device, kind=args.backbone)
+        self.backbone = load_backbone(
+            args.pretrained_model_name_or_path, self.accelerator.device, parts=("vae", "denoiser"), kind=args.backbone
+        )
         self.backbone.guidance = store.settings["guidance_scale"]
         if self.accelerator.is_main_process:
             hashes = {"reference_hash": weights_hash(args.controlnet_model_name_or_path), "groups_hash": self.groups.fingerprint()}
@@ -86,7 +88,6 @@ class PreferenceTrainer:
         self.parts = {"policy": self.policy, "optimizer": self.optimizer, "schedule": self.schedule}
         if self.accelerator.scaler:
             self.parts["scaler"] = self.accelerator.scaler
-        self.prompts = {}
         self.step = 0
 
     # -- one step ----------------------------------------------------------------------------------------------------
@@ -107,12 +108,8 @@ class PreferenceTrainer:
         latents, noise = group.latents[part].to(backbone.device), noise[part]
         timesteps = timestep.expand(len(latents))
         noisy = backbone.add_noise(latents, noise, timesteps)
-        if group.prompt not in self.prompts:
-            self.prompts[group.prompt] = backbone.encode_prompts([group.prompt])
         with self.accelerator.autocast():
-            predictions = backbone.predict(
-                controlnets, noisy, timesteps, self.prompts[group.prompt], backbone.prepare_control(group.control)
-            )
+            predictions = backbone.predict(controlnets, noisy, timesteps, group.prompt, backbone.prepare_control(group.control))
         target = backbone.target(latents, noise, timesteps)
         return [prediction_errors(prediction, target) for prediction in predictions]
 

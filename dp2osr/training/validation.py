@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from dp2osr.backbones import load_backbone
 from dp2osr.data.images import list_images, pil_to_tensor, read_image
 from dp2osr.errors import UserError
 from dp2osr.rewards.config import load_reward_config
@@ -28,6 +29,9 @@ class RewardValidator:
             raise UserError(f"{args.validation_gt_path}: has no GT of {', '.join(lacking[:3])}")
         self.images = [(path.stem, read_image(path), pil_to_tensor(read_image(truths[path.stem]))) for path in paths]
         self.sampler = GroupSampler(sampling_options(args), backbone.device, backbone, reference)
+        text = load_backbone(args.pretrained_model_name_or_path, backbone.device, backbone.dtype, parts=("text",))  # gone after these lines
+        for prompt in {self.sampler.args.negative_prompt, *(self.sampler.prompts(image_id, lr) for image_id, lr, _ in self.images)}:
+            self.sampler.embeddings[prompt] = text.encode_prompts([prompt])
         self.base = self.scores(reference)
 
     def scores(self, controlnet):

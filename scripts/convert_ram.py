@@ -1,0 +1,34 @@
+"""One safetensors file of about 0.4 GB from RAM's 5.6 GB checkpoint, DAPE's update merged: it loads in seconds and needs no companions."""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dp2osr.config import parse_args
+from dp2osr.errors import run
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument(
+        "--ram_path", required=True, help="ram_swin_large_14m.pth, with ram_tag_list.txt and ram_tag_list_threshold.txt beside it"
+    )
+    parser.add_argument("--dape_path", help="DAPE.pth, to be merged; without it the file is plain RAM")
+    parser.add_argument("--output", required=True, help="the .safetensors file: give it to --ram_path of any script")
+    return parser
+
+
+def main():
+    args = parse_args(build_parser())
+    from dp2osr.prompts.ram import load_tagger, write_converted
+
+    tagger = load_tagger(args.ram_path, args.dape_path)
+    weights = dict(tagger.state_dict())
+    write_converted(args.output, weights, tagger.tags, tagger.thresholds.tolist(), merged=bool(args.dape_path))
+    print(f"{args.output}: {sum(value.numel() for value in weights.values()) / 1e6:.1f} M parameters, {len(tagger.tags)} tags")
+
+
+if __name__ == "__main__":
+    run(main)
