@@ -73,9 +73,13 @@ SAMPLING_FLAGS.add_argument(
     "--batch_size", type=at_least(1), default=8, help="samples denoised together, on each process (default: %(default)s)"
 )
 
+SAMPLING_FLAGS.add_argument("--control_scale", type=float, default=1.0, help="factor on what the ControlNet adds (default: %(default)s)")
+
 RESTORE_FLAGS = argparse.ArgumentParser(add_help=False)
 RESTORE_FLAGS.add_argument("--image_path", required=True, help="folder of LR images, or one image, of any size")
-RESTORE_FLAGS.add_argument("--output_dir", required=True, help="gets <stem>.png, or <stem>_<sample>.png where several are asked for")
+RESTORE_FLAGS.add_argument(
+    "--output_dir", required=True, help="gets <stem>.png, or <stem>_00.png, ... where several are asked for; run again to go on"
+)
 RESTORE_FLAGS.add_argument("--upscale", type=positive, default=1, help="size of the result over size of the input (default: %(default)s)")
 RESTORE_FLAGS.add_argument(
     "--process_size", type=at_least(1), help="inputs with a smaller side are enlarged to it first, pixels (default: the model's)"
@@ -84,6 +88,8 @@ RESTORE_FLAGS.add_argument(
     "--sample_times", type=at_least(1), default=1, help="samples an image, each from its own seed (default: %(default)s)"
 )
 RESTORE_FLAGS.add_argument("--suffix", default="", help="appended to the stem of every result (default: none)")
+RESTORE_FLAGS.add_argument("--save_prompts", action="store_true", help="also write each image's tags to <output_dir>/txt/<stem>.txt")
+RESTORE_FLAGS.add_argument("--overwrite", action="store_true", help="do again what is there, also with other settings")
 
 
 def parse_args(parser, argv=None):

@@ -3,7 +3,6 @@
 import math
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.flux import image_ids, pack, unpack
 from dp2osr.errors import UserError
+from dp2osr.sampling.sampler import SamplingSettings
 from dp2osr.sampling.seeds import candidate_generator
 from dp2osr.sampling.store import CandidateStore
 
@@ -66,16 +66,16 @@ def test_latents_equal_those_of_the_diffusers_pipeline(flux, steering, monkeypat
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
     lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     shape = (4, height // 4, width // 4)
-    settings = SimpleNamespace(num_inference_steps=8, guidance_scale=2.5, scheduler="flow_euler")
+    settings = SamplingSettings(num_inference_steps=8, guidance_scale=2.5, scheduler="flow_euler", control_scale=0.7)
     streams = [[candidate_generator(0, "x", m) for m in range(2)] for _ in range(2)]
     ours = flux.sample(steering, flux.prepare_control(lr), flux.encode_prompts(["cat, fur"]), None, streams[0], shape, settings)
     noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in streams[1]])
     theirs = pipeline_of(flux, steering)(
         ["cat, fur"] * 2, control_image=torch.cat([lr * 2 - 1] * 2), height=height, width=width, guidance_scale=2.5, num_inference_steps=8,
-        latents=pack(noise), output_type="latent", max_sequence_length=flux.tokenizer_2.model_max_length,
+        latents=pack(noise), output_type="latent", controlnet_conditioning_scale=0.7, max_sequence_length=flux.tokenizer_2.model_max_length,
     ).images  # fmt: skip
     assert (pack(ours) - theirs).abs().max() <= 1e-4
-    unguided = SimpleNamespace(num_inference_steps=8, guidance_scale=1.0, scheduler="flow_euler")
+    unguided = SamplingSettings(num_inference_steps=8, guidance_scale=1.0, scheduler="flow_euler", control_scale=0.7)
     again = [candidate_generator(0, "x", m) for m in range(2)]
     other = flux.sample(steering, flux.prepare_control(lr), flux.encode_prompts(["cat, fur"]), None, again, shape, unguided)
     assert (other - ours).abs().max() > 1e-4  # guidance is heard

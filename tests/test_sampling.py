@@ -19,7 +19,7 @@ from PIL import Image
 from dp2osr.sampling.colour import adain_align, low_pass, wavelet_align
 from dp2osr.sampling.decode import decode_group
 from dp2osr.sampling.resize import control_image, restore_size
-from dp2osr.sampling.sampler import GroupSampler, evenly
+from dp2osr.sampling.sampler import GroupSampler, SamplingSettings, evenly
 from dp2osr.sampling.seeds import candidate_generator
 from dp2osr.sampling.store import CandidateStore
 
@@ -28,6 +28,7 @@ def options(**changes):
     values = {
         "num_inference_steps": 4, "guidance_scale": 2.0, "scheduler": "ddpm", "prompt_source": "none", "prompt_file": None, "seed": 0,
         "negative_prompt": "noise, blur", "align_method": "adain", "batch_size": 4, "upscale": 4, "mixed_precision": "no",
+        "control_scale": 1.0,
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
 
@@ -68,12 +69,12 @@ def test_latents_equal_those_of_the_diffusers_pipeline(backbone, controlnet, lr,
 def test_sample_in_fp32_equals_the_pipeline_to_1e_4(backbone, controlnet, lr):
     """Without the store's fp16: the loop itself."""
     control, _, _ = control_image(lr, 4, 128, 16)
-    settings = SimpleNamespace(num_inference_steps=20, guidance_scale=1.5, scheduler="ddpm")
+    settings = SamplingSettings(num_inference_steps=20, guidance_scale=1.5, scheduler="ddpm", control_scale=0.7)
     prompt, negative = backbone.encode_prompts(["cat"]), backbone.encode_prompts(["noise"])
     ours = backbone.sample(controlnet, control, prompt, negative, [candidate_generator(1, "y", 0)], (4, 32, 32), settings)
     pipeline = diffusers_pipeline(backbone, controlnet, "ddpm")
     theirs = pipeline("cat", image=control, negative_prompt="noise", guidance_scale=1.5, num_inference_steps=20, output_type="latent",
-                      generator=[candidate_generator(1, "y", 0)]).images  # fmt: skip
+                      controlnet_conditioning_scale=0.7, generator=[candidate_generator(1, "y", 0)]).images  # fmt: skip
     assert (ours - theirs).abs().max() <= 1e-4
 
 
@@ -238,10 +239,30 @@ def test_test_program_restores_a_folder_of_any_sizes(tmp_path):
         "1",
         "--sample_times",
         "2",
+        "--save_prompts",
     ]
     run_program("test_sd2b_controlnet.py", *words)
+    assert (tmp_path / "out/txt/wide.txt").read_text() == "\n"
     sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").glob("*.png")}
-    assert sizes == {"wide_0.png": (160, 80), "wide_1.png": (160, 80), "transparent_0.png": (96, 96), "transparent_1.png": (96, 96)}
+    assert sizes == {"wide_00.png": (160, 80), "wide_01.png": (160, 80), "transparent_00.png": (96, 96), "transparent_01.png": (96, 96)}
+
+
+def test_a_rerun_keeps_results_and_other_settings_are_refused(tmp_path):
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    save_noise(folder / "a.png", (16, 16))
+    words = ["test_sd2b_controlnet.py", *MODEL_FLAGS, "--image_path", folder, "--output_dir", out, "--num_inference_steps", "1"]
+    run_program(*words)
+    first = (out / "a.png").read_bytes()
+    (out / "a.png").write_bytes(b"kept")
+    run_program(*words)
+    assert (out / "a.png").read_bytes() == b"kept"
+    assert_one_clear_line(run_program(*words, "--seed", "1", check=False), "seed is 0 there and 1 here")
+    assert (out / "a.png").read_bytes() == b"kept"
+    run_program(*words, "--seed", "1", "--suffix", "_other")  # beside them, under another name
+    half = run_program(*words, "--overwrite", "--mixed_precision", "fp16")  # a CPU has no fp16: one warning, and fp32's result
+    assert (out / "a.png").read_bytes() == first != (out / "a_other.png").read_bytes()
+    assert half.stderr.count("warning: --mixed_precision fp16 needs a GPU") == 1
 
 
 def test_offsets_part_a_folder_evenly():

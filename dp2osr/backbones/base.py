@@ -43,7 +43,7 @@ class Backbone(Protocol):
     def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """What the network regresses: noise or velocity."""
 
-    def predict(self, controlnets, noisy, timesteps, prompt, control) -> list[torch.Tensor]:
+    def predict(self, controlnets, noisy, timesteps, prompt, control, control_scale=1.0) -> list[torch.Tensor]:
         """The prediction under each of `controlnets`, all on one pass of what they share."""
 
     def sample(self, controlnet, control, prompt, negative, generators, shape, settings) -> torch.Tensor:

@@ -116,7 +116,7 @@ class FluxBackbone:
         """The velocity ε − x_0, at any σ."""
         return noise - latents
 
-    def predict(self, controlnets, noisy, timesteps, prompt, control):
+    def predict(self, controlnets, noisy, timesteps, prompt, control, control_scale=1.0):
         """The velocity under each ControlNet, (B, C, h, w) each; `prompt` may carry another "guidance" than the backbone's."""
         count, _, height, width = noisy.shape
         tokens = pack(noisy)
@@ -135,7 +135,10 @@ class FluxBackbone:
         predictions = []
         for controlnet in controlnets:
             double, single = controlnet(
-                **inputs, controlnet_cond=control.expand(count, -1, -1), guidance=guidance if controlnet.config.guidance_embeds else None
+                **inputs,
+                controlnet_cond=control.expand(count, -1, -1),
+                conditioning_scale=control_scale,
+                guidance=guidance if controlnet.config.guidance_embeds else None,
             )
             [velocity] = self.transformer(
                 **inputs,
@@ -164,7 +167,7 @@ class FluxBackbone:
         prompt = {**prompt, "guidance": settings.guidance_scale}
         extra = {"generator": generators} if scheduler.config.get("stochastic_sampling") else {}
         for timestep in scheduler.timesteps:
-            [velocity] = self.predict([controlnet], latents, timestep.to(self.dtype) / 1000, prompt, control)
+            [velocity] = self.predict([controlnet], latents, timestep.to(self.dtype) / 1000, prompt, control, settings.control_scale)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
         return latents
 

@@ -108,7 +108,7 @@ class SD2Backbone:
             return self.noise_schedule.get_velocity(latents, noise, timesteps)
         return noise
 
-    def predict(self, controlnets, noisy, timesteps, prompt, control):
+    def predict(self, controlnets, noisy, timesteps, prompt, control, control_scale=1.0):
         """The prediction under each ControlNet, (B, C, h, w) each; the frozen encoder and middle block run once.
 
         In SD2 a ControlNet acts after the UNet's encoder and middle block, so those do not depend on it.
@@ -117,7 +117,14 @@ class SD2Backbone:
         embedding, skips, middle = unet_encode(self.unet, noisy, timesteps, context)
         predictions = []
         for controlnet in controlnets:
-            down, mid = controlnet(noisy, timesteps, encoder_hidden_states=context, controlnet_cond=control, return_dict=False)
+            down, mid = controlnet(
+                noisy,
+                timesteps,
+                encoder_hidden_states=context,
+                controlnet_cond=control,
+                conditioning_scale=control_scale,
+                return_dict=False,
+            )
             steered = [skip + residual for skip, residual in zip(skips, down, strict=True)]
             predictions.append(unet_decode(self.unet, embedding, steered, middle + mid, context))
         return predictions
@@ -148,7 +155,7 @@ class SD2Backbone:
         with embedded_control(controlnet, control) as control:
             for timestep in scheduler.timesteps:
                 doubled = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-                [noise] = self.predict([controlnet], doubled, timestep, {"encoder_hidden_states": context}, control)
+                [noise] = self.predict([controlnet], doubled, timestep, {"encoder_hidden_states": context}, control, settings.control_scale)
                 if guided:
                     unconditional, conditional = noise.chunk(2)
                     noise = unconditional + settings.guidance_scale * (conditional - unconditional)

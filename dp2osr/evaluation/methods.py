@@ -163,6 +163,7 @@ COMPARABLE = (
     "prompt_source",
     "negative_prompt",
     "mixed_precision",
+    "control_scale",
 )
 
 

@@ -5,36 +5,45 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dp2osr.config import write_json
+from dp2osr.config import settle
 from dp2osr.data.images import list_images, read_image, save_image, tensor_to_pil
-from dp2osr.provenance import versions, weights_hash
-from dp2osr.sampling.sampler import GroupSampler
+from dp2osr.sampling.sampler import GroupSampler, sampling_record
 
 
 def restore_folder(args):
-    """Write the SR image(s) of every image of `args.image_path`; results that are there already are kept."""
+    """Write the SR image(s) of every image of `args.image_path`; results that are there already are kept.
+
+    Raises:
+        UserError: the folder holds results of other settings, and `--overwrite` is not given.
+    """
     from accelerate import PartialState
 
     paths = list_images(args.image_path)
     for path in paths:  # all are readable, before the first expensive second
         read_image(path)
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
     state = PartialState(cpu=not torch.cuda.is_available())
-    if state.is_main_process:
-        hashes = {name: weights_hash(getattr(args, name)) for name in ("pretrained_model_name_or_path", "controlnet_model_name_or_path")}
-        write_json(output / "settings.json", {**vars(args), "weights": hashes, "versions": versions()})
     sampler = GroupSampler(args, state.device)
     if args.process_size:
         sampler.backbone.native_size = args.process_size
+    if state.is_main_process:
+        record = output / f"settings{args.suffix}.json"  # results with another suffix may lie beside these
+        if args.overwrite:
+            record.unlink(missing_ok=True)
+        settings = sampling_record(args, sampler, sample_times=args.sample_times, process_size=args.process_size)
+        settle(record, settings, told=("model", "controlnet", "versions"))
+    state.wait_for_everyone()
     share = paths[state.process_index :: state.num_processes]
     for path in tqdm(share, unit="image", desc="restore", disable=not state.is_local_main_process):
         names = result_names(path, args)
-        if all((output / name).exists() for name in names):
+        if not args.overwrite and all((output / name).exists() for name in names):
             continue
         group = sampler.sample(path.stem, read_image(path), args.sample_times)
         for name, image in zip(names, sampler.images(group), strict=True):
             save_image(tensor_to_pil(image), output / name)
+        if args.save_prompts:
+            (output / "txt").mkdir(exist_ok=True)
+            (output / "txt" / f"{path.stem}.txt").write_text(group.prompt + "\n", encoding="utf-8")
     state.wait_for_everyone()
 
 
@@ -42,4 +51,5 @@ def result_names(path, args):
     """File names of the results of one input."""
     if args.sample_times == 1:
         return [f"{path.stem}{args.suffix}.png"]
-    return [f"{path.stem}_{index}{args.suffix}.png" for index in range(args.sample_times)]
+    digits = max(2, len(str(args.sample_times - 1)))
+    return [f"{path.stem}_{index:0{digits}d}{args.suffix}.png" for index in range(args.sample_times)]

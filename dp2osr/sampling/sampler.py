@@ -7,14 +7,13 @@ from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone
 from dp2osr.data.images import list_images, read_image
+from dp2osr.precision import DTYPES, usable_precision
 from dp2osr.prompts.source import PromptSource
 from dp2osr.provenance import versions, weights_hash
 from dp2osr.sampling.decode import finish_images
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed
 from dp2osr.sampling.store import CandidateGroup, CandidateStore
-
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -24,6 +23,7 @@ class SamplingSettings:
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    control_scale: float = 1.0
 
 
 class GroupSampler:
@@ -36,11 +36,12 @@ class GroupSampler:
 
     def __init__(self, args, device, backbone=None, controlnet=None):
         self.args = args
-        self.backbone = backbone or load_backbone(
-            args.pretrained_model_name_or_path, device, DTYPES[args.mixed_precision], kind=args.backbone
-        )
+        if backbone is None:
+            dtype = DTYPES[usable_precision(args.mixed_precision, device)]
+            backbone = load_backbone(args.pretrained_model_name_or_path, device, dtype, kind=args.backbone)
+        self.backbone = backbone
         scheduler = args.scheduler or self.backbone.default_scheduler
-        self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, scheduler)
+        self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, scheduler, args.control_scale)
         layers = {name: getattr(args, name, None) for name in ("num_double_layers", "num_single_layers")}
         self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path, **layers)
         self.prompts = PromptSource(args, device)
@@ -73,8 +74,8 @@ class GroupSampler:
         return finish_images(self.backbone, group.latents, group.lr, group.upscale, self.args.align_method)
 
 
-def sampling_record(args, sampler):
-    """All that decides the candidates: what a later run with the same folder must have too."""
+def sampling_record(args, sampler, **counts):
+    """All that decides the samples, `counts` among it: what a later run with the same folder must have too."""
     return {
         "model": args.pretrained_model_name_or_path,
         "model_hash": weights_hash(args.pretrained_model_name_or_path),
@@ -82,14 +83,14 @@ def sampling_record(args, sampler):
         "controlnet_hash": weights_hash(args.controlnet_model_name_or_path),
         "backbone": sampler.backbone.kind,
         **asdict(sampler.settings),
-        "num_candidates": args.num_candidates,
+        **counts,
         "seed": args.seed,
         "upscale": args.upscale,
         "align_method": args.align_method,
         "prompt_source": sampler.prompts.kind,
         "tagger_hash": sampler.prompts.tagger_hash,
         "negative_prompt": args.negative_prompt if args.guidance_scale > 1 else None,
-        "mixed_precision": args.mixed_precision,
+        "mixed_precision": next(name for name, dtype in DTYPES.items() if dtype == sampler.backbone.dtype),
         "versions": {name: versions()[name] for name in ("torch", "diffusers")},
     }
 
@@ -114,7 +115,7 @@ def generate_candidates(args):
     state = PartialState(cpu=not torch.cuda.is_available())
     sampler = GroupSampler(args, state.device)
     with state.main_process_first():
-        store = CandidateStore(args.output_dir, sampling_record(args, sampler))
+        store = CandidateStore(args.output_dir, sampling_record(args, sampler, num_candidates=args.num_candidates))
     missing = [image_id for image_id in paths if not store.has(image_id)]
     if state.is_main_process and len(missing) < len(paths):
         print(f"{args.output_dir}: {len(paths) - len(missing)} of {len(paths)} groups are there, {len(missing)} to sample")

@@ -16,6 +16,7 @@ from dp2osr.backbones import load_backbone
 from dp2osr.config import read_json, settle
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.data.degradation import degrade, image_rng, load_degradation
+from dp2osr.precision import usable_precision
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 from dp2osr.training.log import TrainingLog
 
@@ -72,7 +73,8 @@ def train_baseline(args):
     from accelerate import Accelerator
     from diffusers.optimization import get_scheduler
 
-    accelerator = Accelerator(mixed_precision=args.mixed_precision, gradient_accumulation_steps=args.gradient_accumulation_steps)
+    precision = usable_precision(args.mixed_precision, "cuda" if torch.cuda.is_available() else "cpu")
+    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=args.gradient_accumulation_steps)
     output = Path(args.output_dir)
     settle(output / "settings.json", vars(args), told=("config", "checkpointing_steps", "output_dir"))
     torch.manual_seed(args.seed)

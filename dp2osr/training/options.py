@@ -67,6 +67,7 @@ def sampling_options(args):
         scheduler=None,
         prompt_source=None,
         prompt_file=args.validation_prompt_file,
+        control_scale=1.0,
         negative_prompt="dotted, noise, blur, lowres, smooth",
         align_method=args.align_method,
         batch_size=args.validation_candidates,

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from dp2osr.backbones import load_backbone
 from dp2osr.config import settle, write_json
 from dp2osr.errors import UserError
+from dp2osr.precision import usable_precision
 from dp2osr.preference.groups import PreferenceGroups, groups_of_step
 from dp2osr.preference.loss import group_dpo_loss, pair_margins, prediction_errors
 from dp2osr.provenance import versions, weights_hash
@@ -55,7 +56,10 @@ class PreferenceTrainer:
         self.args, self.output = args, Path(args.output_dir)
         trackers = None if args.report_to == "none" else args.report_to
         self.accelerator = Accelerator(
-            mixed_precision=args.mixed_precision, log_with=trackers, project_dir=args.output_dir, cpu=not torch.cuda.is_available()
+            mixed_precision=usable_precision(args.mixed_precision, "cuda" if torch.cuda.is_available() else "cpu"),
+            log_with=trackers,
+            project_dir=args.output_dir,
+            cpu=not torch.cuda.is_available(),
         )
         store = CandidateStore(args.candidates_dir)
         if store.settings["model_hash"] != weights_hash(args.pretrained_model_name_or_path):
