@@ -73,8 +73,9 @@ def train_baseline(args):
     from accelerate import Accelerator
     from diffusers.optimization import get_scheduler
 
-    precision = usable_precision(args.mixed_precision, "cuda" if torch.cuda.is_available() else "cpu")
-    accelerator = Accelerator(mixed_precision=precision, gradient_accumulation_steps=args.gradient_accumulation_steps)
+    cpu = not torch.cuda.is_available()  # told, or several processes on a CPU take themselves for one each
+    precision = usable_precision(args.mixed_precision, "cpu" if cpu else "cuda")
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_steps=args.gradient_accumulation_steps)
     output = Path(args.output_dir)
     settle(output / "settings.json", vars(args), told=("config", "checkpointing_steps", "output_dir"))
     torch.manual_seed(args.seed)
