@@ -138,6 +138,13 @@ def test_baseline_training_resumes_to_the_same_weights(tmp_path):
     run_program("gen_candidates.py", *made, *SAMPLING, *images, "--output_dir", tmp_path / "candidates")
 
 
+def test_two_processes_train_one_baseline(tmp_path):
+    """Processes that do not find each other would each train and log a baseline of their own."""
+    words = [*BASELINE, "--max_train_steps", "2", "--output_dir", tmp_path / "two"]
+    run_program("-m", "dp2osr.launch", *words, env={"OMP_NUM_THREADS": "2"})
+    assert [record["step"] for record in read_log(tmp_path / "two/train_log.jsonl")] == [2]
+
+
 def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(backbone):
     from dp2osr.data.degradation import load_degradation
     from dp2osr.training.baseline import PairPool

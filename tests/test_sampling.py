@@ -243,6 +243,8 @@ def test_test_program_restores_a_folder_of_any_sizes(tmp_path):
     ]
     run_program("test_sd2b_controlnet.py", *words)
     assert (tmp_path / "out/txt/wide.txt").read_text() == "\n"
+    assert Image.open(tmp_path / "out/transparent_00.png").getextrema()[3] == (0, 0)  # as transparent as it was
+    assert Image.open(tmp_path / "out/wide_00.png").mode == "RGB"
     sizes = {path.name: Image.open(path).size for path in (tmp_path / "out").glob("*.png")}
     assert sizes == {"wide_00.png": (160, 80), "wide_01.png": (160, 80), "transparent_00.png": (96, 96), "transparent_01.png": (96, 96)}
 

@@ -1,9 +1,10 @@
 """Folders of images: listing, reading with clear errors, writing."""
 
+import io
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms, ImageOps
 
 from dp2osr.errors import UserError
 
@@ -35,7 +36,21 @@ def list_images(folder):
 
 
 def read_image(path):
-    """An RGB `PIL.Image`, fully decoded; transparency is put on white.
+    """An RGB `PIL.Image` as a person sees it, transparency put on white; see `open_image`."""
+    image = open_image(path)
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def read_image_and_alpha(path):
+    """(RGB `PIL.Image`, its opacity as an "L" image, or None where it has none); see `open_image`."""
+    image = open_image(path)
+    return image.convert("RGB"), image.getchannel("A") if image.mode == "RGBA" else None
+
+
+def open_image(path):
+    """An RGB or RGBA `PIL.Image`, fully decoded, upright (EXIF), in sRGB (embedded ICC profile), 8 bits a channel.
 
     Raises:
         UserError: unreadable or truncated file.
@@ -43,14 +58,34 @@ def read_image(path):
     try:
         with Image.open(path) as image:
             image.load()
-            if image.mode.startswith("I;16"):  # convert() would clip 16 bits instead of scaling them
-                image = Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+            profile = image.info.get("icc_profile")
+            image = ImageOps.exif_transpose(image)
+            if image.mode.startswith("I"):  # convert() would clip 16 bits instead of scaling them
+                image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+                profile = None
             if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
                 image = image.convert("RGBA")
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            return image.convert("RGB")
+                opaque = to_srgb(image.convert("RGB"), profile)
+                opaque.putalpha(image.getchannel("A"))
+                return opaque
+            return to_srgb(image, profile)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from None
+
+
+def to_srgb(image, profile):
+    """An image of any mode as RGB, by its ICC `profile` (bytes) where that is another than sRGB and fits."""
+    if not profile:
+        return image.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if "sRGB" in ImageCms.getProfileDescription(source):
+            return image.convert("RGB")
+        if image.mode not in ("L", "RGB", "CMYK"):
+            image = image.convert("RGB")
+        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):  # a broken profile, or one of another colour space: as every viewer does, without it
+        return image.convert("RGB")
 
 
 def pil_to_tensor(image):

@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from dp2osr.config import settle
-from dp2osr.data.images import list_images, read_image, save_image, tensor_to_pil
+from dp2osr.data.images import list_images, read_image, read_image_and_alpha, save_image, tensor_to_pil
 from dp2osr.sampling.sampler import GroupSampler, sampling_record
 
 
@@ -38,9 +39,13 @@ def restore_folder(args):
         names = result_names(path, args)
         if not args.overwrite and all((output / name).exists() for name in names):
             continue
-        group = sampler.sample(path.stem, read_image(path), args.sample_times)
+        lr, alpha = read_image_and_alpha(path)
+        group = sampler.sample(path.stem, lr, args.sample_times)
         for name, image in zip(names, sampler.images(group), strict=True):
-            save_image(tensor_to_pil(image), output / name)
+            result = tensor_to_pil(image)
+            if alpha is not None:
+                result.putalpha(alpha.resize(result.size, Image.Resampling.BICUBIC))
+            save_image(result, output / name)
         if args.save_prompts:
             (output / "txt").mkdir(exist_ok=True)
             (output / "txt" / f"{path.stem}.txt").write_text(group.prompt + "\n", encoding="utf-8")
