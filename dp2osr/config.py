@@ -74,6 +74,17 @@ SAMPLING_FLAGS.add_argument(
 )
 
 SAMPLING_FLAGS.add_argument("--control_scale", type=float, default=1.0, help="factor on what the ControlNet adds (default: %(default)s)")
+SAMPLING_FLAGS.add_argument(
+    "--tile_size", type=at_least(1), help="larger images are denoised in tiles of this side, pixels (default: 1.5 times the model's size)"
+)
+SAMPLING_FLAGS.add_argument(
+    "--tile_overlap", type=at_least(0), help="least overlap of neighbouring tiles, pixels (default: a third of the tile)"
+)
+SAMPLING_FLAGS.add_argument(
+    "--vae_tile_size",
+    type=at_least(1),
+    help="larger images are encoded and decoded in tiles of this side, pixels (default: twice the model's size)",
+)
 
 RESTORE_FLAGS = argparse.ArgumentParser(add_help=False)
 RESTORE_FLAGS.add_argument("--image_path", required=True, help="folder of LR images, or one image, of any size")

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.flux import image_ids, pack, unpack
+from dp2osr.backbones.tiles import Tiling
 from dp2osr.errors import UserError
 from dp2osr.sampling.sampler import SamplingSettings
 from dp2osr.sampling.seeds import candidate_generator
@@ -79,6 +80,19 @@ def test_latents_equal_those_of_the_diffusers_pipeline(flux, steering, monkeypat
     again = [candidate_generator(0, "x", m) for m in range(2)]
     other = flux.sample(steering, flux.prepare_control(lr), flux.encode_prompts(["cat, fur"]), None, again, shape, unguided)
     assert (other - ours).abs().max() > 1e-4  # guidance is heard
+
+
+def test_large_images_are_denoised_in_tiles(flux, steering):
+    lr, prompt = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)), flux.encode_prompts(["sea"])
+    results = []
+    for tiling in (None, Tiling(24, 8, 2), Tiling(12, 4, 2)):
+        settings = SamplingSettings(2, 2.5, "flow_euler", tiling=tiling)
+        results.append(
+            flux.sample(steering, flux.prepare_control(lr), prompt, None, [candidate_generator(0, "x", 0)], (4, 16, 24), settings)
+        )
+    whole, one_tile, tiles = results
+    assert torch.equal(whole, one_tile)
+    assert tiles.shape == whole.shape and not torch.equal(tiles, whole) and (tiles - whole).std() < whole.std()
 
 
 def test_packing_is_that_of_diffusers_and_goes_back():

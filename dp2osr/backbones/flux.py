@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from dp2osr.backbones.loading import load_part, load_weights, read_tensors
+from dp2osr.backbones.tiles import Tiling, blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.errors import UserError
 
 T5_LENGTH = 512  # tokens, as in diffusers' pipelines for FLUX.1-dev
@@ -44,6 +45,7 @@ class FluxBackbone:
         self.native_size = min(512, vae_config["sample_size"])  # FLUX takes 256 to 2048 pixels, the SR ControlNets are of 512
         self.size_multiple = 2 * self.vae_scale
         self.latent_channels = transformer_config["in_channels"] // 4
+        self.vae_tiling = default_vae_tiling(self.native_size, self.vae_scale)
         self.guidance = 1.0  # what the distilled guidance embedding is told in training
         if "vae" in parts:
             self.vae = load_part(AutoencoderKL, path, "vae", torch_dtype=torch.float32).to(self.device).eval()
@@ -65,14 +67,14 @@ class FluxBackbone:
         """(B, 3, H, W) in [0, 1] → (B, C, H/s, W/s) shifted and scaled latents, the posterior's mode."""
         images = images.to(self.device, torch.float32) * 2 - 1
         config = self.vae.config
-        return (self.vae.encode(images).latent_dist.mode() - (config.shift_factor or 0)) * config.scaling_factor
+        return (encode_tiled(self.vae, images, self.vae_tiling) - (config.shift_factor or 0)) * config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents):
         """(B, C, h, w) latents → (B, 3, s·h, s·w) in [0, 1]."""
         config = self.vae.config
         latents = latents.to(self.device, torch.float32) / config.scaling_factor + (config.shift_factor or 0)
-        return self.vae.decode(latents).sample.div(2).add(0.5).clamp(0, 1)
+        return decode_tiled(self.vae, latents, self.vae_tiling).div(2).add(0.5).clamp(0, 1)
 
     def embed_prompts(self, prompts):
         """CLIP's pooled output and T5's last hidden states: {"pooled_projections": (B, D), "encoder_hidden_states": (B, length, D₂)}."""
@@ -166,8 +168,17 @@ class FluxBackbone:
         scheduler.set_timesteps(sigmas=sigmas, device=self.device, **shift)
         prompt = {**prompt, "guidance": settings.guidance_scale}
         extra = {"generator": generators} if scheduler.config.get("stochastic_sampling") else {}
+        tiling = settings.tiling or Tiling(max(shape), 0)
+        control = unpack(control, *shape[1:])
         for timestep in scheduler.timesteps:
-            [velocity] = self.predict([controlnet], latents, timestep.to(self.dtype) / 1000, prompt, control, settings.control_scale)
+
+            def predict(top, left, height, width, noisy=latents, timestep=timestep):
+                window = (..., slice(top, top + height), slice(left, left + width))
+                return self.predict(
+                    [controlnet], noisy[window], timestep.to(self.dtype) / 1000, prompt, pack(control[window]), settings.control_scale
+                )[0]
+
+            velocity = blend_tiles(predict, *shape[1:], tiling)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
         return latents
 

@@ -1,13 +1,14 @@
 """Stable Diffusion 2 (and the tiny preset of its classes) with a `ControlNetModel`."""
 
 import math
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
 from dp2osr.backbones.loading import load_part, load_weights, read_tensors
+from dp2osr.backbones.tiles import Tiling, blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.errors import UserError
 
 CONVOLUTIONS = torch.channels_last  # memory layout of the UNet's and ControlNets' weights: their convolutions run faster in it
@@ -50,6 +51,7 @@ class SD2Backbone:
         self.native_size = unet_config["sample_size"] * self.vae_scale
         self.size_multiple = self.vae_scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
         self.latent_channels = unet_config["in_channels"]
+        self.vae_tiling = default_vae_tiling(self.native_size, self.vae_scale)
         if "vae" in parts:
             self.vae = load_part(AutoencoderKL, path, "vae", torch_dtype=torch.float32).to(self.device).eval()
         if "text" in parts:
@@ -67,13 +69,13 @@ class SD2Backbone:
     def encode_images(self, images):
         """(B, 3, H, W) in [0, 1] → (B, C, H/s, W/s) scaled latents, the posterior's mode."""
         images = images.to(self.device, torch.float32) * 2 - 1
-        return self.vae.encode(images).latent_dist.mode() * self.vae.config.scaling_factor
+        return encode_tiled(self.vae, images, self.vae_tiling) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents):
         """(B, C, h, w) scaled latents → (B, 3, s·h, s·w) in [0, 1]."""
         latents = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
-        return self.vae.decode(latents).sample.div(2).add(0.5).clamp(0, 1)
+        return decode_tiled(self.vae, latents, self.vae_tiling).div(2).add(0.5).clamp(0, 1)
 
     def embed_prompts(self, prompts):
         """Last hidden states of the text encoder, {"encoder_hidden_states": (B, length, D)}."""
@@ -152,10 +154,19 @@ class SD2Backbone:
         context = torch.cat(
             [side["encoder_hidden_states"].expand(len(latents), -1, -1) for side in ([negative, prompt] if guided else [prompt])]
         )
-        with embedded_control(controlnet, control) as control:
+        tiling = settings.tiling or Tiling(max(shape), 0)
+        whole = tiling.covers(*shape[1:])
+        with embedded_control(controlnet, control) if whole else nullcontext(control) as control:
+            scale = control.shape[-1] // shape[-1]
             for timestep in scheduler.timesteps:
                 doubled = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
-                [noise] = self.predict([controlnet], doubled, timestep, {"encoder_hidden_states": context}, control, settings.control_scale)
+
+                def predict(top, left, height, width, noisy=doubled, timestep=timestep):
+                    part = control[..., scale * top : scale * (top + height), scale * left : scale * (left + width)]
+                    noisy = noisy[..., top : top + height, left : left + width]
+                    return self.predict([controlnet], noisy, timestep, {"encoder_hidden_states": context}, part, settings.control_scale)[0]
+
+                noise = blend_tiles(predict, *shape[1:], tiling)
                 if guided:
                     unconditional, conditional = noise.chunk(2)
                     noise = unconditional + settings.guidance_scale * (conditional - unconditional)

@@ -6,12 +6,12 @@ from dp2osr.sampling.colour import ALIGN
 from dp2osr.sampling.resize import control_image, restore_size, round_to_8_bits
 
 
-def finish_images(backbone, latents, lr, upscale, align_method, chunk=16):
+def finish_images(backbone, latents, lr, upscale, align_method):
     """(M, C, h, w) latents of one LR image → (M, 3, H, W) float32 in [0, 1], colour-fixed and rounded to 8 bits."""
     control, content, asked = control_image(lr, upscale, backbone.native_size, backbone.size_multiple)
     control = restore_size(control, content, asked).to(backbone.device)
-    images = []
-    for part in latents.split(chunk):
+    images, together = [], max(1, 16 * backbone.native_size**2 // (content[0] * content[1]))
+    for part in latents.split(together):
         decoded = restore_size(backbone.decode_latents(part.float()), content, asked)
         images.append(round_to_8_bits(ALIGN[align_method](decoded, control)).cpu())
     return torch.cat(images)

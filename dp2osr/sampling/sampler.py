@@ -6,6 +6,7 @@ import torch
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone
+from dp2osr.backbones.tiles import Tiling, latent_tiling
 from dp2osr.data.images import list_images, read_image
 from dp2osr.precision import DTYPES, usable_precision
 from dp2osr.prompts.source import PromptSource
@@ -24,6 +25,7 @@ class SamplingSettings:
     guidance_scale: float
     scheduler: str
     control_scale: float = 1.0
+    tiling: Tiling | None = None  # of the latents; None: the whole image at once
 
 
 class GroupSampler:
@@ -41,7 +43,11 @@ class GroupSampler:
             backbone = load_backbone(args.pretrained_model_name_or_path, device, dtype, kind=args.backbone)
         self.backbone = backbone
         scheduler = args.scheduler or self.backbone.default_scheduler
-        self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, scheduler, args.control_scale)
+        tiling = latent_tiling(backbone, getattr(args, "tile_size", None), getattr(args, "tile_overlap", None))
+        self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, scheduler, args.control_scale, tiling)
+        if getattr(args, "vae_tile_size", None):
+            side = max(1, args.vae_tile_size // backbone.vae_scale)
+            backbone.vae_tiling = Tiling(side, side // 4)
         layers = {name: getattr(args, name, None) for name in ("num_double_layers", "num_single_layers")}
         self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path, **layers)
         self.prompts = PromptSource(args, device)

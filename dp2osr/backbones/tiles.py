@@ -1,0 +1,109 @@
+"""Large images in tiles: overlapping windows whose results are blended by a Gaussian, so that no border shows.
+
+Group norms see one tile at a time, so neighbouring tiles may differ in level; across an overlap the weights go over from one to the other,
+and at a tile's own edge its weight is next to nothing.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from dp2osr.errors import UserError
+
+EDGE = 4.0  # standard deviations from a tile's centre to its edge: a weight of e⁻⁸ there
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Side of a tile and least overlap of neighbours, in the units of what is tiled; tiles start at multiples of `multiple`."""
+
+    size: int
+    overlap: int
+    multiple: int = 1
+
+    def covers(self, height, width):
+        """Whether one tile holds the whole."""
+        return max(height, width) <= self.size
+
+    def starts(self, length):
+        """First positions of the tiles along a side, evenly spread, the last flush with the end."""
+        size = min(self.size, length)
+        stride = max(self.multiple, (size - self.overlap) // self.multiple * self.multiple)
+        count = 1 + -(-(length - size) // stride)
+        last = length - size
+        return sorted({round(last * index / max(1, count - 1) / self.multiple) * self.multiple for index in range(count)} | {last})
+
+
+def default_vae_tiling(native_size, vae_scale):
+    """Tiles of twice the size that a model was made for, in latent pixels: what it was made for is decoded whole."""
+    return Tiling(2 * native_size // vae_scale, native_size // 2 // vae_scale)
+
+
+def latent_tiling(backbone, size=None, overlap=None):
+    """Tiles of `size` pixels (default: 1½ times the native size) with `overlap` pixels (default: a third), in latent pixels.
+
+    Raises:
+        UserError: a tile below the model's grid, or an overlap that is not below the tile.
+    """
+    size = size or 3 * backbone.native_size // 2
+    overlap = size // 3 if overlap is None else overlap
+    if size < backbone.size_multiple or not 0 <= overlap < size:
+        raise UserError(
+            f"--tile_size {size} --tile_overlap {overlap}: a tile needs {backbone.size_multiple} pixels or more, and more than its overlap"
+        )
+    multiple = backbone.size_multiple // backbone.vae_scale
+    return Tiling(size // backbone.size_multiple * multiple, overlap // backbone.vae_scale, multiple)
+
+
+def blend_tiles(function, height, width, tiling, scale=1):
+    """The (B, C, scale · height, scale · width) result of `function`, called on one tile after the other.
+
+    Args:
+        function: (top, left, height, width) of a tile → its (B, C, scale · height, scale · width) result.
+        tiling: `Tiling` of the height × width plane.
+        scale: side of the result over side of the plane, an integer or its reciprocal.
+    """
+    if tiling.covers(height, width):
+        return function(0, 0, height, width)
+    total = weights = None
+    rows, columns = min(tiling.size, height), min(tiling.size, width)
+    for top in tiling.starts(height):
+        for left in tiling.starts(width):
+            result = function(top, left, rows, columns)
+            if total is None:
+                total = result.new_zeros((*result.shape[:2], round(height * scale), round(width * scale)), dtype=torch.float32)
+                weights = total.new_zeros(total.shape[2:])
+                window = torch.outer(*(gaussian(side).to(total) for side in result.shape[2:]))
+            where = (slice(round(top * scale), round((top + rows) * scale)), slice(round(left * scale), round((left + columns) * scale)))
+            total[(..., *where)] += window * result
+            weights[where] += window
+    return total.div_(weights).to(result.dtype)
+
+
+def gaussian(side):
+    """(side,) weights, symmetric, e⁻⁸ at the ends."""
+    position = (torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1
+    return torch.exp(-0.5 * (EDGE * position) ** 2)
+
+
+def encode_tiled(vae, images, tiling):
+    """(B, 3, H, W) in [-1, 1] → the mode of the posterior, unscaled; `tiling` in latent pixels, None for the whole at once."""
+    scale = 2 ** (len(vae.config.block_out_channels) - 1)
+
+    def encode(top, left, height, width):
+        part = images[..., scale * top : scale * (top + height), scale * left : scale * (left + width)]
+        return vae.encode(part).latent_dist.mode()
+
+    height, width = (side // scale for side in images.shape[2:])
+    return blend_tiles(encode, height, width, tiling) if tiling else encode(0, 0, height, width)
+
+
+def decode_tiled(vae, latents, tiling):
+    """(B, C, h, w) unscaled latents → (B, 3, s·h, s·w) images in about [-1, 1]; `tiling` as in `encode_tiled`."""
+
+    def decode(top, left, height, width):
+        return vae.decode(latents[..., top : top + height, left : left + width]).sample
+
+    if not tiling:
+        return vae.decode(latents).sample
+    return blend_tiles(decode, *latents.shape[2:], tiling, 2 ** (len(vae.config.block_out_channels) - 1))
