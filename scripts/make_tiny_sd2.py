@@ -12,7 +12,7 @@ def parse_args(argv=None):
     parser.add_argument("--vae", required=True, help="folder of a trained AutoencoderKL")
     parser.add_argument("--manifest", default="configs/tiny_sd2/photographs.csv", help="its prompts are the tokenizer's corpus")
     parser.add_argument("--output_dir", required=True, help="the diffusers folder")
-    parser.add_argument("--block_out_channels", type=int, nargs="+", default=[64, 96, 128], help="UNet channels a level")
+    parser.add_argument("--block_out_channels", type=int, nargs="+", default=[32, 64, 128], help="UNet channels a level")
     parser.add_argument("--conditioning_channels", type=int, nargs="+", default=[8, 16, 32], help="channels of the control embedding")
     parser.add_argument("--text_width", type=int, default=64, help="width of the text encoder")
     parser.add_argument("--seed", type=int, default=0, help="initial weights")
