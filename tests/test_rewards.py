@@ -20,32 +20,35 @@ def draw_scores(groups=5, count=7, seed=0):
     return {name: rng.normal(scale=10**index, size=(groups, count)) for index, name in enumerate("abcde")}
 
 
-def brute_force_reward(scores, lower_better, fr, nr):
+def brute_force_reward(scores, lower_better, fr, nr, fr_weight=0.5):
     """Section 4.1, one candidate at a time, in plain Python floats."""
     groups, count = scores[(fr + nr)[0]].shape
     reward = [[0.0] * count for _ in range(groups)]
     for group in range(groups):
         for candidate in range(count):
             halves = []
-            for names in (fr, nr):
+            for names, weight in ((fr, fr_weight), (nr, 1 - fr_weight)):
                 if not names:
                     continue
+                weight = weight if fr and nr else 1.0
                 total = 0.0
                 for name in names:
                     row = [float(-value if lower_better[name] else value) for value in scores[name][group]]
                     if max(row) > min(row):
                         total += (row[candidate] - min(row)) / (max(row) - min(row))
-                halves.append(total / len(names))
-            reward[group][candidate] = sum(halves) / len(halves)
+                halves.append(weight * total / len(names))
+            reward[group][candidate] = sum(halves)
     return np.array(reward)
 
 
-@pytest.mark.parametrize(("fr", "nr"), [("abc", "de"), ("abc", ""), ("", "de"), ("a", "bcde")])
-def test_hybrid_reward_equals_brute_force(fr, nr):
-    config = RewardConfig("test", [MetricSpec(name) for name in fr], [MetricSpec(name) for name in nr])
+@pytest.mark.parametrize(
+    ("fr", "nr", "weight"), [("abc", "de", 0.5), ("abc", "", 0.5), ("", "de", 0.3), ("a", "bcde", 0.5), ("abc", "de", 0.2)]
+)
+def test_hybrid_reward_equals_brute_force(fr, nr, weight):
+    config = RewardConfig("test", [MetricSpec(name) for name in fr], [MetricSpec(name) for name in nr], weight)
     scores = draw_scores()
     scores["b"][2] = 3.0  # zero span in one group
-    expected = brute_force_reward(scores, LOWER_BETTER, list(fr), list(nr))
+    expected = brute_force_reward(scores, LOWER_BETTER, list(fr), list(nr), weight)
     np.testing.assert_allclose(hybrid_reward(scores, LOWER_BETTER, config), expected, rtol=0, atol=1e-12)
 
 
@@ -109,6 +112,8 @@ def test_shipped_configs_have_the_sizes_that_the_method_names():
         ({"fr": ["gmsd"], "rn": ["piqe"]}, "unknown key 'rn'"),
         ({"fr": "gmsd"}, "must be a list"),
         ({"fr": [], "nr": []}, "no metric"),
+        ({"fr": ["gmsd"], "nr": ["piqe"], "fr_weight": 1.5}, "'fr_weight' must be"),
+        ({"fr": ["gmsd"], "nr": ["piqe"], "fr_weight": "half"}, "'fr_weight' must be"),
         ({"fr": ["gmsd", "gmsd"]}, "2 times"),
         ({"fr": [["gmsd"]]}, "is not a metric"),
         (["gmsd"], "two lists"),

@@ -1,4 +1,4 @@
-"""Reward configs: which FR and NR metrics make the reward (paper, Sec. 4.1). A YAML with two lists, `fr` and `nr`."""
+"""Reward configs (paper, Sec. 4.1): a YAML with two lists of metrics, `fr` and `nr`, and perhaps their weights, `fr_weight`."""
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -21,11 +21,15 @@ class MetricSpec:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """The FR and the NR set of a reward; one of them may be empty, and then the other has weight 1."""
+    """The FR and the NR set of a reward; one of them may be empty, and then the other has weight 1.
+
+    `fr_weight` is the FR set's share, ½ in the paper.
+    """
 
     name: str
     fr: list[MetricSpec]
     nr: list[MetricSpec]
+    fr_weight: float = 0.5
 
     @property
     def metrics(self):
@@ -43,7 +47,7 @@ def nearest(name, known):
 def load_reward_config(name_or_yaml):
     """Read a reward config by its name in `configs/rewards/` or by the path of a YAML file.
 
-    Each entry of `fr` and `nr` is a metric's name, or `{name: {option: value}}`.
+    Each entry of `fr` and `nr` is a metric's name, or `{name: {option: value}}`; `fr_weight` is a number in (0, 1), ½ by default.
 
     Raises:
         UserError: no such name or file, not YAML, an unknown key, a malformed entry, a metric listed twice, no metric.
@@ -56,9 +60,13 @@ def load_reward_config(name_or_yaml):
     if not isinstance(content, dict):
         raise UserError(f"{path}: a reward config holds two lists, 'fr' and 'nr'")
     for key in content:
-        if key not in ("fr", "nr"):
-            raise UserError(f"{path}: unknown key '{key}'{nearest(str(key), ['fr', 'nr'])}")
-    config = RewardConfig(path.stem, *([_read_spec(path, entry) for entry in _read_list(path, content, key)] for key in ("fr", "nr")))
+        if key not in ("fr", "nr", "fr_weight"):
+            raise UserError(f"{path}: unknown key '{key}'{nearest(str(key), ['fr', 'nr', 'fr_weight'])}")
+    weight = content.get("fr_weight", 0.5)
+    if not isinstance(weight, (int, float)) or not 0 < weight < 1:
+        raise UserError(f"{path}: 'fr_weight' must be a number between 0 and 1, not {weight!r}; leave a set empty to do without it")
+    sets = ([_read_spec(path, entry) for entry in _read_list(path, content, key)] for key in ("fr", "nr"))
+    config = RewardConfig(path.stem, *sets, float(weight))
     names = [spec.name for spec in config.metrics]
     if not names:
         raise UserError(f"{path}: names no metric; list at least one under 'fr' or 'nr'")

@@ -35,22 +35,23 @@ def reward_parts(scores, lower_better, config):
         config: `RewardConfig`.
 
     Returns:
-        metric name → (G, M) float64, at most ½ / |set| (1 / |set| where the config's other set is empty).
+        metric name → (G, M) float64, at most the set's weight / |set|; the weight is 1 where the config's other set is empty.
 
     Raises:
         UserError: a metric of the config has no scores, or has a NaN or infinite one.
     """
-    halves = [specs for specs in (config.fr, config.nr) if specs]
+    both = config.fr and config.nr
     parts = {}
-    for specs in halves:
+    for specs, weight in ((config.fr, config.fr_weight), (config.nr, 1 - config.fr_weight)):
         for spec in specs:
             _check(scores, spec.name, config.name)
-            parts[spec.name] = min_max_normalise(scores[spec.name], lower_better[spec.name]) / (len(halves) * len(specs))
+            share = (weight if both else 1) / len(specs)
+            parts[spec.name] = share * min_max_normalise(scores[spec.name], lower_better[spec.name])
     return parts
 
 
 def hybrid_reward(scores, lower_better, config):
-    """R = ½ · mean of the normalised FR scores + ½ · mean of the normalised NR scores (Sec. 4.1).
+    """R = ½ · mean of the normalised FR scores + ½ · mean of the normalised NR scores (Sec. 4.1), or with the config's weights.
 
     Args and errors as `reward_parts`. Returns (G, M) float64 in [0, 1].
     """
