@@ -94,7 +94,7 @@ def test_absent_and_nan_scores_are_named():
         hybrid_reward(scores, LOWER_BETTER, CONFIG)
 
 
-@pytest.mark.parametrize("name", ["embedded", "default", "paper", "fr_only", "nr_only"])
+@pytest.mark.parametrize("name", ["embedded", "embedded_nr", "default", "paper", "fr_only", "nr_only"])
 def test_shipped_configs_load(name):
     config = load_reward_config(name)
     assert config.name == name and config.metrics
