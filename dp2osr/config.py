@@ -3,6 +3,7 @@
 import argparse
 import difflib
 import json
+import math
 import sys
 from pathlib import Path
 
@@ -25,9 +26,16 @@ def at_least(least, kind=int):
 
 
 def positive(word):
-    """An argparse type: a number above 0."""
-    if not float(word) > 0:
-        raise argparse.ArgumentTypeError(f"must be above 0, not {word}")
+    """An argparse type: a finite number above 0."""
+    if not 0 < float(word) < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {word}")
+    return float(word)
+
+
+def finite(word):
+    """An argparse type: a finite number."""
+    if not math.isfinite(float(word)):
+        raise argparse.ArgumentTypeError(f"must be a finite number, not {word}")
     return float(word)
 
 
@@ -42,7 +50,7 @@ SAMPLING_FLAGS.add_argument("--controlnet_model_name_or_path", required=True, he
 SAMPLING_FLAGS.add_argument("--num_inference_steps", type=at_least(1), default=50, help="denoising steps (default: %(default)s)")
 SAMPLING_FLAGS.add_argument(
     "--guidance_scale",
-    type=float,
+    type=finite,
     default=3.5,
     help="classifier-free guidance; 1 switches it off and halves the time (default: %(default)s)",
 )
@@ -73,7 +81,7 @@ SAMPLING_FLAGS.add_argument(
     "--batch_size", type=at_least(1), default=8, help="samples denoised together, on each process (default: %(default)s)"
 )
 
-SAMPLING_FLAGS.add_argument("--control_scale", type=float, default=1.0, help="factor on what the ControlNet adds (default: %(default)s)")
+SAMPLING_FLAGS.add_argument("--control_scale", type=finite, default=1.0, help="factor on what the ControlNet adds (default: %(default)s)")
 SAMPLING_FLAGS.add_argument(
     "--tile_size", type=at_least(1), help="larger images are denoised in tiles of this side, pixels (default: 1.5 times the model's size)"
 )

@@ -1,5 +1,6 @@
 """The tiny preset's own makers: autoencoder start, tokenizer, baseline training and its resume; a full disk."""
 
+import json
 import os
 import subprocess
 from types import SimpleNamespace
@@ -143,6 +144,7 @@ def test_two_processes_train_one_baseline(tmp_path):
     words = [*BASELINE, "--max_train_steps", "2", "--output_dir", tmp_path / "two"]
     run_program("-m", "dp2osr.launch", *words, env={"OMP_NUM_THREADS": "2"})
     assert [record["step"] for record in read_log(tmp_path / "two/train_log.jsonl")] == [2]
+    assert json.loads((tmp_path / "two/settings.json").read_text())["num_processes"] == 2
 
 
 def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(backbone):

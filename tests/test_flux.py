@@ -95,6 +95,30 @@ def test_large_images_are_denoised_in_tiles(flux, steering):
     assert tiles.shape == whole.shape and not torch.equal(tiles, whole) and (tiles - whole).std() < whole.std()
 
 
+def test_tiles_see_their_own_part_of_the_control_and_their_own_shift(flux, steering, monkeypatch):
+    """With a network that answers with noise − control, the sampler must end at the control; the shift is that of a tile."""
+    control = torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(flux, "timestep_shift", lambda height, width: shifts.append((height, width)) or 1.0)
+    monkeypatch.setattr(
+        flux, "predict", lambda nets, noisy, sigma, prompt, part, scale: [(noisy - unpack(part, *noisy.shape[2:])) / torch.as_tensor(sigma)]
+    )
+    for tiling, seen in ((Tiling(12, 4, 2), (12, 12)), (Tiling(24, 8, 2), (16, 24))):
+        shifts = []
+        settings = SamplingSettings(4, 1.0, "flow_euler", tiling=tiling)
+        result = flux.sample(steering, pack(control), {}, None, [candidate_generator(0, "x", 0)], (4, 16, 24), settings)
+        assert (result - control).abs().max() <= 1e-4
+        assert shifts in ([], [seen])  # a schedule without dynamic shift asks for none
+
+
+@pytest.mark.parametrize("scheduler", ["flow_euler", "flow_heun"])
+def test_each_named_scheduler_samples(flux, steering, scheduler):
+    lr, settings = torch.rand(1, 3, 32, 32), SamplingSettings(2, 2.5, scheduler)
+    latents = flux.sample(
+        steering, flux.prepare_control(lr), flux.encode_prompts([""]), None, [candidate_generator(0, "x", 0)], (4, 8, 8), settings
+    )
+    assert latents.shape == (1, 4, 8, 8) and torch.isfinite(latents).all()
+
+
 def test_packing_is_that_of_diffusers_and_goes_back():
     from diffusers import FluxControlNetPipeline as Pipeline
 

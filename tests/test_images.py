@@ -7,6 +7,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from dp2osr.data.images import read_image, read_image_and_alpha
+from dp2osr.errors import UserError
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
 
@@ -70,6 +71,14 @@ def test_grey_palette_cmyk_and_16_bits(tmp_path):
     assert np.array_equal(read_image(tmp_path / "palette.png"), palette.convert("RGB"))
     Image.new("CMYK", (4, 4), (255, 0, 0, 0)).save(tmp_path / "cyan.tif")
     assert read_image(tmp_path / "cyan.tif").getpixel((1, 1)) == (0, 255, 255)
+
+
+def test_pixels_whose_white_is_not_known_are_refused(tmp_path):
+    Image.fromarray(np.full((4, 4), 0.5, np.float32)).save(tmp_path / "float.tif")
+    Image.fromarray(np.full((4, 4), 128, np.int32)).save(tmp_path / "int.tif")
+    for name in ("float", "int"):
+        with pytest.raises(UserError, match="white is not known"):
+            read_image(tmp_path / f"{name}.tif")
 
 
 def test_alpha_is_kept_apart_or_put_on_white(tmp_path):

@@ -217,6 +217,9 @@ def test_the_converted_file_tags_as_the_released_ones_do(released, image, tmp_pa
     assert (converted(image[None]) - original(image[None])).abs().max() < 1e-2  # fp16 weights
     twice = load_tagger(tmp_path / "tagger.safetensors", folder / "DAPE.pth")  # the update is not merged a second time
     assert torch.equal(twice(image[None]), converted(image[None]))
+    again = ["--ram_path", tmp_path / "tagger.safetensors", "--output", tmp_path / "new" / "again.safetensors"]
+    run_program("scripts/convert_ram.py", *again)
+    assert torch.equal(load_tagger(again[-1], folder / "DAPE.pth")(image[None]), converted(image[None]))
     tagger = load_tagger(folder / "ram.pth")
     assert (tagger(image[None]) - original(image[None])).abs().max() > 1e-2
 
@@ -251,6 +254,8 @@ def test_candidates_carry_the_tags_of_their_image(released, tmp_path):
         (None, ("--ram_path", "{}/DAPE.pth"), ("DAPE.pth", "not the weights of RAM")),
         (None, ("--ram_path", "{}/ram.pth", "--dape_path", "{}/ram.pth"), ("ram.pth", "no low-rank update")),
         (None, ("--prompt_source", "ram"), ("needs --ram_path",)),
+        (None, ("--dape_path", "{}/DAPE.pth"), ("needs --ram_path",)),
+        (None, ("--ram_path", "{}/ram.pth", "--prompt_file", "tags.json"), ("say which with --prompt_source",)),
         (None, ("--prompt_source", "file"), ("needs --prompt_file",)),
     ],
 )

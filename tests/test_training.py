@@ -139,7 +139,7 @@ def double_trainer(labelled, micro_batch_size):
     with torch.no_grad():
         for parameter in trainer.policy.parameters():
             parameter += 0.01 * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator)
-    trainer.parameters, trainer.step = list(trainer.policy.parameters()), 0
+    trainer.parameters, trainer.step, trainer.control_scale = list(trainer.policy.parameters()), 0, 1.0
     draw_noise = trainer.draw_noise
     trainer.draw_noise = lambda group: (lambda timestep, noise: (timestep, noise.double()))(*draw_noise(group))
     return trainer
@@ -162,7 +162,7 @@ def test_a_group_without_its_prompt_is_one_line(labelled, tmp_path):
     for path in (tmp_path / "candidates").rglob("prompt.safetensors"):
         path.unlink()
     done = run_program(*words(tmp_path / "candidates", tmp_path / "out"), check=False)
-    assert_one_clear_line(done, "prompt.safetensors", "run gen_candidates.py again")
+    assert_one_clear_line(done, "prompt.safetensors", "sample into a new folder")
 
 
 def test_timesteps_are_drawn_from_their_share_of_the_schedule(backbone):

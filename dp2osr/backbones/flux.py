@@ -5,6 +5,7 @@ Latents are kept as images, (B, C, h, w); the transformer sees them packed, 2 ×
 """
 
 import warnings
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -164,11 +165,15 @@ class FluxBackbone:
         scheduler = self.sampling_scheduler(settings.scheduler)
         steps = settings.num_inference_steps
         sigmas = np.linspace(1.0, 1 / steps, steps)
-        shift = {"mu": self.timestep_shift(shape)} if scheduler.config.get("use_dynamic_shifting") else {}
-        scheduler.set_timesteps(sigmas=sigmas, device=self.device, **shift)
+        tiling = settings.tiling or Tiling(max(shape), 0)
+        seen = [min(side, tiling.size) for side in shape[1:]]  # what the network sees at a time decides the shift
+        if "sigmas" in signature(scheduler.set_timesteps).parameters:
+            shift = {"mu": self.timestep_shift(*seen)} if scheduler.config.get("use_dynamic_shifting") else {}
+            scheduler.set_timesteps(sigmas=sigmas, device=self.device, **shift)
+        else:
+            scheduler.set_timesteps(steps, device=self.device)
         prompt = {**prompt, "guidance": settings.guidance_scale}
         extra = {"generator": generators} if scheduler.config.get("stochastic_sampling") else {}
-        tiling = settings.tiling or Tiling(max(shape), 0)
         control = unpack(control, *shape[1:])
         for timestep in scheduler.timesteps:
 
@@ -182,9 +187,9 @@ class FluxBackbone:
             latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
         return latents
 
-    def timestep_shift(self, shape):
+    def timestep_shift(self, height, width):
         """μ of the resolution-dependent shift of the timesteps: linear in the number of tokens (FLUX.1's own sampling code)."""
-        config, tokens = self.noise_schedule.config, shape[1] * shape[2] // 4
+        config, tokens = self.noise_schedule.config, height * width // 4
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         return least + (most - least) * (tokens - low) / (high - low)

@@ -28,7 +28,9 @@ class Tiling:
     def starts(self, length):
         """First positions of the tiles along a side, evenly spread, the last flush with the end."""
         size = min(self.size, length)
-        stride = max(self.multiple, (size - self.overlap) // self.multiple * self.multiple)
+        if size == length:
+            return [0]
+        stride = (size - self.overlap) // self.multiple * self.multiple
         count = 1 + -(-(length - size) // stride)
         last = length - size
         return sorted({round(last * index / max(1, count - 1) / self.multiple) * self.multiple for index in range(count)} | {last})
@@ -43,16 +45,16 @@ def latent_tiling(backbone, size=None, overlap=None):
     """Tiles of `size` pixels (default: 1½ times the native size) with `overlap` pixels (default: a third), in latent pixels.
 
     Raises:
-        UserError: a tile below the model's grid, or an overlap that is not below the tile.
+        UserError: the tile is not larger than the overlap by the model's grid.
     """
-    size = size or 3 * backbone.native_size // 2
+    grid, scale = backbone.size_multiple, backbone.vae_scale
+    size = (size or max(3 * backbone.native_size // 2, 3 * grid)) // grid * grid
     overlap = size // 3 if overlap is None else overlap
-    if size < backbone.size_multiple or not 0 <= overlap < size:
+    if size - overlap < grid:
         raise UserError(
-            f"--tile_size {size} --tile_overlap {overlap}: a tile needs {backbone.size_multiple} pixels or more, and more than its overlap"
+            f"--tile_size {size} --tile_overlap {overlap}: tiles lie on a grid of {grid} pixels, and must exceed their overlap by that"
         )
-    multiple = backbone.size_multiple // backbone.vae_scale
-    return Tiling(size // backbone.size_multiple * multiple, overlap // backbone.vae_scale, multiple)
+    return Tiling(size // scale, -(-overlap // scale), grid // scale)
 
 
 def blend_tiles(function, height, width, tiling, scale=1):

@@ -60,6 +60,8 @@ def open_image(path):
             image.load()
             profile = image.info.get("icc_profile")
             image = ImageOps.exif_transpose(image)
+            if image.mode == "F" or image.mode == "I" and np.asarray(image).max() <= 255:
+                raise ValueError(f"pixels of mode {image.mode}, whose white is not known")
             if image.mode.startswith("I"):  # convert() would clip 16 bits instead of scaling them
                 image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
                 profile = None
@@ -79,7 +81,8 @@ def to_srgb(image, profile):
         return image.convert("RGB")
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if "sRGB" in ImageCms.getProfileDescription(source):
+        description = ImageCms.getProfileDescription(source).lower()
+        if "srgb" in description and "linear" not in description and "g10" not in description:
             return image.convert("RGB")
         if image.mode not in ("L", "RGB", "CMYK"):
             image = image.convert("RGB")

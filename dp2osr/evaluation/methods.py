@@ -164,6 +164,8 @@ COMPARABLE = (
     "negative_prompt",
     "mixed_precision",
     "control_scale",
+    "prompts",
+    "tiling",
 )
 
 

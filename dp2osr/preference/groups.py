@@ -46,6 +46,10 @@ class PreferenceGroups:
             raise UserError(
                 f"{store.folder}: has no candidates of {len(absent)} scored images ({', '.join(absent[:3])}); sample them or score again"
             )
+        promptless = [image_id for image_id in table.image_ids if not store.has_prompt(image_id)]
+        if promptless:
+            some = ", ".join(promptless[:3])
+            raise UserError(f"{store.folder}: {len(promptless)} groups have no prompt.safetensors ({some}); sample into a new folder")
         unscored = [spec.name for spec in config.fr + config.nr if spec.name not in table.scores]
         if unscored:
             raise UserError(

@@ -6,6 +6,7 @@ Only what inference needs: a Swin encoder (timm's), and two cross-attention laye
 import json
 import re
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from torch import nn
@@ -53,8 +54,10 @@ class Tagger(nn.Module):
         super().__init__()
         from timm.models.swin_transformer import SwinTransformer
 
+        self.merged_before = False  # whether DAPE's update was in the file
+
         if "vision.patch_embed.proj.weight" not in weights or "label_embed" not in weights:
-            raise UserError("not the weights of RAM (no vision.patch_embed.proj.weight or no label_embed); " + SOURCE)
+            raise UserError("not the weights of RAM (no vision.patch_embed.proj.weight or no label_embed)")
         classes, words = weights["label_embed"].shape
         if not len(tags) == len(thresholds) == classes:
             raise UserError(
@@ -81,7 +84,6 @@ class Tagger(nn.Module):
         self.tags = list(tags)
         self.register_buffer("thresholds", torch.as_tensor(thresholds, dtype=torch.float32), persistent=False)
         missing, unexpected = self.load_state_dict(weights, strict=False)
-        missing = [key for key in missing if not key.endswith(("relative_position_index", "attn_mask"))]  # timm computes them
         if missing or unexpected:
             raise UserError(f"not the weights of RAM: {len(missing)} missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}")
         self.requires_grad_(False).eval()
@@ -126,7 +128,7 @@ class CrossAttentionLayer(nn.Module):
         return self.narrow_norm(self.narrow(F.gelu(self.widen(states))) + states)
 
 
-def load_tagger(ram_path, dape_path=None, device="cpu", dtype=torch.float32):
+def load_tagger(ram_path, dape_path=None, device="cpu"):
     """The tagger from RAM's `.pth` (and DAPE's), or from the one file that `scripts/convert_ram.py` made of them.
 
     A `.pth` has its two text files, the tags and their thresholds, beside it.
@@ -146,9 +148,11 @@ def load_tagger(ram_path, dape_path=None, device="cpu", dtype=torch.float32):
     if dape_path and not merged:
         merge_lora(weights, read_checkpoint(dape_path, "DAPE"), dape_path)
     try:
-        return Tagger(weights, tags, thresholds).to(device, dtype)
-    except UserError as error:
-        raise UserError(f"{ram_path}: {error}") from None
+        tagger = Tagger(weights, tags, thresholds).to(device)
+    except (UserError, KeyError, RuntimeError) as error:  # a tensor is missing, or has another shape
+        raise UserError(f"{ram_path}: {' '.join(str(error).split())[:300]}; {SOURCE}") from None
+    tagger.merged_before = merged
+    return tagger
 
 
 def read_checkpoint(path, name):
@@ -157,7 +161,7 @@ def read_checkpoint(path, name):
     if not path.is_file():
         raise UserError(f"{path}: {name}'s weights are not there; get them ({SOURCE}), or say --prompt_source none")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))  # files from before torch 1.6 are no zips
     except Exception as error:  # a truncated zip raises RuntimeError, OSError, EOFError or UnpicklingError
         raise UserError(f"{path}: not a readable checkpoint of {name} ({str(error).splitlines()[0][:150]}); download it again") from None
     content = content.get("model", content) if isinstance(content, dict) else {}
@@ -187,16 +191,19 @@ def merge_lora(weights, state, path):
     """
     lora = {key: value.float() for key, value in rename_weights(state).items() if key.endswith((".lora_A", ".lora_B"))}
     layers = {key.removesuffix(".lora_A") for key in lora if key.endswith(".lora_A")}
-    fitting = [layer for layer in sorted(layers) if f"{layer}.weight" in weights and f"{layer}.lora_B" in lora]
-    if not fitting:
+    if not layers:
         raise UserError(f"{path}: holds no low-rank update of this RAM; {SOURCE}")
-    for layer in fitting:
+    for layer in sorted(layers):
+        if f"{layer}.weight" not in weights or f"{layer}.lora_B" not in lora:
+            raise UserError(f"{path}: its update of {layer} does not fit this RAM; {SOURCE}")
         full, down, up = weights[f"{layer}.weight"].float(), lora[f"{layer}.lora_A"], lora[f"{layer}.lora_B"]
         if layer.endswith(".qkv"):
             rank, width = len(down) // 2, full.shape[1]
             update = torch.cat([up[:width] @ down[:rank], torch.zeros_like(full[:width]), up[width:] @ down[rank:]])
         else:
             update = up @ down
+        if update.shape != full.shape:
+            raise UserError(f"{path}: its update of {layer} is {tuple(update.shape)}, the layer {tuple(full.shape)}; {SOURCE}")
         weights[f"{layer}.weight"] = full + LORA_SCALE * update
 
 

@@ -1,5 +1,8 @@
 """Where an image's prompt comes from: RAM's tags of the LR image, a file of tags, or nowhere."""
 
+import hashlib
+import json
+
 from dp2osr.config import read_json
 from dp2osr.data.images import pil_to_tensor
 from dp2osr.errors import UserError
@@ -10,30 +13,44 @@ from dp2osr.provenance import weights_hash
 class PromptSource:
     """Called with an image id and its RGB LR image, gives the image's tags; each image is tagged once.
 
+    `kind` is "ram", "file" or "none"; `fingerprint` stands for all that decides the tags.
+
     Args:
-        args: parsed `SAMPLING_FLAGS`; without `prompt_source`, RAM where its path is given, else a file where that is, else none.
+        args: parsed `SAMPLING_FLAGS`; without `prompt_source`, the one whose path is given, or none.
         device: where RAM runs.
 
     Raises:
-        UserError: a source without its file, or a broken file.
+        UserError: a source without its file, a broken file, or paths that leave the source open.
     """
 
     def __init__(self, args, device="cpu"):
-        ram_path = getattr(args, "ram_path", None)
+        ram_path, dape_path = getattr(args, "ram_path", None), getattr(args, "dape_path", None)
+        if not args.prompt_source and ram_path and args.prompt_file:
+            raise UserError("--ram_path and --prompt_file: both name prompts; say which with --prompt_source ram or file")
+        if dape_path and not ram_path:
+            raise UserError("--dape_path is an update of RAM and needs --ram_path")
         self.kind = args.prompt_source or ("ram" if ram_path else "file" if args.prompt_file else "none")
-        self.tags, self.tagger, self.tagger_hash = {}, None, None
+        self.tags, self.tagger, self.fingerprint = {}, None, None
         if self.kind == "file":
             self.tags = read_tags(args.prompt_file)
+            self.fingerprint = short_hash(self.tags)
         if self.kind == "ram":
             if not ram_path:
                 raise UserError("--prompt_source ram needs --ram_path")
-            self.tagger = load_tagger(ram_path, args.dape_path, device)
-            self.tagger_hash = "+".join(weights_hash(path) for path in (ram_path, args.dape_path) if path)
+            self.tagger = load_tagger(ram_path, dape_path, device)
+            update = dape_path if not self.tagger.merged_before else None
+            classes = short_hash([self.tagger.tags, self.tagger.thresholds.tolist()])
+            self.fingerprint = "+".join([classes, *(weights_hash(path) for path in (ram_path, update) if path)])
 
     def __call__(self, image_id, lr):
         if self.tagger and image_id not in self.tags:
             self.tags[image_id] = self.tagger.tag(pil_to_tensor(lr))
         return self.tags.get(image_id, "")
+
+
+def short_hash(content):
+    """Of anything that JSON holds."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_tags(path):

@@ -5,6 +5,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from dp2osr.data.images import pil_to_tensor
+from dp2osr.errors import UserError
 
 
 def control_image(lr, upscale, native_size, multiple):
@@ -17,6 +18,8 @@ def control_image(lr, upscale, native_size, multiple):
         (1, 3, H, W) in [0, 1]; the (width, height) of its content; the (width, height) of the result asked for.
     """
     asked = (round(lr.width * upscale), round(lr.height * upscale))
+    if min(asked) < 1:
+        raise UserError(f"--upscale {upscale}: an image of {lr.width} × {lr.height} would have no pixel left")
     enlarge = max(1.0, native_size / min(asked))
     content = (round(asked[0] * enlarge), round(asked[1] * enlarge))
     image = pil_to_tensor(lr.resize(content, Image.Resampling.BICUBIC))[None]

@@ -25,19 +25,21 @@ def restore_folder(args):
     output = Path(args.output_dir)
     state = PartialState(cpu=not torch.cuda.is_available())
     sampler = GroupSampler(args, state.device)
-    if args.process_size:
-        sampler.backbone.native_size = args.process_size
     if state.is_main_process:
         record = output / f"settings{args.suffix}.json"  # results with another suffix may lie beside these
         if args.overwrite:
             record.unlink(missing_ok=True)
+            for path in paths:
+                for name in result_names(path, args):
+                    (output / name).unlink(missing_ok=True)
         settings = sampling_record(args, sampler, sample_times=args.sample_times, process_size=args.process_size)
         settle(record, settings, told=("model", "controlnet", "versions"))
     state.wait_for_everyone()
     share = paths[state.process_index :: state.num_processes]
     for path in tqdm(share, unit="image", desc="restore", disable=not state.is_local_main_process):
         names = result_names(path, args)
-        if not args.overwrite and all((output / name).exists() for name in names):
+        text = output / "txt" / f"{path.stem}{args.suffix}.txt"
+        if all((output / name).exists() for name in names) and (text.exists() or not args.save_prompts):
             continue
         lr, alpha = read_image_and_alpha(path)
         group = sampler.sample(path.stem, lr, args.sample_times)
@@ -47,8 +49,8 @@ def restore_folder(args):
                 result.putalpha(alpha.resize(result.size, Image.Resampling.BICUBIC))
             save_image(result, output / name)
         if args.save_prompts:
-            (output / "txt").mkdir(exist_ok=True)
-            (output / "txt" / f"{path.stem}.txt").write_text(group.prompt + "\n", encoding="utf-8")
+            text.parent.mkdir(exist_ok=True)
+            text.write_text(group.prompt + "\n", encoding="utf-8")
     state.wait_for_everyone()
 
 

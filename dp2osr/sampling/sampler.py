@@ -38,10 +38,13 @@ class GroupSampler:
 
     def __init__(self, args, device, backbone=None, controlnet=None):
         self.args = args
+        self.prompts = PromptSource(args, device)
         if backbone is None:
             dtype = DTYPES[usable_precision(args.mixed_precision, device)]
             backbone = load_backbone(args.pretrained_model_name_or_path, device, dtype, kind=args.backbone)
         self.backbone = backbone
+        if getattr(args, "process_size", None):
+            backbone.native_size = args.process_size
         scheduler = args.scheduler or self.backbone.default_scheduler
         tiling = latent_tiling(backbone, getattr(args, "tile_size", None), getattr(args, "tile_overlap", None))
         self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, scheduler, args.control_scale, tiling)
@@ -50,20 +53,22 @@ class GroupSampler:
             backbone.vae_tiling = Tiling(side, side // 4)
         layers = {name: getattr(args, name, None) for name in ("num_double_layers", "num_single_layers")}
         self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path, **layers)
-        self.prompts = PromptSource(args, device)
-        self.embeddings = {}
+        self.embeddings = {}  # of prompts that are used again and again
 
-    def embed(self, prompt):
-        if prompt not in self.embeddings:
-            self.embeddings[prompt] = self.backbone.encode_prompts([prompt])
-        return self.embeddings[prompt]
+    def embed(self, prompt, keep=False):
+        if prompt in self.embeddings:
+            return self.embeddings[prompt]
+        embedding = self.backbone.encode_prompts([prompt])
+        if keep:
+            self.embeddings[prompt] = embedding
+        return embedding
 
     def sample(self, image_id, lr, count):
         """A `CandidateGroup` of `count` candidates of the RGB `lr`."""
         args, backbone = self.args, self.backbone
         prompt = self.prompts(image_id, lr)
         embedding = self.embed(prompt)
-        negative = self.embed(args.negative_prompt) if args.guidance_scale > 1 else None
+        negative = self.embed(args.negative_prompt, keep=True) if args.guidance_scale > 1 else None
         image, _, _ = control_image(lr, args.upscale, backbone.native_size, backbone.size_multiple)
         control = backbone.prepare_control(image)
         shape = (backbone.latent_channels, image.shape[2] // backbone.vae_scale, image.shape[3] // backbone.vae_scale)
@@ -94,7 +99,8 @@ def sampling_record(args, sampler, **counts):
         "upscale": args.upscale,
         "align_method": args.align_method,
         "prompt_source": sampler.prompts.kind,
-        "tagger_hash": sampler.prompts.tagger_hash,
+        "prompts": sampler.prompts.fingerprint,
+        "vae_tiling": asdict(sampler.backbone.vae_tiling),
         "negative_prompt": args.negative_prompt if args.guidance_scale > 1 else None,
         "mixed_precision": next(name for name, dtype in DTYPES.items() if dtype == sampler.backbone.dtype),
         "versions": {name: versions()[name] for name in ("torch", "diffusers")},

@@ -62,6 +62,10 @@ class CandidateStore:
     def has(self, image_id):
         return (self.groups / image_id).is_dir()
 
+    def has_prompt(self, image_id):
+        """Whether the embedding of the group's prompt is there."""
+        return (self.groups / image_id / "prompt.safetensors").is_file()
+
     def write(self, group, images=None):
         """Store a group, with its (M, 3, H, W) `images` as PNGs if given; visible only when whole."""
         from safetensors.torch import save_file

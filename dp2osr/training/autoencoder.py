@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from dp2osr.config import settle
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 from dp2osr.training.log import TrainingLog
@@ -124,7 +125,7 @@ def train_autoencoder(vae, args):
     """Train `vae` on crops of `args.train_dir`, keep a resumable checkpoint, write the diffusers folder at the end."""
     torch.manual_seed(args.seed)
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    settle(output / "settings.json", vars(args), told=("checkpointing_steps", "output_dir", "config"))
     source = CropSource(args.train_dir, args.resolution, args.seed)
     held_out = CropSource(args.val_dir, 128, args.seed)
     held_out = to_tensor([crop for _, crop in held_out.draw(0, 48)])

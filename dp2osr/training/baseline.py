@@ -71,13 +71,17 @@ def upsample(lr, side):
 def train_baseline(args):
     """Train a ControlNet (and, for tiny models, the backbone) on degraded photographs; resumable; diffusers layout out."""
     from accelerate import Accelerator
+    from accelerate.utils import broadcast
     from diffusers.optimization import get_scheduler
 
     cpu = not torch.cuda.is_available()  # told, or several processes on a CPU take themselves for one each
     precision = usable_precision(args.mixed_precision, "cpu" if cpu else "cuda")
     accelerator = Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_steps=args.gradient_accumulation_steps)
     output = Path(args.output_dir)
-    settle(output / "settings.json", vars(args), told=("config", "checkpointing_steps", "output_dir"))
+    if accelerator.is_main_process:
+        used = {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
+        settle(output / "settings.json", {**vars(args), **used}, told=("config", "checkpointing_steps", "output_dir"))
+    accelerator.wait_for_everyone()
     torch.manual_seed(args.seed)
     backbone = load_backbone(args.pretrained_model_name_or_path, accelerator.device, kind=args.backbone)
     degradation = load_degradation(args.degradation)
@@ -98,7 +102,8 @@ def train_baseline(args):
     )
     scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
     first_latents = torch.stack(pool.latents[:16]).float()
-    step = Step(backbone, controlnet, modules, image_metric(backbone, first_latents, args.image_weight))
+    metric = broadcast(image_metric(backbone, first_latents, args.image_weight))  # each process has crops of its own
+    step = Step(backbone, controlnet, modules, metric)
     step, optimizer = accelerator.prepare(step, optimizer)
     parts = {"modules": modules, "optimizer": optimizer, "scheduler": scheduler}
     first = restore_checkpoint(output, parts)

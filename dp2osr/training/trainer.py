@@ -74,9 +74,11 @@ class PreferenceTrainer:
             args.pretrained_model_name_or_path, self.accelerator.device, parts=("vae", "denoiser"), kind=args.backbone
         )
         self.backbone.guidance = store.settings["guidance_scale"]
+        self.control_scale = store.settings.get("control_scale", 1.0)
         if self.accelerator.is_main_process:
             hashes = {"reference_hash": weights_hash(args.controlnet_model_name_or_path), "groups_hash": self.groups.fingerprint()}
-            settle(self.output / "settings.json", {**vars(args), **hashes, "candidates": store.settings}, told=FREE_SETTINGS)
+            precision = {"mixed_precision": self.accelerator.mixed_precision}  # what is used: an fp16 run has a scaler to resume
+            settle(self.output / "settings.json", {**vars(args), **precision, **hashes, "candidates": store.settings}, told=FREE_SETTINGS)
         self.accelerator.wait_for_everyone()
         self.reference = self.backbone.load_controlnet(args.controlnet_model_name_or_path, torch.float32).requires_grad_(False)
         self.policy = deepcopy(self.reference).requires_grad_(True).train()
@@ -106,14 +108,14 @@ class PreferenceTrainer:
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         return timestep, noise.to(self.backbone.device)
 
-    def errors(self, controlnets, group, timestep, noise, part):
+    def errors(self, controlnets, group, control, timestep, noise, part):
         """e of candidates `part` of the group under each ControlNet: one (B,) tensor each."""
         backbone = self.backbone
         latents, noise = group.latents[part].to(backbone.device), noise[part]
         timesteps = timestep.expand(len(latents))
         noisy = backbone.add_noise(latents, noise, timesteps)
         with self.accelerator.autocast():
-            predictions = backbone.predict(controlnets, noisy, timesteps, group.prompt, backbone.prepare_control(group.control))
+            predictions = backbone.predict(controlnets, noisy, timesteps, group.prompt, control, self.control_scale)
         target = backbone.target(latents, noise, timesteps)
         return [prediction_errors(prediction, target) for prediction in predictions]
 
@@ -124,25 +126,27 @@ class PreferenceTrainer:
         micro-batch the d_i are found first, without gradient, and any size gives the gradient of the whole.
         """
         timestep, noise = self.draw_noise(group)
+        control = self.backbone.prepare_control(group.control)
         total = len(group.candidates)
         size = self.args.micro_batch_size or total
         parts = [slice(first, first + size) for first in range(0, total, size)]
         weights = group.weights.to(self.backbone.device)
         models = [self.policy, self.reference]
         if len(parts) == 1:
-            policy, reference = self.errors(models, group, timestep, noise, parts[0])
+            policy, reference = self.errors(models, group, control, timestep, noise, parts[0])
             loss = self.group_loss(policy - reference.detach(), weights)
             self.accelerator.backward(scale * loss)
         else:
             with torch.no_grad():
                 policy, reference = (
-                    torch.cat(errors) for errors in zip(*(self.errors(models, group, timestep, noise, part) for part in parts), strict=True)
+                    torch.cat(errors)
+                    for errors in zip(*(self.errors(models, group, control, timestep, noise, part) for part in parts), strict=True)
                 )
             gaps = (policy - reference).requires_grad_(True)
             loss = self.group_loss(gaps, weights)
             [gradient] = torch.autograd.grad(loss, gaps)
             for part in parts:
-                [errors] = self.errors([self.policy], group, timestep, noise, part)
+                [errors] = self.errors([self.policy], group, control, timestep, noise, part)
                 self.accelerator.backward(scale * (gradient[part] * errors).sum())
         return self.statistics(loss.detach(), policy.detach(), reference.detach(), weights)
 
@@ -253,7 +257,7 @@ class PreferenceTrainer:
             return None
         from dp2osr.training.validation import RewardValidator
 
-        return RewardValidator(self.args, self.backbone, self.reference)
+        return RewardValidator(self.args, self.backbone, self.reference, self.control_scale)
 
     def log(self, log, record):
         if log:

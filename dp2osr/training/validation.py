@@ -18,7 +18,7 @@ class RewardValidator:
     G = (mean reward of the policy − mean of the base) / mean within-group spread of the base.
     """
 
-    def __init__(self, args, backbone, reference):
+    def __init__(self, args, backbone, reference, control_scale=1.0):
         self.config = load_reward_config(args.reward_config)
         self.suite = MetricSuite(self.config.metrics, device=backbone.device)
         self.count = args.validation_candidates
@@ -29,9 +29,9 @@ class RewardValidator:
             raise UserError(f"{args.validation_gt_path}: has no GT of {', '.join(lacking[:3])}")
         self.images = [(path.stem, read_image(path), pil_to_tensor(read_image(truths[path.stem]))) for path in paths]
         self.sampler = GroupSampler(sampling_options(args), backbone.device, backbone, reference)
-        text = load_backbone(args.pretrained_model_name_or_path, backbone.device, backbone.dtype, parts=("text",))  # gone after these lines
-        for prompt in {self.sampler.args.negative_prompt, *(self.sampler.prompts(image_id, lr) for image_id, lr, _ in self.images)}:
-            self.sampler.embeddings[prompt] = text.encode_prompts([prompt])
+        self.sampler.settings.control_scale = control_scale
+        prompts = {self.sampler.args.negative_prompt, *(self.sampler.prompts(image_id, lr) for image_id, lr, _ in self.images)}
+        self.sampler.embeddings = embed_prompts(args.pretrained_model_name_or_path, prompts, backbone)
         self.base = self.scores(reference)
 
     def scores(self, controlnet):
@@ -58,3 +58,9 @@ class RewardValidator:
             "val_base_mean": float(base.mean()),
             "G": float((tuned.mean() - base.mean()) / base.std(axis=1).mean()),
         }
+
+
+def embed_prompts(path, prompts, backbone):
+    """{prompt: embedding} on the device of `backbone`, by text encoders that are gone when this returns."""
+    text = load_backbone(path, backbone.device, backbone.dtype, parts=("text",))
+    return {prompt: text.encode_prompts([prompt]) for prompt in prompts}
