@@ -41,6 +41,10 @@ def finite(word):
 
 MODEL_FLAGS = argparse.ArgumentParser(add_help=False)
 MODEL_FLAGS.add_argument("--pretrained_model_name_or_path", required=True, help="base model: a diffusers folder or hub id")
+MODEL_FLAGS.add_argument("--variant", help="read the base model's weights from files of this variant, as fp16 in *.fp16.safetensors")
+MODEL_FLAGS.add_argument("--revision", help="branch, tag or commit of a base model on a hub")
+MODEL_FLAGS.add_argument("--pretrained_vae_model_name_or_path", help="autoencoder from this folder or hub id (default: the base's own)")
+MODEL_FLAGS.add_argument("--tokenizer_name", help="CLIP tokenizer from this folder or hub id (default: the base's own)")
 MODEL_FLAGS.add_argument("--backbone", choices=["sd2", "flux"], help="what the base model must be (default: what its folder says)")
 MODEL_FLAGS.add_argument("--mixed_precision", default="no", choices=["no", "fp16", "bf16"], help="compute precision (default: %(default)s)")
 MODEL_FLAGS.add_argument("--seed", type=int, default=0, help="run seed: all randomness follows from it (default: %(default)s)")
@@ -81,6 +85,11 @@ SAMPLING_FLAGS.add_argument(
     "--batch_size", type=at_least(1), default=8, help="samples denoised together, on each process (default: %(default)s)"
 )
 
+SAMPLING_FLAGS.add_argument(
+    "--enable_xformers_memory_efficient_attention",
+    action="store_true",
+    help="attention by xformers, which must be installed; without it PyTorch's own memory-efficient attention is used",
+)
 SAMPLING_FLAGS.add_argument("--control_scale", type=finite, default=1.0, help="factor on what the ControlNet adds (default: %(default)s)")
 SAMPLING_FLAGS.add_argument(
     "--tile_size", type=at_least(1), help="larger images are denoised in tiles of this side, pixels (default: 1.5 times the model's size)"

@@ -29,10 +29,10 @@ def file_sha256(path):
 
 
 def weights_hash(path):
-    """sha256 over the weight files of a model folder (or of the one file), in order of their relative paths."""
+    """sha256 over the weight files of a model folder (or of the one file), in order of their relative paths; of its name for a hub id."""
     path = Path(path)
     files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(b"" if path.exists() else str(path).encode())
     for file in files:
         digest.update(str(file.relative_to(path)).encode() if path.is_dir() else b"")
         digest.update(file_sha256(file).digest())

@@ -229,10 +229,9 @@ def scores():
 @pytest.fixture
 def world(tmp_path, monkeypatch):
     """Two methods, their GT and a reward YAML; the autoencoder is the identity."""
-    import dp2osr.backbones
     import dp2osr.sampling.decode
 
-    monkeypatch.setattr(dp2osr.backbones, "load_backbone", lambda path, **_: path)
+    monkeypatch.setattr(dp2osr.sampling.decode, "load_decoder", lambda settings, device: settings)
     monkeypatch.setattr(dp2osr.sampling.decode, "decode_group", lambda backbone, group, align: group.latents.float())
     write_method(tmp_path / "base", 0.0, seed=0)
     write_method(tmp_path / "policy", 1.5, seed=1)

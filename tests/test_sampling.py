@@ -28,7 +28,7 @@ def options(**changes):
     values = {
         "num_inference_steps": 4, "guidance_scale": 2.0, "scheduler": "ddpm", "prompt_source": "none", "prompt_file": None, "seed": 0,
         "negative_prompt": "noise, blur", "align_method": "adain", "batch_size": 4, "upscale": 4, "mixed_precision": "no",
-        "control_scale": 1.0,
+        "control_scale": 1.0, "pretrained_vae_model_name_or_path": None,
     }  # fmt: skip
     return SimpleNamespace(**{**values, **changes})
 

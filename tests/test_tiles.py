@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT, assert_one_clear_line, run_program
 from PIL import Image
 
-from dp2osr.backbones.tiles import Tiling, blend_tiles, latent_tiling
+from dp2osr.backbones.tiles import WHOLE, Tiling, blend_tiles, latent_tiling
 from dp2osr.data.images import pil_to_tensor
 from dp2osr.sampling.sampler import SamplingSettings
 from dp2osr.sampling.seeds import candidate_generator
@@ -16,10 +16,21 @@ from dp2osr.sampling.seeds import candidate_generator
 @pytest.mark.parametrize("tiling", [Tiling(48, 16), Tiling(48, 16, 4), Tiling(20, 0), Tiling(32, 30, 2)])
 def test_tiles_cover_a_side_and_overlap(tiling):
     for length in range(tiling.multiple, 300, tiling.multiple):
-        starts, size = tiling.starts(length), min(tiling.size, length)
+        starts, size = tiling.cut(length)
+        assert size <= tiling.size
         assert starts[0] == 0 and starts[-1] == length - size
         assert all(start % tiling.multiple == 0 for start in starts)
         assert all(second - first <= size - tiling.overlap for first, second in zip(starts, starts[1:], strict=False))
+
+
+def test_tiles_are_no_larger_than_so_few_must_be():
+    """1024² with SD2: two tiles a side of 80 latents, not of 96; the number of tiles is that of full-size ones."""
+    assert Tiling(96, 32, 8).cut(128) == ([0, 48], 80)
+    assert Tiling(96, 32, 8).cut(96) == ([0], 96)
+    assert Tiling(96, 32, 8).cut(104) == ([0, 32], 72)
+    for length in range(97, 600):
+        starts, size = Tiling(96, 32).cut(length)
+        assert len(starts) == 1 + -(-(length - 96) // 64) and size >= 64
 
 
 @pytest.mark.parametrize("scale", [1, 4, 0.25])
@@ -72,8 +83,8 @@ def test_no_seam_in_a_tiled_autoencoder(backbone, name, monkeypatch):
     tiled = backbone.decode_latents(backbone.encode_images(image))
     assert not torch.equal(tiled, whole)
     assert (tiled - whole).abs().mean() <= 0.02
-    starts = [4 * start for start in tiling.starts(80)]
-    assert border_ratio(tiled[0], whole[0], starts, 128) <= 1.05
+    starts = [4 * start for start in tiling.cut(80)[0]]
+    assert border_ratio(tiled[0], whole[0], starts, 4 * tiling.cut(80)[1]) <= 1.05
 
 
 @pytest.mark.parametrize("name", ["grey", "gradient", "photograph"])
@@ -81,13 +92,14 @@ def test_no_seam_in_a_tiled_denoising(backbone, controlnet, name):
     control, tiling = pictures()[name][None], Tiling(48, 16, 4)
     prompt = backbone.encode_prompts([""])
     images = []
-    for tiles in (None, tiling):
+    for tiles in (WHOLE, tiling):
         settings = SamplingSettings(3, 1.0, "ddpm", tiling=tiles)
         latents = backbone.sample(controlnet, control, prompt, None, [candidate_generator(0, name, 0)], (4, 48, 80), settings)
         images.append(backbone.decode_latents(latents))
     whole, tiled = images
     assert (tiled - whole).abs().max() > 1e-4 and (tiled - whole).abs().mean() <= 0.03
-    assert border_ratio(tiled[0], whole[0], [4 * start for start in tiling.starts(80)], 192) <= 1.05
+    starts, size = tiling.cut(80)
+    assert border_ratio(tiled[0], whole[0], [4 * start for start in starts], 4 * size) <= 1.05
 
 
 def test_one_tile_is_the_whole(backbone, controlnet):
@@ -96,7 +108,7 @@ def test_one_tile_is_the_whole(backbone, controlnet):
         backbone.sample(
             controlnet, control, prompt, None, [candidate_generator(0, "a", 0)], (4, 32, 32), SamplingSettings(2, 1.0, "ddpm", tiling=tiles)
         )
-        for tiles in (None, latent_tiling(backbone))
+        for tiles in (WHOLE, latent_tiling(backbone))
     ]
     assert torch.equal(*latents)
 

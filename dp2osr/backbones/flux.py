@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from dp2osr.backbones.loading import load_part, load_weights, read_tensors
-from dp2osr.backbones.tiles import Tiling, blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
+from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.errors import UserError
 
 T5_LENGTH = 512  # tokens, as in diffusers' pipelines for FLUX.1-dev
@@ -23,7 +23,7 @@ class FluxBackbone:
     """AutoencoderKL, CLIP and T5 text encoders, FluxTransformer2DModel and the flow schedule, all frozen.
 
     Args:
-        path: diffusers folder or hub id.
+        source: `ModelSource`.
         device, dtype: where and in which precision the frozen parts live; the VAE stays in fp32.
         parts: which of "vae", "text", "denoiser" to load.
 
@@ -34,14 +34,14 @@ class FluxBackbone:
     kind = "flux"
     default_scheduler = "flow_euler"
 
-    def __init__(self, path, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
+    def __init__(self, source, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
         from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
         from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-        self.path, self.device, self.dtype = path, torch.device(device), dtype
-        self.noise_schedule = load_part(FlowMatchEulerDiscreteScheduler, path, "scheduler")
-        vae_config = AutoencoderKL.load_config(path, subfolder="vae")
-        transformer_config = FluxTransformer2DModel.load_config(path, subfolder="transformer")
+        self.source, self.device, self.dtype = source, torch.device(device), dtype
+        self.noise_schedule = source.load(FlowMatchEulerDiscreteScheduler, "scheduler")
+        vae_config = source.config(AutoencoderKL, "vae")
+        transformer_config = source.config(FluxTransformer2DModel, "transformer")
         self.vae_scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
         self.native_size = min(512, vae_config["sample_size"])  # FLUX takes 256 to 2048 pixels, the SR ControlNets are of 512
         self.size_multiple = 2 * self.vae_scale
@@ -49,14 +49,14 @@ class FluxBackbone:
         self.vae_tiling = default_vae_tiling(self.native_size, self.vae_scale)
         self.guidance = 1.0  # what the distilled guidance embedding is told in training
         if "vae" in parts:
-            self.vae = load_part(AutoencoderKL, path, "vae", torch_dtype=torch.float32).to(self.device).eval()
+            self.vae = source.load(AutoencoderKL, "vae", torch_dtype=torch.float32).to(self.device).eval()
         if "text" in parts:
-            self.tokenizer = load_part(CLIPTokenizer, path, "tokenizer")
-            self.text_encoder = load_part(CLIPTextModel, path, "text_encoder", dtype=dtype).to(self.device).eval()
-            self.tokenizer_2 = load_part(T5TokenizerFast, path, "tokenizer_2")
-            self.text_encoder_2 = load_part(T5EncoderModel, path, "text_encoder_2", dtype=dtype).to(self.device).eval()
+            self.tokenizer = source.load(CLIPTokenizer, "tokenizer")
+            self.text_encoder = source.load(CLIPTextModel, "text_encoder", dtype=dtype).to(self.device).eval()
+            self.tokenizer_2 = source.load(T5TokenizerFast, "tokenizer_2")
+            self.text_encoder_2 = source.load(T5EncoderModel, "text_encoder_2", dtype=dtype).to(self.device).eval()
         if "denoiser" in parts:
-            self.transformer = load_part(FluxTransformer2DModel, path, "transformer", torch_dtype=dtype).to(self.device).eval()
+            self.transformer = source.load(FluxTransformer2DModel, "transformer", torch_dtype=dtype).to(self.device).eval()
         for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
             if hasattr(self, name):
                 getattr(self, name).requires_grad_(False)
@@ -165,8 +165,7 @@ class FluxBackbone:
         scheduler = self.sampling_scheduler(settings.scheduler)
         steps = settings.num_inference_steps
         sigmas = np.linspace(1.0, 1 / steps, steps)
-        tiling = settings.tiling or Tiling(max(shape), 0)
-        seen = [min(side, tiling.size) for side in shape[1:]]  # what the network sees at a time decides the shift
+        seen = [settings.tiling.cut(side)[1] for side in shape[1:]]  # what the network sees at a time decides the shift
         if "sigmas" in signature(scheduler.set_timesteps).parameters:
             shift = {"mu": self.timestep_shift(*seen)} if scheduler.config.get("use_dynamic_shifting") else {}
             scheduler.set_timesteps(sigmas=sigmas, device=self.device, **shift)
@@ -183,7 +182,7 @@ class FluxBackbone:
                     [controlnet], noisy[window], timestep.to(self.dtype) / 1000, prompt, pack(control[window]), settings.control_scale
                 )[0]
 
-            velocity = blend_tiles(predict, *shape[1:], tiling)
+            velocity = blend_tiles(predict, *shape[1:], settings.tiling)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
         return latents
 

@@ -1,13 +1,83 @@
-"""Weights from disk, with one clear line where they are missing, broken or another model's."""
+"""Weights from disk or hub, with one clear line where they are missing, broken or another model's."""
+
+from dataclasses import dataclass
+from pathlib import Path
 
 from dp2osr.errors import UserError
 
 
-def load_part(cls, path, subfolder, **options):
-    """`cls.from_pretrained` with one clear line where a file is missing or broken."""
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the parts of a base model come from.
+
+    Args:
+        path: diffusers folder or hub id.
+        variant: of its weight files: "fp16" reads `*.fp16.safetensors`.
+        revision: branch, tag or commit of a hub model.
+        vae: folder or hub id of another autoencoder (its weights, or a pipeline that has them under `vae/`).
+        tokenizer: folder or hub id of another CLIP tokenizer (or of a pipeline that has one under `tokenizer/`).
+    """
+
+    path: str
+    variant: str | None = None
+    revision: str | None = None
+    vae: str | None = None
+    tokenizer: str | None = None
+
+    def where(self, name):
+        """(path, subfolder) of a part."""
+        other = {"vae": self.vae, "tokenizer": self.tokenizer}.get(name)
+        if not other:
+            return self.path, name
+        return other, name if has_part(other, name) else None
+
+    def options(self, name):
+        """What `from_pretrained` must be told about the files of a part of the model itself."""
+        if self.where(name)[0] != self.path:
+            return {}
+        variant = {"variant": self.variant} if self.variant and not name.startswith(("tokenizer", "scheduler")) else {}
+        return {**variant, **({"revision": self.revision} if self.revision else {})}
+
+    def load(self, cls, name, **options):
+        """The part `name`, an instance of `cls`.
+
+        Raises:
+            UserError: it is missing or broken.
+        """
+        path, subfolder = self.where(name)
+        return load_part(cls, path, subfolder, **self.options(name), **options)
+
+    def config(self, cls, name):
+        """The configuration of the part `name` without its weights.
+
+        Raises:
+            UserError: it is missing or broken.
+        """
+        path, subfolder = self.where(name)
+        revision = {key: value for key, value in self.options(name).items() if key == "revision"}
+        return load_part(cls, path, subfolder, cls.load_config, **revision)
+
+
+def has_part(path, name):
+    """Whether a local folder or a hub model holds a pipeline with the part `name`."""
+    if Path(path).exists():
+        return (Path(path) / name).is_dir()
+    from huggingface_hub import file_exists
+
+    try:
+        return file_exists(str(path), "model_index.json")
+    except Exception:  # no such model, no network: loading it will say so
+        return False
+
+
+def load_part(cls, path, subfolder, read=None, **options):
+    """`cls.from_pretrained` (or another reader of it) with one clear line where a file is missing or broken."""
     options = {**options, **({"subfolder": subfolder} if subfolder else {})}
     try:
-        return cls.from_pretrained(path, **options)
+        part = (read or cls.from_pretrained)(path, **options)
+        if hasattr(part, "get_vocab") and len(part) <= len(part.all_special_ids):  # transformers makes an empty one where files are missing
+            raise ValueError("its vocabulary is missing")
+        return part
     except Exception as error:  # from_pretrained raises OSError, ValueError, SafetensorError, RuntimeError, KeyError, ...
         where = f"{path}/{subfolder}" if subfolder else path
         raise UserError(

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from dp2osr.backbones.loading import load_part, load_weights, read_tensors
-from dp2osr.backbones.tiles import Tiling, blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
+from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.errors import UserError
 
 CONVOLUTIONS = torch.channels_last  # memory layout of the UNet's and ControlNets' weights: their convolutions run faster in it
@@ -27,7 +27,7 @@ class SD2Backbone:
     """AutoencoderKL, CLIP text encoder, UNet2DConditionModel and the training noise schedule, all frozen.
 
     Args:
-        path: diffusers folder or hub id.
+        source: `ModelSource`.
         device, dtype: where and in which precision the frozen parts live; the VAE stays in fp32.
         parts: which of "vae", "text", "denoiser" to load.
 
@@ -39,26 +39,26 @@ class SD2Backbone:
     default_scheduler = "ddpm"
     guidance = 1.0  # SD2 takes none in training
 
-    def __init__(self, path, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
+    def __init__(self, source, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
         from transformers import CLIPTextModel, CLIPTokenizer
 
-        self.path, self.device, self.dtype = path, torch.device(device), dtype
-        self.noise_schedule = load_part(DDPMScheduler, path, "scheduler")
-        vae_config = AutoencoderKL.load_config(path, subfolder="vae")
-        unet_config = UNet2DConditionModel.load_config(path, subfolder="unet")
+        self.source, self.device, self.dtype = source, torch.device(device), dtype
+        self.noise_schedule = source.load(DDPMScheduler, "scheduler")
+        vae_config = source.config(AutoencoderKL, "vae")
+        unet_config = source.config(UNet2DConditionModel, "unet")
         self.vae_scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
         self.native_size = unet_config["sample_size"] * self.vae_scale
         self.size_multiple = self.vae_scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
         self.latent_channels = unet_config["in_channels"]
         self.vae_tiling = default_vae_tiling(self.native_size, self.vae_scale)
         if "vae" in parts:
-            self.vae = load_part(AutoencoderKL, path, "vae", torch_dtype=torch.float32).to(self.device).eval()
+            self.vae = source.load(AutoencoderKL, "vae", torch_dtype=torch.float32).to(self.device).eval()
         if "text" in parts:
-            self.tokenizer = load_part(CLIPTokenizer, path, "tokenizer")
-            self.text_encoder = load_part(CLIPTextModel, path, "text_encoder", dtype=dtype).to(self.device).eval()
+            self.tokenizer = source.load(CLIPTokenizer, "tokenizer")
+            self.text_encoder = source.load(CLIPTextModel, "text_encoder", dtype=dtype).to(self.device).eval()
         if "denoiser" in parts:
-            self.unet = load_part(UNet2DConditionModel, path, "unet", torch_dtype=dtype).to(self.device, memory_format=CONVOLUTIONS).eval()
+            self.unet = source.load(UNet2DConditionModel, "unet", torch_dtype=dtype).to(self.device, memory_format=CONVOLUTIONS).eval()
         for name in ("vae", "text_encoder", "unet"):
             if hasattr(self, name):
                 getattr(self, name).requires_grad_(False)
@@ -154,8 +154,7 @@ class SD2Backbone:
         context = torch.cat(
             [side["encoder_hidden_states"].expand(len(latents), -1, -1) for side in ([negative, prompt] if guided else [prompt])]
         )
-        tiling = settings.tiling or Tiling(max(shape), 0)
-        whole = tiling.covers(*shape[1:])
+        whole = settings.tiling.covers(*shape[1:])
         with embedded_control(controlnet, control) if whole else nullcontext(control) as control:
             scale = control.shape[-1] // shape[-1]
             for timestep in scheduler.timesteps:
@@ -166,7 +165,7 @@ class SD2Backbone:
                     noisy = noisy[..., top : top + height, left : left + width]
                     return self.predict([controlnet], noisy, timestep, {"encoder_hidden_states": context}, part, settings.control_scale)[0]
 
-                noise = blend_tiles(predict, *shape[1:], tiling)
+                noise = blend_tiles(predict, *shape[1:], settings.tiling)
                 if guided:
                     unconditional, conditional = noise.chunk(2)
                     noise = unconditional + settings.guidance_scale * (conditional - unconditional)

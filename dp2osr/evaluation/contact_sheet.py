@@ -4,9 +4,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dp2osr.backbones import load_backbone
 from dp2osr.data.images import list_images, read_image, save_image, tensor_to_pil
-from dp2osr.sampling.decode import decode_group
+from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
 
 
@@ -27,7 +26,7 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1):
         pictures = []
         for store in stores.values():
             group = store.read(image_id)
-            backbone = backbone or load_backbone(store.settings["model"], parts=("vae",))
+            backbone = backbone or load_decoder(store.settings)
             group.latents = group.latents[:1]
             pictures.append(tensor_to_pil(decode_group(backbone, group, store.settings["align_method"])[0]))
         lr = [group.lr.resize(gt.size, method) for method in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]

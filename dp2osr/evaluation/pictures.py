@@ -141,13 +141,12 @@ def _bicubic_tile(evaluation, bicubic, image, group, window):
 
 def decode_candidates(method, group, candidates, backbones, device="cpu"):
     """The 8-bit RGB PIL images of the named candidates; `backbones` caches the autoencoders by model folder."""
-    from dp2osr.backbones import load_backbone
     from dp2osr.data.images import tensor_to_pil
     from dp2osr.sampling import decode
 
     settings = method.store.settings
     path = settings["model"]
     if path not in backbones:
-        backbones[path] = load_backbone(path, device=device, parts=("vae",))
+        backbones[path] = decode.load_decoder(settings, device)
     few = replace(group, latents=group.latents[candidates], seeds=[group.seeds[m] for m in candidates])
     return [tensor_to_pil(image) for image in decode.decode_group(backbones[path], few, settings["align_method"])]

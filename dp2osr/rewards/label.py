@@ -223,13 +223,9 @@ class LazyDecoder:
 
     @cached_property
     def backbone(self):
-        from dp2osr.backbones import load_backbone
-        from dp2osr.backbones.tiles import Tiling
+        from dp2osr.sampling.decode import load_decoder
 
-        backbone = load_backbone(self.settings["model"], device=self.device, parts=("vae",))
-        if "vae_tiling" in self.settings:  # as the sampler decodes
-            backbone.vae_tiling = Tiling(**self.settings["vae_tiling"])
-        return backbone
+        return load_decoder(self.settings, self.device)
 
     def __call__(self, group):
         from dp2osr.sampling.decode import decode_group

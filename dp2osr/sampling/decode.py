@@ -2,6 +2,9 @@
 
 import torch
 
+from dp2osr.backbones import load_backbone
+from dp2osr.backbones.loading import ModelSource
+from dp2osr.backbones.tiles import Tiling
 from dp2osr.sampling.colour import ALIGN
 from dp2osr.sampling.resize import control_image, restore_size, round_to_8_bits
 
@@ -16,6 +19,15 @@ def finish_images(backbone, latents, lr, upscale, align_method):
         decoded = restore_size(backbone.decode_latents(part.float()), content, asked)
         images.append(round_to_8_bits(ALIGN[align_method](decoded, control)).cpu())
     return torch.cat(images)
+
+
+def load_decoder(settings, device="cpu"):
+    """The backbone of a candidate folder's `settings`, its autoencoder alone, tiled as the sampler's was."""
+    source = ModelSource(**{**settings.get("model_files", {}), "path": settings["model"]})
+    backbone = load_backbone(source, device=device, parts=("vae",))
+    if "vae_tiling" in settings:  # a folder from before there were tiles
+        backbone.vae_tiling = Tiling(**settings["vae_tiling"])
+    return backbone
 
 
 def decode_group(backbone, group, align_method):

@@ -1,13 +1,14 @@
 """Sampling of candidate groups: M candidates per LR image, sharded, batched, resumable."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 from tqdm import tqdm
 
-from dp2osr.backbones import load_backbone
-from dp2osr.backbones.tiles import Tiling, latent_tiling
+from dp2osr.backbones import load_backbone, model_source
+from dp2osr.backbones.tiles import WHOLE, Tiling, latent_tiling
 from dp2osr.data.images import list_images, read_image
+from dp2osr.errors import UserError
 from dp2osr.precision import DTYPES, usable_precision
 from dp2osr.prompts.source import PromptSource
 from dp2osr.provenance import versions, weights_hash
@@ -25,7 +26,7 @@ class SamplingSettings:
     guidance_scale: float
     scheduler: str
     control_scale: float = 1.0
-    tiling: Tiling | None = None  # of the latents; None: the whole image at once
+    tiling: Tiling = WHOLE  # of the latents
 
 
 class GroupSampler:
@@ -41,7 +42,7 @@ class GroupSampler:
         self.prompts = PromptSource(args, device)
         if backbone is None:
             dtype = DTYPES[usable_precision(args.mixed_precision, device)]
-            backbone = load_backbone(args.pretrained_model_name_or_path, device, dtype, kind=args.backbone)
+            backbone = load_backbone(model_source(args), device, dtype, kind=args.backbone)
         self.backbone = backbone
         if getattr(args, "process_size", None):
             backbone.native_size = args.process_size
@@ -53,6 +54,8 @@ class GroupSampler:
             backbone.vae_tiling = Tiling(side, side // 4)
         layers = {name: getattr(args, name, None) for name in ("num_double_layers", "num_single_layers")}
         self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path, **layers)
+        if getattr(args, "enable_xformers_memory_efficient_attention", False):
+            use_xformers(backbone.denoiser, self.controlnet)
         self.embeddings = {}  # of prompts that are used again and again
 
     def embed(self, prompt, keep=False):
@@ -85,11 +88,29 @@ class GroupSampler:
         return finish_images(self.backbone, group.latents, group.lr, group.upscale, self.args.align_method)
 
 
+def use_xformers(*networks):
+    """Attention by xformers in these networks.
+
+    Raises:
+        UserError: it is not installed, or there is no GPU that it runs on.
+    """
+    try:
+        for network in networks:
+            network.enable_xformers_memory_efficient_attention()
+    except (ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"--enable_xformers_memory_efficient_attention: {reason}; leave the flag out: PyTorch's own attention is as sparing"
+        ) from None
+
+
 def sampling_record(args, sampler, **counts):
     """All that decides the samples, `counts` among it: what a later run with the same folder must have too."""
     return {
         "model": args.pretrained_model_name_or_path,
         "model_hash": weights_hash(args.pretrained_model_name_or_path),
+        "model_files": asdict(replace(sampler.backbone.source, path=None)),
+        "vae_hash": weights_hash(args.pretrained_vae_model_name_or_path) if args.pretrained_vae_model_name_or_path else None,
         "controlnet": args.controlnet_model_name_or_path,
         "controlnet_hash": weights_hash(args.controlnet_model_name_or_path),
         "backbone": sampler.backbone.kind,

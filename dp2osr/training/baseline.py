@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dp2osr.backbones import load_backbone
+from dp2osr.backbones import load_backbone, model_source
 from dp2osr.config import read_json, settle
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.data.degradation import degrade, image_rng, load_degradation
@@ -83,7 +83,7 @@ def train_baseline(args):
         settle(output / "settings.json", {**vars(args), **used}, told=("config", "checkpointing_steps", "output_dir"))
     accelerator.wait_for_everyone()
     torch.manual_seed(args.seed)
-    backbone = load_backbone(args.pretrained_model_name_or_path, accelerator.device, kind=args.backbone)
+    backbone = load_backbone(model_source(args), accelerator.device, kind=args.backbone)
     degradation = load_degradation(args.degradation)
     prompts = read_json(args.prompt_file) if args.prompt_file else {}
     source = CropSource(args.train_dir, args.resolution, args.seed + accelerator.process_index)

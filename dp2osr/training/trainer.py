@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from dp2osr.backbones import load_backbone
+from dp2osr.backbones import load_backbone, model_source
 from dp2osr.config import settle, write_json
 from dp2osr.errors import UserError
 from dp2osr.precision import usable_precision
@@ -70,9 +70,7 @@ class PreferenceTrainer:
         table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
         config = load_reward_config(args.reward_config)
         self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
-        self.backbone = load_backbone(
-            args.pretrained_model_name_or_path, self.accelerator.device, parts=("vae", "denoiser"), kind=args.backbone
-        )
+        self.backbone = load_backbone(model_source(args), self.accelerator.device, parts=("vae", "denoiser"), kind=args.backbone)
         self.backbone.guidance = store.settings["guidance_scale"]
         self.control_scale = store.settings.get("control_scale", 1.0)
         if self.accelerator.is_main_process:

@@ -31,7 +31,7 @@ class RewardValidator:
         self.sampler = GroupSampler(sampling_options(args), backbone.device, backbone, reference)
         self.sampler.settings.control_scale = control_scale
         prompts = {self.sampler.args.negative_prompt, *(self.sampler.prompts(image_id, lr) for image_id, lr, _ in self.images)}
-        self.sampler.embeddings = embed_prompts(args.pretrained_model_name_or_path, prompts, backbone)
+        self.sampler.embeddings = embed_prompts(prompts, backbone)
         self.base = self.scores(reference)
 
     def scores(self, controlnet):
@@ -60,7 +60,7 @@ class RewardValidator:
         }
 
 
-def embed_prompts(path, prompts, backbone):
+def embed_prompts(prompts, backbone):
     """{prompt: embedding} on the device of `backbone`, by text encoders that are gone when this returns."""
-    text = load_backbone(path, backbone.device, backbone.dtype, parts=("text",))
+    text = load_backbone(backbone.source, backbone.device, backbone.dtype, parts=("text",))
     return {prompt: text.encode_prompts([prompt]) for prompt in prompts}

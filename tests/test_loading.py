@@ -1,0 +1,160 @@
+"""Where a base model's parts come from: variants, another autoencoder or tokenizer, another attention."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, run_program
+from safetensors.torch import load_file, save_file
+
+from dp2osr.backbones import load_backbone
+from dp2osr.backbones.loading import ModelSource
+from dp2osr.errors import UserError
+from dp2osr.provenance import weights_hash
+from dp2osr.sampling.decode import decode_group, load_decoder
+from dp2osr.sampling.store import CandidateStore
+
+
+@pytest.fixture
+def copy(tmp_path):
+    return Path(shutil.copytree(MODEL, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def other_vae(tmp_path_factory):
+    """An autoencoder whose pictures are darker, as a folder of its own."""
+    folder = Path(shutil.copytree(Path(MODEL) / "vae", tmp_path_factory.mktemp("vae") / "dark"))
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    tensors["decoder.conv_out.bias"] = tensors["decoder.conv_out.bias"] - 0.2
+    save_file(tensors, weights, {"format": "pt"})
+    return folder
+
+
+def test_a_variant_is_read_from_its_own_files(copy, backbone):
+    for path in copy.rglob("*.safetensors"):
+        path.rename(path.with_suffix(".fp16.safetensors"))
+    loaded = load_backbone(ModelSource(str(copy), variant="fp16"))
+    for part in ("unet", "vae", "text_encoder"):
+        own, expected = getattr(loaded, part).state_dict(), getattr(backbone, part).state_dict()
+        assert own.keys() == expected.keys() and all(torch.equal(own[key], expected[key]) for key in own)
+    with pytest.raises(UserError, match="model/vae: AutoencoderKL cannot be loaded"):
+        load_backbone(str(copy))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_backbone(ModelSource(MODEL, variant="fp16"))
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_another_autoencoder_comes_from_its_folder_or_from_a_pipeline(backbone, other_vae, tmp_path, nested):
+    folder = other_vae
+    if nested:
+        folder = tmp_path / "pipeline"
+        shutil.copytree(other_vae, folder / "vae")
+    loaded = load_backbone(ModelSource(MODEL, variant=None, vae=str(folder)))
+    latents = torch.zeros(1, 4, 8, 8)
+    assert loaded.decode_latents(latents).mean() < backbone.decode_latents(latents).mean() - 0.05
+    assert torch.equal(loaded.unet.conv_in.weight, backbone.unet.conv_in.weight)
+
+
+def test_candidates_are_scored_with_the_autoencoder_that_they_were_sampled_for(lr_folder, other_vae, tmp_path):
+    flags = [*MODEL_FLAGS, *SAMPLING, "--num_candidates", "1", "--max_images", "1", "--save_images", "all"]
+    folder = tmp_path / "store"
+    run_program(
+        "gen_candidates.py", *flags, "--image_path", lr_folder, "--output_dir", folder, "--pretrained_vae_model_name_or_path", other_vae
+    )
+    store = CandidateStore(folder)
+    [image_id] = store.ids()
+    group = store.read(image_id)
+    images = decode_group(load_decoder(store.settings), group, "nofix")
+    plain = decode_group(load_decoder({**store.settings, "model_files": {}}), group, "nofix")
+    assert (plain - images).mean() > 0.05
+    done = run_program("gen_candidates.py", *flags, "--image_path", lr_folder, "--output_dir", folder, check=False)
+    assert_one_clear_line(done, "vae_hash")
+
+
+def test_another_tokenizer_is_the_one_that_reads_the_prompts(copy, tmp_path):
+    moved = tmp_path / "words"
+    shutil.move(copy / "tokenizer", moved)
+    with pytest.raises(UserError, match="model/tokenizer"):
+        load_backbone(str(copy), parts=("text",))
+    loaded = load_backbone(ModelSource(str(copy), tokenizer=str(moved)), parts=("text",))
+    expected = load_backbone(MODEL, parts=("text",)).encode_prompts(["a cat"])
+    assert torch.equal(loaded.encode_prompts(["a cat"])["encoder_hidden_states"], expected["encoder_hidden_states"])
+
+
+def test_a_missing_autoencoder_is_one_clear_line(lr_folder, tmp_path):
+    flags = [*MODEL_FLAGS, "--image_path", lr_folder, "--output_dir", tmp_path / "sr", "--pretrained_vae_model_name_or_path"]
+    done = run_program("test_sd2b_controlnet.py", *flags, ROOT / "preset/train", check=False)
+    assert_one_clear_line(done, "preset/train", "AutoencoderKL")
+    assert not (tmp_path / "sr").exists()
+
+
+def test_xformers_is_asked_for_in_both_networks_or_missed_in_one_line(backbone, controlnet, monkeypatch):
+    from dp2osr.sampling.sampler import use_xformers
+
+    asked = []
+    for network in (backbone.unet, controlnet):
+        monkeypatch.setattr(network, "enable_xformers_memory_efficient_attention", lambda network=network: asked.append(network))
+    use_xformers(backbone.unet, controlnet)
+    assert asked == [backbone.unet, controlnet]
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="leave the flag out"):
+        use_xformers(backbone.unet, controlnet)
+
+
+def test_two_hub_models_are_not_taken_for_one(tmp_path):
+    assert weights_hash("someone/one-model") != weights_hash("someone/another-model")
+    assert weights_hash(tmp_path) == weights_hash(tmp_path / ".")
+
+
+def test_full_size_sd2_has_the_published_sizes_and_keys():
+    """SD2-base's published config on the meta device: 865.9 M and 364.2 M parameters, the ControlNet with `from_unet`'s keys."""
+    import yaml
+    from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    from dp2osr.backbones.sd2 import SD2Backbone
+
+    config = yaml.safe_load((ROOT / "configs/models/sd2_base.yaml").read_text(encoding="utf-8"))
+    backbone = SD2Backbone.__new__(SD2Backbone)
+    backbone.device = torch.device("meta")
+    with torch.device("meta"):
+        backbone.unet = UNet2DConditionModel(**config["unet"])
+        ours = backbone.new_controlnet()
+        theirs = ControlNetModel.from_unet(backbone.unet)
+        vae, text = AutoencoderKL(**config["vae"]), CLIPTextModel(CLIPTextConfig(**config["text_encoder"]))
+    sizes = [round(model.num_parameters() / 1e6, 1) for model in (backbone.unet, ours, vae, text)]
+    assert sizes == [865.9, 364.2, 83.7, 340.4]
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+
+
+def test_what_we_save_loads_as_the_authors_load_it_and_the_other_way_round(backbone, controlnet, tmp_path):
+    """Their script: `ControlNetModel.from_unet(unet)` of the base, then the tensors of one `model.safetensors`."""
+    from diffusers import ControlNetModel
+
+    from dp2osr.training.checkpoints import save_controlnet
+
+    save_controlnet(controlnet, tmp_path)
+    channels = tuple(controlnet.config.conditioning_embedding_out_channels)
+    theirs = ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=channels)
+    theirs.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
+    ours = backbone.load_controlnet(tmp_path / "theirs.safetensors")
+    assert all(torch.equal(ours.state_dict()[key], value) for key, value in controlnet.state_dict().items())
+
+
+def test_a_partial_controlnet_is_named_key_by_key(backbone, controlnet, tmp_path):
+    tensors = {key: value.contiguous() for key, value in controlnet.state_dict().items()}
+    tensors["extra.weight"] = tensors.pop("conv_in.weight")
+    del tensors["conv_in.bias"]
+    tensors["time_embedding.linear_1.bias"] = torch.zeros(3)
+    save_file(tensors, tmp_path / "partial.safetensors")
+    with pytest.raises(UserError) as error:
+        backbone.load_controlnet(tmp_path / "partial.safetensors")
+    for part in (
+        "2 missing (conv_in.bias, conv_in.weight)",
+        "1 unexpected (extra.weight)",
+        "1 of another shape (time_embedding.linear_1.bias)",
+    ):
+        assert part in str(error.value)
