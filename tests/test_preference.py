@@ -9,7 +9,7 @@ import torch
 
 from dp2osr.errors import UserError
 from dp2osr.preference.groups import groups_of_step
-from dp2osr.preference.loss import group_dpo_loss, prediction_errors
+from dp2osr.preference.loss import LOSSES, anchor_loss, pair_margins, prediction_errors, sigmoid_loss
 from dp2osr.preference.pairs import curate
 from dp2osr.preference.weights import hpo_weights, inter_weights, intra_weights
 
@@ -78,18 +78,67 @@ def test_group_loss_and_gradient_equal_the_sum_over_pairs(sft_weight):
     )
     brute_gradient = torch.autograd.grad(brute, network.parameters())
     errors = (network(inputs) - targets).square().mean(dim=(1, 2, 3)) - reference
-    loss = group_dpo_loss(errors[:count], errors[count:], weights, beta, sft_weight)
+    loss = sigmoid_loss(errors[:count], errors[count:], weights, beta) + anchor_loss(errors[:count], weights, beta, sft_weight)
     gradient = torch.autograd.grad(loss, network.parameters())
     assert loss.item() == pytest.approx(brute.item(), rel=1e-12)
     for ours, theirs in zip(gradient, brute_gradient, strict=True):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
+GAPS = torch.randn(2, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * 0.05
+WEIGHTS = torch.rand(4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+
+
+def test_losses_of_pairs_equal_their_formulas_pair_by_pair():
+    """Each written out for one pair with plain Python floats."""
+    beta, epsilon = 50.0, 0.1
+
+    def logistic(x):
+        return 1 / (1 + math.exp(-x))
+
+    formulas = {
+        "sigmoid": lambda m: -math.log(logistic(m)),
+        "smoothed": lambda m: -(1 - epsilon) * math.log(logistic(m)) - epsilon * math.log(1 - logistic(m)),
+        "ipo": lambda m: beta**2 * (m / beta - 1 / (2 * beta)) ** 2,
+        "hinge": lambda m: max(0.0, 1 - m),
+    }
+    margins = [[beta / 2 * (loser - winner) for loser in GAPS[1].tolist()] for winner in GAPS[0].tolist()]
+    assert torch.allclose(pair_margins(*GAPS, beta), torch.tensor(margins, dtype=torch.float64), rtol=1e-12)
+    for name, formula in formulas.items():
+        brute = sum(WEIGHTS[i, j].item() * formula(margins[i][j]) for i in range(4) for j in range(4))
+        ours = sigmoid_loss(*GAPS, WEIGHTS, beta, epsilon) if name == "smoothed" else LOSSES[name](*GAPS, WEIGHTS, beta)
+        assert ours.item() == pytest.approx(brute, rel=1e-12), name
+
+
+def test_plackett_luce_is_the_probability_of_the_order():
+    """Against the product over all choices; the probabilities of all orders sum to one; one pair gives the sigmoid loss."""
+    beta = 50.0
+    ranked = [*GAPS[0].tolist(), *GAPS[1].flip(0).tolist()]
+
+    def probability(order):
+        scores = [math.exp(-beta / 2 * gap) for gap in order]
+        return math.prod(score / sum(scores[k:]) for k, score in enumerate(scores))
+
+    ours = LOSSES["plackett_luce"](*GAPS, torch.ones_like(WEIGHTS), beta).item()
+    assert ours == pytest.approx(16 / 7 * -math.log(probability(ranked)), rel=1e-12)
+    assert sum(probability(order) for order in itertools.permutations(ranked[:5])) == pytest.approx(1)
+    one = [gaps[:1] for gaps in GAPS], WEIGHTS[:1, :1], beta
+    assert LOSSES["plackett_luce"](*one[0], *one[1:]).item() == pytest.approx(sigmoid_loss(*one[0], *one[1:]).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_loss_pulls_winners_down_and_losers_up_at_the_start(name):
+    gaps = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
+    LOSSES[name](*gaps, WEIGHTS, 50.0).backward()
+    assert (gaps.grad[0] > 0).all() and (gaps.grad[1] < 0).all() if name != "plackett_luce" else gaps.grad[0, 0] > 0 > gaps.grad[1, 0]
+    assert gaps.grad.sum().abs() <= 1e-9  # what is common to all is not seen
+
+
 def test_loss_falls_when_the_winner_is_predicted_better():
     zero, weights = torch.zeros(1), torch.ones(1, 1)
-    better = group_dpo_loss(torch.tensor([-1e-4]), zero, weights, 5000.0)
-    assert better < group_dpo_loss(zero, zero, weights, 5000.0) < group_dpo_loss(torch.tensor([1e-4]), zero, weights, 5000.0)
-    assert group_dpo_loss(zero, zero, weights, 5000.0).item() == pytest.approx(math.log(2))
+    better = sigmoid_loss(torch.tensor([-1e-4]), zero, weights, 5000.0)
+    assert better < sigmoid_loss(zero, zero, weights, 5000.0) < sigmoid_loss(torch.tensor([1e-4]), zero, weights, 5000.0)
+    assert sigmoid_loss(zero, zero, weights, 5000.0).item() == pytest.approx(math.log(2))
 
 
 def test_error_is_a_mean_over_channels_and_pixels():

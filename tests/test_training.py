@@ -17,13 +17,20 @@ from accelerate import Accelerator
 from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, assert_one_clear_line, read_log, run_program
 from safetensors.torch import load_file
 
+import train_sd2_dpo
 from dp2osr.backbones import load_backbone
 from dp2osr.config import parse_args
+from dp2osr.errors import UserError
+from dp2osr.preference import loss
 from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
 from dp2osr.sampling.store import CandidateStore
+from dp2osr.training import options
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
+from dp2osr.training.guard import CollapseGuard
+from dp2osr.training.objective import GroupObjective
+from dp2osr.training.trainer import PreferenceTrainer
 
 STEPS = 6
 
@@ -107,49 +114,230 @@ def test_two_processes_give_the_same_weights(trained, labelled, tmp_path):
 def test_micro_batches_and_gradient_checkpointing_give_the_same_gradient(labelled):
     gradients = []
     for size, checkpointing in ((0, False), (1, False), (3, True)):
-        trainer = double_trainer(labelled, size)
+        objective, groups = double_objective(labelled, micro_batch_size=size, sft_weight=0.1)
         if checkpointing:
-            trainer.policy.train().enable_gradient_checkpointing()
-            trainer.backbone.denoiser.enable_gradient_checkpointing()
-        group = trainer.groups.read(0, trainer.backbone)
-        trainer.visit(replace(group, latents=group.latents.double(), weights=group.weights.double()), 1.0)
-        gradients.append(torch.cat([parameter.grad.flatten() for parameter in trainer.parameters if parameter.grad is not None]))
+            objective.policy.train().enable_gradient_checkpointing()
+            objective.backbone.denoiser.enable_gradient_checkpointing()
+        objective.visit(0, double_group(groups, objective), 1.0)
+        gradients.append(gradient_of(objective))
     assert gradients[0].norm() > 0
     for other in gradients[1:]:
         assert (other - gradients[0]).norm() <= 1e-8 * gradients[0].norm()
 
 
-def double_trainer(labelled, micro_batch_size):
-    """A float64 trainer around the labelled groups without its output folder; the policy is nudged, so that margins are not zero.
+def test_several_timesteps_and_drawn_pairs_equal_the_sum_over_pairs(labelled):
+    """Each pair of each visit by itself, with its own passes, in float64; the drawn pairs differ from visit to visit."""
+    objective, groups = double_objective(labelled, pairs_per_group=3)
+    group = double_group(groups, objective)
+    drawn = [objective.pair_weights(5, group, visit) for visit in range(2)]
+    assert [int((weights > 0).sum()) for weights in drawn] == [3, 3] and not torch.equal(*drawn)
+    for visit in range(2):
+        objective.visit(5, group, 1 / 6, visit)
+    ours = gradient_of(objective)
+    for parameter in objective.policy.parameters():
+        parameter.grad = None
+    control, count, timesteps = group.control, len(group.candidates) // 2, []
+    for visit in range(2):
+        timestep, noise = objective.draw(5, group, visit)
+        timesteps.append(timestep)
+        for i, j in drawn[visit].nonzero().tolist():
+            gaps = []
+            for candidate in (i, count + j):
+                part = slice(candidate, candidate + 1)
+                policy, reference = objective.errors([objective.policy, objective.reference], group, control, timestep, noise, part)
+                gaps.append(policy - reference)
+            loss = -torch.nn.functional.logsigmoid(-0.5 * objective.args.beta * (gaps[0] - gaps[1]))
+            (drawn[visit][i, j] * loss.sum() / 6).backward()
+    assert timesteps[0] != timesteps[1]
+    assert (gradient_of(objective) - ours).norm() <= 1e-7 * ours.norm() > 0  # errors are fp32
+
+
+def gradient_of(objective):
+    return torch.cat([parameter.grad.flatten() for parameter in objective.policy.parameters() if parameter.grad is not None])
+
+
+def double_group(groups, objective):
+    group = groups.read(0, objective.backbone)
+    return replace(group, latents=group.latents.double(), weights=group.weights.double(), control=group.control.double())
+
+
+def double_objective(labelled, **changes):
+    """A float64 objective and the labelled groups; the policy is nudged, so that margins are not zero.
 
     In float32 the rounding of an error is multiplied by β before the sigmoid, which would hide a small mistake.
     """
-    from dp2osr.training.trainer import PreferenceTrainer
-
-    trainer = PreferenceTrainer.__new__(PreferenceTrainer)
-    trainer.args = SimpleNamespace(
-        seed=0, beta=5000, micro_batch_size=micro_batch_size, shared_noise=False, sft_weight=0.1, timestep_range=(0.0, 1.0)
-    )
-    trainer.accelerator, trainer.backbone = Accelerator(cpu=True), load_backbone(MODEL, dtype=torch.float64)
+    args = {
+        "seed": 0, "beta": 5000, "loss": "sigmoid", "label_smoothing": 0.0, "sft_weight": 0.0, "pairs_per_group": 0, "micro_batch_size": 0,
+        "shared_noise": False, "timestep_range": (0.0, 1.0), **changes,
+    }  # fmt: skip
+    backbone = load_backbone(MODEL, dtype=torch.float64)
     store, config = CandidateStore(labelled), load_reward_config(str(labelled / "reward.yaml"))
-    trainer.groups = PreferenceGroups(store, read_scores(labelled / "scores.parquet"), config, None, 2)
-    trainer.reference = trainer.backbone.load_controlnet(CONTROLNET).requires_grad_(False)
-    trainer.policy = deepcopy(trainer.reference).requires_grad_(True)
+    groups = PreferenceGroups(store, read_scores(labelled / "scores.parquet"), config, None, 2)
+    reference = backbone.load_controlnet(CONTROLNET).requires_grad_(False)
+    policy = nudged(deepcopy(reference).requires_grad_(True))
+    return GroupObjective(SimpleNamespace(**args), Accelerator(cpu=True), backbone, policy, reference), groups
+
+
+def nudged(controlnet):
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
-        for parameter in trainer.policy.parameters():
-            parameter += 0.01 * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator)
-    trainer.parameters, trainer.step, trainer.control_scale = list(trainer.policy.parameters()), 0, 1.0
-    draw_noise = trainer.draw_noise
-    trainer.draw_noise = lambda group: (lambda timestep, noise: (timestep, noise.double()))(*draw_noise(group))
+        for parameter in controlnet.parameters():
+            parameter += 0.01 * parameter.abs().mean() * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return controlnet
+
+
+def test_the_flags_name_the_losses_that_there_are():
+    assert tuple(loss.LOSSES) == options.LOSSES
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ["--loss", "ipo"],
+        ["--loss", "plackett_luce"],
+        ["--timesteps_per_group", "2"],
+        ["--pairs_per_group", "2"],
+        ["--label_smoothing", "0.1"],
+        ["--sft_weight", "0.1"],
+    ],
+)
+def test_every_variant_trains(labelled, tmp_path, more):
+    run_training(labelled, tmp_path / "out", "--max_train_steps", "2", *more)
+    records = read_log(tmp_path / "out/train_log.jsonl")
+    assert len(records) == 2 and all(math.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records)
+    assert records[1]["margin"] != 0
+
+
+@pytest.mark.parametrize(
+    ("more", "mention"),
+    [
+        (["--label_smoothing", "0.6"], "--label_smoothing 0.6"),
+        (["--label_smoothing", "0.1", "--loss", "ipo"], "of --loss sigmoid only"),
+        (["--pairs_per_group", "5"], "a group has 4 pairs"),
+        (["--pairs_per_group", "2", "--loss", "plackett_luce"], "takes them whole"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_one_line(labelled, tmp_path, more, mention):
+    with pytest.raises(UserError, match=mention):
+        run_training(labelled, tmp_path / "out", *more)
+    assert not (tmp_path / "out").exists()
+
+
+def run_training(labelled, output, *more):
+    """The program in this process."""
+    args = parse_args(train_sd2_dpo.build_parser(), words(labelled, output, *map(str, more))[1:])
+    trainer = PreferenceTrainer(args)
+    trainer.train()
     return trainer
 
 
-def test_prompts_are_embedded_by_the_sampler_and_training_has_no_text_encoder(labelled, backbone, tmp_path):
-    from dp2osr.training.trainer import PreferenceTrainer
-    from train_sd2_dpo import build_parser
+def test_the_reference_cache_gives_the_same_weights_without_running_the_reference(trained, labelled, tmp_path, monkeypatch):
+    def flags(output):
+        return labelled, tmp_path / output, "--reference_cache", tmp_path / "cache"
 
-    trainer = PreferenceTrainer(parse_args(build_parser(), words(labelled, tmp_path / "out")[1:]))
+    first = run_training(*flags("filling"))
+    assert first.objective.cache.hits == 0
+    asked = []
+    errors = GroupObjective.errors
+    monkeypatch.setattr(GroupObjective, "errors", lambda self, nets, *rest: asked.append(len(nets)) or errors(self, nets, *rest))
+    second = run_training(*flags("filled"))
+    assert second.objective.cache.hits == second.objective.cache.visits == STEPS * 2
+    assert set(asked) == {1}
+    third = run_training(*flags("another"), "--beta", "100", "--top_n", "1", "--weighting", "none")
+    assert third.objective.cache.hits == STEPS * 2  # fewer candidates of the same visits
+    fourth = run_training(*flags("seed"), "--seed", "1")
+    assert fourth.objective.cache.hits == 0
+    expected = weights(trained)
+    for output in ("filling", "filled"):
+        found = weights(tmp_path / output)
+        assert all(torch.equal(value, found[key]) for key, value in expected.items()), output
+
+
+def test_lora_starts_at_the_reference_trains_and_is_merged_into_a_plain_controlnet(labelled, tmp_path, backbone):
+    trainer = run_training(labelled, tmp_path / "lora", "--lora_rank", "4", "--learning_rate", "1e-3")
+    records = read_log(tmp_path / "lora/train_log.jsonl")
+    assert records[0]["margin"] == 0 and records[-1]["margin"] != 0
+    before, after = load_file(f"{CONTROLNET}/diffusion_pytorch_model.safetensors"), weights(tmp_path / "lora")
+    assert before.keys() == after.keys()
+    trained = sum(parameter.numel() for parameter in trainer.parameters)
+    assert trained < 0.2 * sum(value.numel() for value in before.values())
+    generator = torch.Generator().manual_seed(0)
+    noisy, control = torch.randn(2, 4, 32, 32, generator=generator), torch.rand(1, 3, 128, 128, generator=generator)
+    prompt = backbone.encode_prompts([""])
+
+    def predict(controlnet):
+        return backbone.predict([controlnet], noisy, torch.tensor([500, 500]), prompt, control)[0]
+
+    with torch.no_grad():
+        policy, off = predict(trainer.policy.eval()), predict(trainer.reference)
+        plain, reference = predict(backbone.load_controlnet(tmp_path / "lora")), predict(backbone.load_controlnet(CONTROLNET))
+    assert (policy - plain).abs().max() <= 1e-5 and torch.equal(off, reference)
+    assert (policy - off).abs().max() > 1e-4
+
+
+def test_a_killed_lora_run_goes_on_to_the_same_weights(labelled, tmp_path):
+    more = ["--lora_rank", "2"]
+    run_training(labelled, tmp_path / "whole", *more)
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    (tmp_path / "cut/checkpoint-6.pt").unlink()
+    run_training(labelled, tmp_path / "cut", *more)
+    whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.equal(value, cut[key]) for key, value in whole.items())
+
+
+def test_the_guard_calls_a_collapse_after_falls_in_a_row_and_knows_the_best():
+    guard = CollapseGuard(2)
+    seen = [(guard.see({"step": step, "G": gain}), guard.collapsed) for step, gain in enumerate([0.0, 0.4, 0.3, 0.5, 0.4, 0.2, 0.1, 0.0])]
+    assert seen == [
+        (True, False),
+        (True, False),
+        (False, False),
+        (True, False),
+        (False, False),
+        (False, True),
+        (False, False),
+        (False, True),
+    ]
+    assert not guard.see({"step": 9, "loss": 1.0}) and guard.best == 0.5
+    records = [{"step": step, "G": gain} for step, gain in enumerate([0.4, 0.3, 0.2])]
+    assert CollapseGuard(2, records).collapsed and not CollapseGuard(0, records).collapsed
+
+
+class FallingRewards:
+    """A validator whose gains are given."""
+
+    def __init__(self, gains):
+        self.gains = iter(gains)
+
+    def __call__(self, policy):
+        return {"G": next(self.gains)}
+
+    def sheet(self):
+        from PIL import Image
+
+        return Image.new("RGB", (4, 4))
+
+
+@pytest.mark.parametrize("action", ["stop", "halve_lr", "warn"])
+def test_a_collapsing_run_is_stopped_or_slowed_and_its_best_is_kept(labelled, tmp_path, monkeypatch, capsys, action):
+    gains = [0.0, 0.3, 0.2, 0.1, 0.2, 0.3, 0.25]  # at steps 0 to 6
+    monkeypatch.setattr(PreferenceTrainer, "make_validator", lambda self: FallingRewards(gains))
+    more = ["--validation_steps", "1", "--collapse_patience", "2", "--on_collapse", action]
+    run_training(labelled, tmp_path / "out", *more)
+    steps = [record["step"] for record in read_log(tmp_path / "out/train_log.jsonl") if "loss" in record]
+    rates = [record["learning_rate"] for record in read_log(tmp_path / "out/train_log.jsonl") if "loss" in record]
+    assert "fallen 2 validations in a row (G = 0.10, best 0.30, kept in best/)" in capsys.readouterr().err
+    assert steps == list(range(1, 4 if action == "stop" else 7))
+    assert rates[-1] == (rates[0] / 2 if action == "halve_lr" else rates[0])
+    assert weights(tmp_path / "out/best").keys() == weights(tmp_path / "out").keys()
+    assert (tmp_path / "out/samples/step-000003.png").is_file()
+    if action == "stop":
+        run_training(labelled, tmp_path / "out", *more)
+        assert [record["step"] for record in read_log(tmp_path / "out/train_log.jsonl") if "loss" in record] == steps
+
+
+def test_prompts_are_embedded_by_the_sampler_and_training_has_no_text_encoder(labelled, backbone, tmp_path):
+    trainer = PreferenceTrainer(parse_args(train_sd2_dpo.build_parser(), words(labelled, tmp_path / "out")[1:]))
     assert not hasattr(trainer.backbone, "text_encoder")
     for index, image_id in enumerate(trainer.groups.image_ids):
         expected = backbone.encode_prompts([CandidateStore(labelled).read(image_id).prompt])

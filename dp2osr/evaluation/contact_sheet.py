@@ -31,7 +31,12 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1):
             pictures.append(tensor_to_pil(decode_group(backbone, group, store.settings["align_method"])[0]))
         lr = [group.lr.resize(gt.size, method) for method in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
         rows.append([*lr, *pictures, gt])
-    titles = ["LR", "bicubic", *stores, "GT"]
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
+    save_image(draw_sheet(rows, ["LR", "bicubic", *stores, "GT"], columns, zoom), output)
+
+
+def draw_sheet(rows, titles, columns=1, zoom=1):
+    """A PIL image of `rows` of pictures of one size, titled above, `columns` rows side by side."""
     side, gap, head = max(row[0].width for row in rows) * zoom, 4, 16
     width, height = len(titles) * (side + gap) + 8, side + gap
     sheet = Image.new("RGB", (columns * width, -(-len(rows) // columns) * height + head), "white")
@@ -42,5 +47,4 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1):
             sheet.paste(picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST), (x, y))
             if index < columns:
                 draw.text((x + 2, 2), titles[place], fill="black")
-    Path(output).parent.mkdir(parents=True, exist_ok=True)
-    save_image(sheet, output)
+    return sheet

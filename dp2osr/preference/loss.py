@@ -1,9 +1,13 @@
-"""Group form of the hierarchically weighted Diffusion-DPO loss (PAPER §3, Sec. 3 and 4.3).
+"""Preference losses of one group, in group form (PAPER §3, Sec. 3 and 4.3).
 
 With one timestep for a group, each of its N² pairs is a function of 2N scalars d_i = e_θ(i) − e_ref(i), where e is the mean
 squared error of the prediction over C, H, W. So N² pairs cost 2N forwards, and the gradient is one weight a candidate.
+
+A loss is a function of the winners' gaps (N,) best first, the losers' gaps (N,) worst first, the weights (N, N) winner by loser,
+and β; it returns the sum over the group's pairs, and `LOSSES` has them by name.
 """
 
+import torch
 from torch.nn import functional as F
 
 
@@ -13,20 +17,50 @@ def prediction_errors(prediction, target):
 
 
 def pair_margins(winner_gaps, loser_gaps, beta):
-    """−(β/2) (d_w − d_l) for each pair: (N,), (N,) → (N, N), winner by loser. Positive: the policy prefers the winner."""
+    """m = −(β/2) (d_w − d_l) for each pair: (N,), (N,) → (N, N), winner by loser. Positive: the policy prefers the winner."""
     return -0.5 * beta * (winner_gaps[:, None] - loser_gaps[None, :])
 
 
-def group_dpo_loss(winner_gaps, loser_gaps, weights, beta, sft_weight=0.0):
-    """Σ w · (−log σ(margin) + λ (β/2) d_w) over the N² pairs of one group.
+def sigmoid_loss(winner_gaps, loser_gaps, weights, beta, label_smoothing=0.0):
+    """Σ w · −[(1 − ε) log σ(m) + ε log σ(−m)]: the paper's (Diffusion-DPO, arXiv 2311.12908, eq. 14) for ε = 0.
 
-    Args:
-        winner_gaps, loser_gaps: (N,) d_i of the winners and losers.
-        weights: (N, N) HPO weights, winner by loser.
-        beta: β of Diffusion-DPO, for errors that are means.
-        sft_weight: λ, 0 in the paper. The margin is blind to errors of winner and loser that grow together; λ > 0 holds the
-            winners' down. In the margin's linear range a pair weighs its winner ½ + λ and its loser −½, so the best
-            prediction is v_w + (v_w − v_l) / 2λ instead of one at infinity.
+    ε is the share of pairs whose label is taken to be wrong (Mitchell 2023, "A note on DPO with noisy preferences").
     """
-    preference = -(weights * F.logsigmoid(pair_margins(winner_gaps, loser_gaps, beta))).sum()
-    return preference + sft_weight * 0.5 * beta * (weights * winner_gaps[:, None]).sum()
+    margins = pair_margins(winner_gaps, loser_gaps, beta)
+    return -(weights * ((1 - label_smoothing) * F.logsigmoid(margins) + label_smoothing * F.logsigmoid(-margins))).sum()
+
+
+def ipo_loss(winner_gaps, loser_gaps, weights, beta):
+    """Σ w · (m − ½)²: β² times the squared distance of m / β to 1 / 2β (IPO, arXiv 2310.12036, eq. 17).
+
+    The target is finite, so a pair that is told apart well enough is left alone.
+    """
+    return (weights * (pair_margins(winner_gaps, loser_gaps, beta) - 0.5).square()).sum()
+
+
+def hinge_loss(winner_gaps, loser_gaps, weights, beta):
+    """Σ w · max(0, 1 − m) (SLiC, arXiv 2305.10425, in the form of RSO, arXiv 2309.06657)."""
+    return (weights * F.relu(1 - pair_margins(winner_gaps, loser_gaps, beta))).sum()
+
+
+def plackett_luce_loss(winner_gaps, loser_gaps, weights, beta):
+    """−log of the Plackett–Luce probability of the order, Π_k exp(s_k) / Σ_{j≥k} exp(s_j), s = −(β/2) d (DPO, arXiv 2305.18290, App. A.3).
+
+    The order is winners, best first, then losers, worst last. It has 2N − 1 choices where the pairs are N²: their mean is
+    scaled to the sum of the pairs' weights, so that N = 1 gives `sigmoid_loss`.
+    """
+    scores = -0.5 * beta * torch.cat([winner_gaps, loser_gaps.flip(0)])
+    left = scores.flip(0).logcumsumexp(0).flip(0)
+    return weights.sum() * (left - scores)[:-1].mean()
+
+
+LOSSES = {"sigmoid": sigmoid_loss, "ipo": ipo_loss, "hinge": hinge_loss, "plackett_luce": plackett_luce_loss}
+
+
+def anchor_loss(winner_gaps, weights, beta, sft_weight):
+    """λ (β/2) Σ w · d_w over the pairs: the winners' own errors.
+
+    A margin is blind to errors of winner and loser that grow together; λ > 0 holds the winners' down. In the margin's linear range
+    a pair weighs its winner ½ + λ and its loser −½, so the best prediction is v_w + (v_w − v_l) / 2λ instead of one at infinity.
+    """
+    return sft_weight * 0.5 * beta * (weights * winner_gaps[:, None]).sum()

@@ -20,6 +20,20 @@ def save_controlnet(controlnet, folder):
         shutil.copyfile(folder / "diffusion_pytorch_model.safetensors", link)
 
 
+def replace_folder(folder, write):
+    """Let `write` fill a folder beside `folder`, then put it in its place: a reader finds the old one or the new one whole."""
+    folder = Path(folder)
+    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    write(part)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    part.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def save_checkpoint(output_dir, step, parts, keep):
     """Write the states of `parts` ({name: module or optimizer}) to `checkpoint-STEP.pt`, whole or not at all; keep the newest `keep`."""
     state = {name: part.state_dict() for name, part in parts.items()}

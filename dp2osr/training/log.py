@@ -4,10 +4,10 @@ import json
 
 
 class TrainingLog:
-    """A JSONL of records; what a killed run wrote beyond its last checkpoint is dropped when it goes on."""
+    """A JSONL of records; what a killed run wrote beyond its last checkpoint is dropped when it goes on. `records`: those that are kept."""
 
     def __init__(self, path, step):
-        kept = []
+        kept, self.records = [], []
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 try:
@@ -16,6 +16,7 @@ class TrainingLog:
                     continue
                 if record["step"] <= step and step:
                     kept.append(line)
+                    self.records.append(record)
         part = path.with_name(f".{path.name}.part")
         part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         part.replace(path)

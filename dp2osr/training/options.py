@@ -5,6 +5,8 @@ import argparse
 from dp2osr.config import at_least, positive
 from dp2osr.preference.weights import WEIGHTINGS
 
+LOSSES = ("sigmoid", "ipo", "hinge", "plackett_luce")  # of preference.loss, named here so that --help needs no torch
+
 TRAINING_FLAGS = argparse.ArgumentParser(add_help=False)
 _add = TRAINING_FLAGS.add_argument
 _add("--controlnet_model_name_or_path", required=True, help="the reference: policy and reference both start from it")
@@ -16,6 +18,13 @@ _add("--num_candidates", type=at_least(1), help="M: use the first M candidates o
 _add("--top_n", type=at_least(1), default=8, help="N: best and worst candidates of a group (default: %(default)s)")
 _add("--beta", type=at_least(0, float), default=5000.0, help="β of Diffusion-DPO (default: %(default)s)")
 _add("--sft_weight", type=at_least(0, float), default=0.0, help="λ of the winners' own errors beside the preference (default: %(default)s)")
+_add("--loss", default="sigmoid", choices=LOSSES, help="sigmoid is the paper's (default: %(default)s)")
+_add(
+    "--label_smoothing",
+    type=at_least(0, float),
+    default=0.0,
+    help="share of pairs whose label is taken to be wrong, below 0.5, with --loss sigmoid (default: %(default)s)",
+)
 _add("--weighting", default="both", choices=WEIGHTINGS, help="hierarchical weights (default: %(default)s)")
 _add("--shared_noise", action="store_true", help="one noise for a group's candidates, as public Diffusion-DPO code has it for a pair")
 _add(
@@ -32,6 +41,20 @@ _add(
     default=16,
     help="groups an optimizer step over all processes; 16 × 8² = 1024 pairs (default: %(default)s)",
 )
+_add(
+    "--timesteps_per_group",
+    type=at_least(1),
+    default=1,
+    help="timesteps, with their own noise, in a visit of a group (default: %(default)s)",
+)
+_add(
+    "--pairs_per_group",
+    type=at_least(0),
+    default=0,
+    help="pairs drawn from a group's N² at each visit, as a batch of pairs has; 0: all, at the same cost (default: %(default)s)",
+)
+_add("--reference_cache", help="folder that keeps the reference's errors: trainings on the same visits (same seed) need not run it again")
+_add("--lora_rank", type=at_least(0), default=0, help="train LoRA adapters of this rank instead of the whole ControlNet; 0: the whole")
 _add(
     "--micro_batch_size",
     type=at_least(0),
@@ -53,6 +76,13 @@ _add("--validation_gt_path", help="their GT, by name")
 _add("--validation_prompt_file", help="their tags, JSON {image id: tags} (default: empty prompts)")
 _add("--validation_steps", type=at_least(0), default=100, help="steps between validations; 0: none (default: %(default)s)")
 _add("--validation_candidates", type=at_least(1), default=8, help="samples a validation image (default: %(default)s)")
+_add(
+    "--collapse_patience",
+    type=at_least(0),
+    default=3,
+    help="act when the held-out reward has fallen at this many validations in a row; 0: never (default: %(default)s)",
+)
+_add("--on_collapse", default="stop", choices=["stop", "halve_lr", "warn"], help="what to do then (default: %(default)s)")
 _add("--num_inference_steps", type=at_least(1), default=50, help="denoising steps in validation (default: %(default)s)")
 _add("--guidance_scale", type=float, default=3.5, help="guidance in validation (default: %(default)s)")
 _add("--align_method", default="adain", choices=["adain", "wavelet", "nofix"], help="colour fix in validation (default: %(default)s)")

@@ -6,34 +6,40 @@ resumed run needs weights, optimizer, schedule, scaler and the step's number.
 """
 
 import math
+import sys
 import time
 from copy import deepcopy
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.config import settle, write_json
+from dp2osr.data.images import save_image
 from dp2osr.errors import UserError
 from dp2osr.precision import usable_precision
 from dp2osr.preference.groups import PreferenceGroups, groups_of_step
-from dp2osr.preference.loss import group_dpo_loss, pair_margins, prediction_errors
 from dp2osr.provenance import versions, weights_hash
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
-from dp2osr.sampling.seeds import stable_seed
 from dp2osr.sampling.store import CandidateStore
-from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint, save_controlnet
+from dp2osr.training.adapters import WithoutAdapters, adapters, add_adapters, merged
+from dp2osr.training.checkpoints import replace_folder, restore_checkpoint, save_checkpoint, save_controlnet
+from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.log import TrainingLog
+from dp2osr.training.objective import STATISTICS, GroupObjective
+from dp2osr.training.reference_cache import ReferenceCache
 
 # Settings that may differ when a run goes on: they change nothing in the weights, or a hash stands for them.
 FREE_SETTINGS = (
     "config", "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "micro_batch_size", "gradient_checkpointing",
     "validation_steps", "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates",
-    "pretrained_model_name_or_path",
+    "pretrained_model_name_or_path", "reference_cache", "collapse_patience",
     "controlnet_model_name_or_path", "candidates_dir", "scores", "candidates",
 )  # fmt: skip
+DISTANCE_STEPS = 10  # steps between two looks at how far the policy is from the reference
 
 
 class PreferenceTrainer:
@@ -53,6 +59,12 @@ class PreferenceTrainer:
         low, high = args.timestep_range
         if not 0 <= low < high <= 1:
             raise UserError(f"--timestep_range {low} {high}: must be 0 <= LOW < HIGH <= 1")
+        if args.label_smoothing >= 0.5 or args.label_smoothing and args.loss != "sigmoid":
+            raise UserError(f"--label_smoothing {args.label_smoothing}: must be below 0.5, and is of --loss sigmoid only")
+        if args.pairs_per_group > args.top_n**2 or args.pairs_per_group and args.loss == "plackett_luce":
+            raise UserError(
+                f"--pairs_per_group {args.pairs_per_group}: a group has {args.top_n**2} pairs, and plackett_luce takes them whole"
+            )
         self.args, self.output = args, Path(args.output_dir)
         trackers = None if args.report_to == "none" else args.report_to
         self.accelerator = Accelerator(
@@ -78,8 +90,7 @@ class PreferenceTrainer:
             precision = {"mixed_precision": self.accelerator.mixed_precision}  # what is used: an fp16 run has a scaler to resume
             settle(self.output / "settings.json", {**vars(args), **precision, **hashes, "candidates": store.settings}, told=FREE_SETTINGS)
         self.accelerator.wait_for_everyone()
-        self.reference = self.backbone.load_controlnet(args.controlnet_model_name_or_path, torch.float32).requires_grad_(False)
-        self.policy = deepcopy(self.reference).requires_grad_(True).train()
+        self.load_networks()
         if args.gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
             self.backbone.denoiser.enable_gradient_checkpointing()
@@ -89,119 +100,76 @@ class PreferenceTrainer:
         self.schedule = get_scheduler(
             args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
         )
+        cache = self.reference_cache(store) if args.reference_cache else None
+        self.objective = GroupObjective(args, self.accelerator, self.backbone, self.policy, self.reference, self.control_scale, cache)
         self.parts = {"policy": self.policy, "optimizer": self.optimizer, "schedule": self.schedule}
         if self.accelerator.scaler:
             self.parts["scaler"] = self.accelerator.scaler
         self.step = 0
 
-    # -- one step ----------------------------------------------------------------------------------------------------
-
-    def draw_noise(self, group):
-        """Timestep of the group's visit and (2N, C, h, w) noise: a stream for each candidate, or one for the group."""
-        generator = torch.Generator().manual_seed(stable_seed(self.args.seed, "timestep", self.step, group.image_id))
-        timestep = self.backbone.draw_timesteps(1, generator, self.args.timestep_range)
-        streams = ["shared"] * len(group.candidates) if self.args.shared_noise else group.candidates
-        seeds = [stable_seed(self.args.seed, "noise", self.step, group.image_id, stream) for stream in streams]
-        shape = group.latents.shape[1:]
-        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        return timestep, noise.to(self.backbone.device)
-
-    def errors(self, controlnets, group, control, timestep, noise, part):
-        """e of candidates `part` of the group under each ControlNet: one (B,) tensor each."""
-        backbone = self.backbone
-        latents, noise = group.latents[part].to(backbone.device), noise[part]
-        timesteps = timestep.expand(len(latents))
-        noisy = backbone.add_noise(latents, noise, timesteps)
-        with self.accelerator.autocast():
-            predictions = backbone.predict(controlnets, noisy, timesteps, group.prompt, control, self.control_scale)
-        target = backbone.target(latents, noise, timesteps)
-        return [prediction_errors(prediction, target) for prediction in predictions]
-
-    def visit(self, group, scale):
-        """Backward of `scale` × the group's loss in micro-batches; returns the group's statistics.
-
-        The loss depends on a candidate through d_i alone, so its gradient is Σ_i (∂L/∂d_i) ∂e_θ(i): with more than one
-        micro-batch the d_i are found first, without gradient, and any size gives the gradient of the whole.
-        """
-        timestep, noise = self.draw_noise(group)
-        control = self.backbone.prepare_control(group.control)
-        total = len(group.candidates)
-        size = self.args.micro_batch_size or total
-        parts = [slice(first, first + size) for first in range(0, total, size)]
-        weights = group.weights.to(self.backbone.device)
-        models = [self.policy, self.reference]
-        if len(parts) == 1:
-            policy, reference = self.errors(models, group, control, timestep, noise, parts[0])
-            loss = self.group_loss(policy - reference.detach(), weights)
-            self.accelerator.backward(scale * loss)
+    def load_networks(self):
+        """Policy and reference: two ControlNets, or one with adapters that are on for the policy and off for the reference."""
+        reference = self.backbone.load_controlnet(self.args.controlnet_model_name_or_path, torch.float32).requires_grad_(False)
+        if self.args.lora_rank:
+            torch.manual_seed(self.args.seed)
+            self.policy = add_adapters(reference, self.args.lora_rank).train()
+            self.reference = WithoutAdapters(self.policy)
         else:
-            with torch.no_grad():
-                policy, reference = (
-                    torch.cat(errors)
-                    for errors in zip(*(self.errors(models, group, control, timestep, noise, part) for part in parts), strict=True)
-                )
-            gaps = (policy - reference).requires_grad_(True)
-            loss = self.group_loss(gaps, weights)
-            [gradient] = torch.autograd.grad(loss, gaps)
-            for part in parts:
-                [errors] = self.errors([self.policy], group, control, timestep, noise, part)
-                self.accelerator.backward(scale * (gradient[part] * errors).sum())
-        return self.statistics(loss.detach(), policy.detach(), reference.detach(), weights)
+            self.policy, self.reference = deepcopy(reference).requires_grad_(True).train(), reference
 
-    def group_loss(self, gaps, weights):
-        winners, losers = gaps.chunk(2)
-        return group_dpo_loss(winners, losers, weights, self.args.beta, self.args.sft_weight)
+    def reference_cache(self, store):
+        """The cache of the reference's errors, filed under all that decides them beside group, timestep and noise."""
+        origin = {
+            "reference": weights_hash(self.args.controlnet_model_name_or_path),
+            "candidates": {name: value for name, value in store.settings.items() if name not in ("model", "controlnet")},
+            "mixed_precision": self.accelerator.mixed_precision,
+        }
+        return ReferenceCache(self.args.reference_cache, origin, self.args)
 
-    def statistics(self, loss, policy, reference, weights):
-        """(7,) sums over the group's pairs and candidates, to be added up over groups and processes."""
-        winners, losers = (policy - reference).chunk(2)
-        margins = pair_margins(winners, losers, self.args.beta)
-        pairs, count = margins.numel(), len(winners)
-        correct = (margins > 0).sum() + 0.5 * (margins == 0).sum()
-        return torch.stack(
-            [loss, correct, margins.sum(), policy[:count].sum(), policy[count:].sum(), winners.sum(), losers.sum()]
-        ).double() / torch.tensor(
-            [1, 1, 1, count / pairs, count / pairs, count / pairs, count / pairs], dtype=torch.float64, device=loss.device
-        )
+    # -- one step ----------------------------------------------------------------------------------------------------
 
     def train_step(self):
         """One optimizer step over the step's groups; returns its log record and their image ids."""
         args, accelerator = self.args, self.accelerator
         indices = groups_of_step(self.step, args.groups_per_step, len(self.groups), args.seed)
-        pairs = args.groups_per_step * args.top_n**2
-        total = torch.zeros(7, dtype=torch.float64, device=self.backbone.device)
+        visits = args.groups_per_step * args.timesteps_per_group
+        pairs = visits * (args.pairs_per_group or args.top_n**2)
+        total = torch.zeros(1 + len(STATISTICS), dtype=torch.float64, device=self.backbone.device)
         for index in indices[accelerator.process_index :: accelerator.num_processes]:
-            total += self.visit(self.groups.read(index, self.backbone), 1 / pairs)
+            group = self.groups.read(index, self.backbone)
+            for visit in range(args.timesteps_per_group):
+                total += self.objective.visit(self.step, group, 1 / pairs, visit)
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, "sum")
             for parameter in self.parameters:
                 parameter.grad = accelerator.reduce(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, "sum")
         norm = accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
-        total = (total / pairs).tolist()
-        finite = math.isfinite(total[0]) and bool(torch.isfinite(norm))
+        loss, *means = total.tolist()
+        record = {
+            "step": self.step + 1,
+            "loss": loss / pairs,
+            **{name: sum_ / visits for name, sum_ in zip(STATISTICS, means, strict=True)},
+        }
+        finite = math.isfinite(loss) and bool(torch.isfinite(norm))
         if finite or accelerator.scaler:  # fp16's scaler skips the step itself, and must see it to lower its scale
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
-        names = ("loss", "implicit_accuracy", "margin", "winner_error", "loser_error", "winner_gap", "loser_gap")
-        record = {
-            "step": self.step + 1,
-            **dict(zip(names, total, strict=True)),
-            "grad_norm": float(norm),
-            "learning_rate": self.schedule.get_last_lr()[0],
-            "finite": finite,
-        }
-        if self.step == 0:
-            self.check_neutral_start(indices, total[0])
+        record |= {"grad_norm": float(norm), "learning_rate": self.schedule.get_last_lr()[0], "finite": finite}
+        if self.step == 0 and finite:
+            self.check_neutral_start(indices, record)
         return record, [self.groups.image_ids[index] for index in indices]
 
-    def check_neutral_start(self, indices, loss):
-        """Policy and reference are one at step 0: the loss is exactly ln 2 × the mean weight."""
-        expected = math.log(2) * float(self.groups.weights[indices].mean())
-        if not math.isclose(loss, expected, rel_tol=1e-4):
-            raise RuntimeError(
-                f"step 0: the loss is {loss}, not ln 2 × mean weight = {expected}: policy and reference differ before training"
-            )
+    def check_neutral_start(self, indices, record):
+        """Policy and reference are one at step 0: the margins are 0, the loss that of zero gaps (the paper's: ln 2 × the mean weight)."""
+        args, zeros = self.args, torch.zeros(2 * self.args.top_n)
+        if not args.pairs_per_group:
+            weights = torch.from_numpy(self.groups.weights[indices]).float()
+            expected = float(sum(self.objective.loss(zeros, of_group) for of_group in weights)) / weights.numel()
+            if not math.isclose(record["loss"], expected, rel_tol=1e-4):
+                raise RuntimeError(f"step 0: the loss is {record['loss']}, not that of zero gaps, {expected}: policy and reference differ")
+        if abs(record["margin"]) > 1e-3:
+            raise RuntimeError(f"step 0: the mean margin is {record['margin']}, not 0: policy and reference differ before training")
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
@@ -214,11 +182,14 @@ class PreferenceTrainer:
             self.accelerator.init_trackers(
                 "dp2o", config={key: value for key, value in vars(args).items() if isinstance(value, (int, float, str, bool))}
             )
+        guard = CollapseGuard(args.collapse_patience, log.records if main else ())
         validator = self.make_validator()
         if validator and self.step == 0:
-            self.log(log, {"step": 0, **validator(self.policy)})
+            self.validate(validator, guard, log)
+        stopped = args.on_collapse == "stop" and self.has_collapsed(guard)  # a run that goes on after it was stopped
+        last = self.step if stopped else args.max_train_steps
         bar = tqdm(
-            range(self.step, args.max_train_steps),
+            range(self.step, last),
             initial=self.step,
             total=args.max_train_steps,
             unit="step",
@@ -236,26 +207,74 @@ class PreferenceTrainer:
                     f"{self.output}: no finite loss in three steps in a row, the last at step {self.step} with the images "
                     f"{', '.join(image_ids)}; lower --learning_rate or check their scores"
                 )
-            record["pairs_per_second"] = args.groups_per_step * args.top_n**2 / (time.perf_counter() - started)
+            seconds = time.perf_counter() - started
+            record["groups_per_second"] = args.groups_per_step / seconds
+            record["pairs_per_second"] = args.groups_per_step * args.timesteps_per_group * (args.pairs_per_group or args.top_n**2) / seconds
+            if self.step % DISTANCE_STEPS == 0:
+                record["distance"] = self.distance()
             smooth = record["implicit_accuracy"] if smooth is None else 0.9 * smooth + 0.1 * record["implicit_accuracy"]
             bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{smooth:.2f}", refresh=False)
             self.log(log, record)
-            if validator and self.step % args.validation_steps == 0:
-                self.log(log, {"step": self.step, **validator(self.policy)})
+            if args.validation_steps and self.step % args.validation_steps == 0:
+                if validator:
+                    self.validate(validator, guard, log)
+                if self.has_collapsed(guard):
+                    self.save()
+                    break
             if self.step % args.checkpointing_steps == 0 or self.step == args.max_train_steps:
                 self.save()
+        bar.close()
         if main:
-            save_controlnet(self.policy, self.output)
+            save_controlnet(merged(self.policy), self.output)
             write_json(self.output / "versions.json", versions())
         self.accelerator.end_training()
 
     def make_validator(self):
         """Held-out validation by reward, if images for it are given; the first process does it for all."""
-        if not (self.args.validation_steps and self.args.validation_image_path and self.accelerator.is_main_process):
+        args = self.args
+        if not (args.validation_steps and args.validation_image_path and self.accelerator.is_main_process):
             return None
         from dp2osr.training.validation import RewardValidator
 
-        return RewardValidator(self.args, self.backbone, self.reference, self.control_scale)
+        reference = self.backbone.load_controlnet(args.controlnet_model_name_or_path) if args.lora_rank else self.reference
+        return RewardValidator(args, self.backbone, reference, self.control_scale)
+
+    def validate(self, validator, guard, log):
+        """Log a validation and its pictures; keep the policy in `best/` if it is the best so far."""
+        record = {"step": self.step, **validator(self.policy)}
+        self.log(log, record)
+        (self.output / "samples").mkdir(exist_ok=True)
+        save_image(validator.sheet(), self.output / "samples" / f"step-{self.step:06d}.png")
+        if guard.see(record):
+            replace_folder(self.output / "best", lambda folder: save_controlnet(merged(self.policy), folder))
+
+    def has_collapsed(self, guard):
+        """Whether the run must stop, by the first process's validations; `--on_collapse` may only warn or lower the rate."""
+        [collapsed] = broadcast_object_list([guard.collapsed])
+        if not collapsed:
+            return False
+        action = self.args.on_collapse
+        if self.accelerator.is_main_process:
+            words = {"stop": "stops", "halve_lr": "goes on at half the learning rate", "warn": "goes on"}[action]
+            print(
+                f"\nwarning: {self.output}: the held-out reward has fallen {guard.patience} validations in a row "
+                f"(G = {guard.last:.2f}, best {guard.best:.2f}, kept in best/); the run {words}",
+                file=sys.stderr,
+            )
+        if action == "halve_lr":
+            self.schedule.base_lrs = [rate / 2 for rate in self.schedule.base_lrs]
+        return action == "stop"
+
+    @torch.no_grad()
+    def distance(self):
+        """‖θ − θ_ref‖ / ‖θ_ref‖ over the ControlNet's parameters."""
+        reference = self.reference
+        if self.args.lora_rank:
+            pairs = [(layer.get_delta_weight("default"), layer.base_layer.weight) for layer in adapters(self.policy).values()]
+        else:
+            pairs = [(own - other, other) for own, other in zip(self.policy.parameters(), reference.parameters(), strict=True)]
+        moved, length = (math.fsum(float(tensor.double().square().sum()) for tensor in side) for side in zip(*pairs, strict=True))
+        return math.sqrt(moved / length)
 
     def log(self, log, record):
         if log:

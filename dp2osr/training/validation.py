@@ -1,10 +1,12 @@
 """Held-out validation by reward: the policy's candidates against the base's, same seeds, pooled normalisation."""
 
 import numpy as np
+from PIL import Image
 
 from dp2osr.backbones import load_backbone
-from dp2osr.data.images import list_images, pil_to_tensor, read_image
+from dp2osr.data.images import list_images, pil_to_tensor, read_image, tensor_to_pil
 from dp2osr.errors import UserError
+from dp2osr.evaluation.contact_sheet import draw_sheet
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.metrics import MetricSuite
 from dp2osr.rewards.reward import hybrid_reward
@@ -13,12 +15,12 @@ from dp2osr.training.options import sampling_options
 
 
 class RewardValidator:
-    """Called with a policy, returns pooled rewards of held-out images and the gain G.
+    """Called with a policy, returns pooled rewards of held-out images and the gain G; `sheet` has the first `shown` of them as pictures.
 
     G = (mean reward of the policy − mean of the base) / mean within-group spread of the base.
     """
 
-    def __init__(self, args, backbone, reference, control_scale=1.0):
+    def __init__(self, args, backbone, reference, control_scale=1.0, shown=6):
         self.config = load_reward_config(args.reward_config)
         self.suite = MetricSuite(self.config.metrics, device=backbone.device)
         self.count = args.validation_candidates
@@ -32,23 +34,27 @@ class RewardValidator:
         self.sampler.settings.control_scale = control_scale
         prompts = {self.sampler.args.negative_prompt, *(self.sampler.prompts(image_id, lr) for image_id, lr, _ in self.images)}
         self.sampler.embeddings = embed_prompts(prompts, backbone)
-        self.base = self.scores(reference)
+        self.shown = shown
+        self.base, self.base_pictures = self.scores(reference)
+        self.pictures = self.base_pictures
 
     def scores(self, controlnet):
-        """{metric: (images, m)} raw scores of candidates sampled with `controlnet`."""
+        """{metric: (images, m)} raw scores of candidates sampled with `controlnet`, and the first candidate of the first images."""
         training = controlnet.training
         controlnet.eval()
         self.sampler.controlnet = controlnet
-        rows = []
+        rows, pictures = [], []
         for image_id, lr, gt in self.images:
-            group = self.sampler.sample(image_id, lr, self.count)
-            rows.append(self.suite.score(self.sampler.images(group), gt, image_id=image_id))
+            images = self.sampler.images(self.sampler.sample(image_id, lr, self.count))
+            rows.append(self.suite.score(images, gt, image_id=image_id))
+            if len(pictures) < self.shown:
+                pictures.append(tensor_to_pil(images[0]))
         controlnet.train(training)
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, pictures
 
     def __call__(self, policy):
         """{"val_reward_mean", "val_reward_best", "val_reward_worst", "val_base_mean", "G"}."""
-        scores = self.scores(policy)
+        scores, self.pictures = self.scores(policy)
         pooled = {name: np.concatenate([self.base[name], scores[name]], axis=1) for name in scores}
         base, tuned = np.split(hybrid_reward(pooled, self.suite.lower_better, self.config), 2, axis=1)
         return {
@@ -58,6 +64,13 @@ class RewardValidator:
             "val_base_mean": float(base.mean()),
             "G": float((tuned.mean() - base.mean()) / base.std(axis=1).mean()),
         }
+
+    def sheet(self):
+        """LR | base | policy | GT of the first images, as a PIL image."""
+        rows = []
+        for (_, lr, gt), base, policy in zip(self.images, self.base_pictures, self.pictures, strict=False):
+            rows.append([lr.resize(base.size, Image.Resampling.NEAREST), base, policy, tensor_to_pil(gt)])
+        return draw_sheet(rows, ["LR", "base", "policy", "GT"])
 
 
 def embed_prompts(prompts, backbone):

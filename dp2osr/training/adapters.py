@@ -1,0 +1,57 @@
+"""LoRA on a ControlNet (peft): the policy is the ControlNet with its adapters, the reference the same one with them switched off."""
+
+from copy import deepcopy
+
+import torch
+
+
+def add_adapters(controlnet, rank):
+    """Put LoRA adapters of `rank` (α = rank, B = 0) in place on all linear layers and convolutions that are larger; they alone train."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    targets = [
+        name
+        for name, module in controlnet.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and min(module.weight.shape[:2]) > rank
+    ]
+    controlnet.requires_grad_(False)
+    return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), controlnet)
+
+
+def adapters(controlnet):
+    """The adapted layers, {name: layer}."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: module for name, module in controlnet.named_modules() if isinstance(module, BaseTunerLayer)}
+
+
+class WithoutAdapters:
+    """Called like the ControlNet, it answers as without its adapters."""
+
+    def __init__(self, controlnet):
+        self.controlnet, self.layers = controlnet, list(adapters(controlnet).values())
+        self.config = controlnet.config
+
+    def __call__(self, *args, **options):
+        for layer in self.layers:
+            layer.enable_adapters(False)
+        try:
+            with torch.no_grad():
+                return self.controlnet(*args, **options)
+        finally:
+            for layer in self.layers:
+                layer.enable_adapters(True)
+
+
+def merged(controlnet):
+    """A ControlNet of the plain class with the adapters' updates added to its weights; `controlnet` itself where it has none."""
+    layers = adapters(controlnet)
+    if not layers:
+        return controlnet
+    state = {key.replace(".base_layer", ""): value for key, value in controlnet.state_dict().items() if ".lora_" not in key}
+    for name, layer in layers.items():
+        update = sum(layer.get_delta_weight(active) for active in layer.active_adapters)
+        state[f"{name}.weight"] = state[f"{name}.weight"] + update.to(state[f"{name}.weight"])
+    plain = type(controlnet).from_config(deepcopy(controlnet.config))
+    plain.load_state_dict(state)
+    return plain.to(controlnet.device, controlnet.dtype)
