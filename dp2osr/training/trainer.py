@@ -135,9 +135,10 @@ class PreferenceTrainer:
         visits = args.groups_per_step * args.timesteps_per_group
         pairs = visits * (args.pairs_per_group or args.top_n**2)
         total = torch.zeros(1 + len(STATISTICS), dtype=torch.float64, device=self.backbone.device)
-        for index in indices[accelerator.process_index :: accelerator.num_processes]:
-            group = self.groups.read(index, self.backbone)
-            for visit in range(args.timesteps_per_group):
+        for place in range(accelerator.process_index, len(indices), accelerator.num_processes):
+            group = self.groups.read(indices[place], self.backbone)
+            before = indices[:place].count(indices[place])  # where one epoch ends and the next begins, a step may see a group twice
+            for visit in range(before * args.timesteps_per_group, (before + 1) * args.timesteps_per_group):
                 total += self.objective.visit(self.step, group, 1 / pairs, visit)
         if accelerator.num_processes > 1:
             total = accelerator.reduce(total, "sum")
