@@ -1,7 +1,9 @@
 """The trainer: exact gradient, neutral start, identical resume after SIGKILL, one or two processes, refusals."""
 
 import math
+import multiprocessing
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -101,14 +103,75 @@ def test_a_killed_run_ends_with_the_same_weights(trained, labelled, tmp_path, ki
     assert [record["loss"] for record in read_log(log)] == [record["loss"] for record in read_log(trained / "train_log.jsonl")]
 
 
-def test_two_processes_give_the_same_weights(trained, labelled, tmp_path):
+def test_two_processes_give_the_same_weights_after_twenty_steps(labelled, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
+    more = ["--max_train_steps", "20", "--groups_per_step", "3"]  # the first process has two groups a step, the second one
     done = subprocess.run(
-        [*launch, *words(labelled, tmp_path / "two")], cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        [*launch, *words(labelled, tmp_path / "two", *more)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    two = weights(tmp_path / "two")
-    assert max((value - two[key]).abs().max().item() for key, value in weights(trained).items()) <= 2e-5
+    run_program(*words(labelled, tmp_path / "one", *more), env={"OMP_NUM_THREADS": "1"})
+    one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max((value - two[key]).abs().max().item() for key, value in one.items()) <= 1e-6
+
+
+PRELOADED = [
+    "train_sd2_dpo",
+    "dp2osr.training.trainer",
+    "dp2osr.backbones.flux",
+    "diffusers.models.controlnets.controlnet",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.optimization",
+    "transformers.models.clip.modeling_clip",
+]
+
+
+def train_in_a_process(labelled, output):
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - its bar would mix with the others'
+    torch.set_num_threads(1)
+    run_training(labelled, output)
+
+
+def test_ten_kills_at_random_moments_leave_no_trace(labelled, tmp_path, monkeypatch):
+    """SIGKILL at random moments, again and again in one folder until it is whole: its weights are those of a run never stopped."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(PRELOADED)
+
+    def train(output, seconds):
+        """Start, and kill after so many seconds; whether it was still at work."""
+        process = processes.Process(target=train_in_a_process, args=(labelled, output))
+        process.start()
+        process.join(seconds)
+        killed = process.exitcode is None
+        process.kill()
+        process.join()
+        assert killed or process.exitcode == 0
+        return killed
+
+    def assert_whole():
+        expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+        assert all(torch.equal(value, found[key]) for key, value in expected.items())
+        logs = [read_log(tmp_path / name / "train_log.jsonl") for name in ("whole", "killed")]
+        assert [record["step"] for record in logs[1]] == list(range(1, STEPS + 1))
+        assert [record["loss"] for record in logs[1]] == [record["loss"] for record in logs[0]]
+
+    started = time.time()
+    assert not train(tmp_path / "whole", 300)
+    moments, longest, kills = random.Random(), 0.6 * (time.time() - started), 0
+    while kills < 10:
+        if train(tmp_path / "killed", moments.uniform(0, longest)):
+            kills += 1
+        else:
+            assert_whole()
+            shutil.rmtree(tmp_path / "killed")
+    assert not train(tmp_path / "killed", 300)
+    assert_whole()
 
 
 def test_micro_batches_and_gradient_checkpointing_give_the_same_gradient(labelled):

@@ -6,6 +6,7 @@ from dp2osr.config import at_least, positive
 from dp2osr.preference.weights import WEIGHTINGS
 
 LOSSES = ("sigmoid", "ipo", "hinge", "plackett_luce")  # of preference.loss, named here so that --help needs no torch
+GRADIENT_SUMS = {"fp32": "float32", "fp64": "float64"}  # torch's names
 
 TRAINING_FLAGS = argparse.ArgumentParser(add_help=False)
 _add = TRAINING_FLAGS.add_argument
@@ -52,6 +53,13 @@ _add(
     type=at_least(0),
     default=0,
     help="pairs drawn from a group's N² at each visit, as a batch of pairs has; 0: all, at the same cost (default: %(default)s)",
+)
+_add(
+    "--gradient_sum",
+    default="fp64",
+    choices=GRADIENT_SUMS,
+    help="precision in which gradients of groups and processes are added; fp64 makes the weights the same for any number of processes, "
+    "for 8 bytes a parameter (default: %(default)s)",
 )
 _add("--reference_cache", help="folder that keeps the reference's errors: trainings on the same visits (same seed) need not run it again")
 _add("--lora_rank", type=at_least(0), default=0, help="train LoRA adapters of this rank instead of the whole ControlNet; 0: the whole")

@@ -27,9 +27,11 @@ from dp2osr.rewards.table import read_scores
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.adapters import WithoutAdapters, adapters, add_adapters, merged
 from dp2osr.training.checkpoints import replace_folder, restore_checkpoint, save_checkpoint, save_controlnet
+from dp2osr.training.gradient import GradientSum
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.log import TrainingLog
 from dp2osr.training.objective import STATISTICS, GroupObjective
+from dp2osr.training.options import GRADIENT_SUMS
 from dp2osr.training.reference_cache import ReferenceCache
 
 # Settings that may differ when a run goes on: they change nothing in the weights, or a hash stands for them.
@@ -135,15 +137,15 @@ class PreferenceTrainer:
         visits = args.groups_per_step * args.timesteps_per_group
         pairs = visits * (args.pairs_per_group or args.top_n**2)
         total = torch.zeros(1 + len(STATISTICS), dtype=torch.float64, device=self.backbone.device)
+        gradient = GradientSum(self.parameters, getattr(torch, GRADIENT_SUMS[args.gradient_sum]))
         for place in range(accelerator.process_index, len(indices), accelerator.num_processes):
             group = self.groups.read(indices[place], self.backbone)
             before = indices[:place].count(indices[place])  # where one epoch ends and the next begins, a step may see a group twice
             for visit in range(before * args.timesteps_per_group, (before + 1) * args.timesteps_per_group):
                 total += self.objective.visit(self.step, group, 1 / pairs, visit)
-        if accelerator.num_processes > 1:
-            total = accelerator.reduce(total, "sum")
-            for parameter in self.parameters:
-                parameter.grad = accelerator.reduce(torch.zeros_like(parameter) if parameter.grad is None else parameter.grad, "sum")
+                gradient.take()
+        total = accelerator.reduce(total, "sum")
+        gradient.give(accelerator)
         norm = accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
         loss, *means = total.tolist()
         record = {
