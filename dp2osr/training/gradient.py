@@ -18,7 +18,9 @@ class GradientSum:
         self.parameters, self.dtype, self.sums = parameters, dtype, {}
 
     def take(self):
-        """Add the gradients of one visit, and clear them."""
+        """Add the gradients of one visit, and clear them; in the parameters' own precision autograd adds them up where they are."""
+        if self.dtype == torch.float32:
+            return
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
@@ -31,7 +33,7 @@ class GradientSum:
     def give(self, accelerator):
         """Leave the sum over all processes in the parameters' `grad`."""
         for index, parameter in enumerate(self.parameters):
-            own = self.sums.pop(index, None)
+            own = self.sums.pop(index, parameter.grad)
             if accelerator.num_processes > 1:  # a process without a visit, or a parameter that no visit reached, counts as zeros
                 own = accelerator.reduce(torch.zeros_like(parameter, dtype=self.dtype) if own is None else own, "sum")
             parameter.grad = None if own is None else own.to(parameter.dtype)
