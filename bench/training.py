@@ -83,28 +83,29 @@ class Bench:
         return torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=True)  # at rate 0 every step is the same step
 
     def group_step(self, optimizer, dtype="float32"):
-        """One step in group form; returns its seconds."""
+        """One step in group form; returns the seconds of its passes and of the optimizer."""
         import torch
 
         from dp2osr.training.gradient import GradientSum
 
-        started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
+        started = time.perf_counter()
         total = GradientSum(list(self.policy.parameters()), getattr(torch, dtype))
         self.objective.visit(0, self.group, 1 / self.top_n**2)
         total.take()
         total.give(self.objective.accelerator)
+        passed = time.perf_counter()
         optimizer.step()
-        return time.perf_counter() - started
+        return passed - started, time.perf_counter() - passed
 
     def pairwise_step(self, optimizer, pairs, unets):
-        """One step on `pairs` [(winner, loser)], each with its own passes through two whole models; returns its seconds."""
+        """One step on `pairs` [(winner, loser)], each with its own passes through two whole models; seconds as `group_step`."""
         import torch
         from torch.nn import functional as F
 
         timestep, noise = self.objective.draw(0, self.group)
-        started = time.perf_counter()
         optimizer.zero_grad(set_to_none=True)
+        started = time.perf_counter()
         for first in range(0, len(pairs), self.args.batch_pairs):
             part = pairs[first : first + self.args.batch_pairs]
             index = [winner for winner, _ in part] + [self.top_n + loser for _, loser in part]
@@ -117,8 +118,9 @@ class Bench:
             winners, losers = (policy - reference).chunk(2)
             weights = torch.stack([self.group.weights[pair] for pair in part])
             (-(weights * F.logsigmoid(-0.5 * self.beta * (winners - losers))).sum() / self.top_n**2).backward()
+        passed = time.perf_counter()
         optimizer.step()
-        return time.perf_counter() - started
+        return passed - started, time.perf_counter() - passed
 
     def whole_errors(self, unet, controlnet, noisy, timesteps, target):
         """Errors of a ControlNet and a UNet called as diffusers' training scripts call them."""
@@ -150,21 +152,24 @@ def compare_times(args):
         pairs = every[: args.pairwise_pairs or len(every)]
         unets = [bench.backbone.unet] * 2
         with tempfile.TemporaryDirectory() as folder:
-            cache = ReferenceCache(folder, {}, objective.args)
+            cache = ReferenceCache(folder, {})
             seconds = {"pairwise": [], "group": [], "group, filled reference cache": []}
             gradients = {}
-            for repeat in range(args.repeats + (args.repeats > 1)):
+            for repeat in range(args.repeats + 1):  # the first round warms up
                 for name, of_method in seconds.items():
                     objective.cache = cache if "cache" in name else None
                     if "cache" in name and not repeat:
                         bench.group_step(optimizer)  # fills it
                     if name == "pairwise":
-                        took = bench.pairwise_step(optimizer, pairs, unets) / len(pairs)
+                        part = pairs if repeat else pairs[: args.batch_pairs]
+                        passes, update = bench.pairwise_step(optimizer, part, unets)
+                        passes /= len(part)
                     else:
-                        took = bench.group_step(optimizer, "float64") / len(every)
+                        passes, update = bench.group_step(optimizer, "float64")
+                        passes /= len(every)
                     gradients[name] = bench.gradient()
-                    if repeat or args.repeats == 1:  # the first round warms up
-                        of_method.append(took)
+                    if repeat:
+                        of_method.append(passes + update / len(every))  # one update a step of N² pairs on either side
         times = {name: statistics.median(of_method) for name, of_method in seconds.items()}
         for name, took in times.items():
             row = [top_n, name, f"{took:.4f}", f"{1 / took:.1f}", f"{times['pairwise'] / took:.1f}", ""]
@@ -205,7 +210,7 @@ def compare_memory(args):
     print("\n| method | peak memory of the process, GB | ratio |\n|---|---|---|")
     for method in reversed(MEMORY_METHODS):
         words = [sys.executable, __file__, "--model", args.model, "--peak_of", method, "--threads", str(args.threads)]
-        peaks[method] = float(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[-1])
+        peaks[method] = float(subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
         print(f"| {method} | {peaks[method]:.2f} | {peaks[method] / peaks[MEMORY_METHODS[-1]]:.2f} |", flush=True)
 
 

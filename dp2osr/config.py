@@ -4,6 +4,8 @@ import argparse
 import difflib
 import json
 import math
+import os
+import socket
 import sys
 from pathlib import Path
 
@@ -175,9 +177,9 @@ def read_json(path):
 
 
 def write_json(path, content):
-    """Write beside, then rename."""
+    """Write beside, then rename; several processes may write the same file, the last one stands."""
     path = Path(path)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
     part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
     part.replace(path)
 

@@ -28,6 +28,11 @@ def file_sha256(path):
     return digest
 
 
+def vocabulary_hash(tokenizer):
+    """sha256 over the words of a tokenizer and their numbers."""
+    return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
+
+
 def weights_hash(path):
     """sha256 over the weight files of a model folder (or of the one file), in order of their relative paths; of its name for a hub id."""
     path = Path(path)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The quickstart's stages with any folder of settings and any number of rounds: the documented full tiny run, or your own copy of it.
-#     bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS]]]     # default: configs/tiny_sd2/full runs/full 3
+#     bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS]]]     # default: configs/tiny_sd2/full runs/full 5
 # Run it again and it goes on where it was stopped. PYTHON and OMP_NUM_THREADS: see scripts/environment.sh.
 
 caller="$PWD"
@@ -12,7 +12,7 @@ configs=configs/tiny_sd2/full
 output=runs/full
 if [ $# -ge 1 ]; then configs=$(absolute "$1"); fi
 if [ $# -ge 2 ]; then output=$(absolute "$2"); fi
-rounds=${3:-3}
+rounds=${3:-5}
 usage="usage: bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS]]]"
 if [ $# -gt 3 ] || ! [ -d "$configs" ]; then
     echo "error: $configs is not a folder; $usage" >&2

@@ -36,7 +36,8 @@ def controlnet(backbone):
 
 def run_program(*words, env=None, check=True):
     """Run a program of the repository; returns the finished process."""
-    environment = {**os.environ, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", **(env or {})}
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}  # as in this process: another number rounds differently
+    environment = {**os.environ, **threads, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", **(env or {})}
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True)
     if check:
         assert done.returncode == 0, done.stderr[-3000:]

@@ -113,7 +113,7 @@ def test_the_same_command_gives_the_same_bytes(sampled, lr_folder, tmp_path):
 
 
 def test_two_processes_give_the_same_candidates(sampled, lr_folder, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611", "gen_candidates.py"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "gen_candidates.py"]
     words = [*launch, *MODEL_FLAGS, *SAMPLING, "--image_path", str(lr_folder), "--output_dir", str(tmp_path / "two")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]

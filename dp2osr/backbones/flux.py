@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dp2osr.backbones.loading import load_part, load_weights, read_tensors
+from dp2osr.backbones.loading import check_latents, load_part, load_weights, read_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.errors import UserError
 
@@ -46,6 +46,7 @@ class FluxBackbone:
         self.native_size = min(512, vae_config["sample_size"])  # FLUX takes 256 to 2048 pixels, the SR ControlNets are of 512
         self.size_multiple = 2 * self.vae_scale
         self.latent_channels = transformer_config["in_channels"] // 4
+        check_latents(source, vae_config, self.latent_channels)
         self.vae_tiling = default_vae_tiling(self.native_size, self.vae_scale)
         self.guidance = 1.0  # what the distilled guidance embedding is told in training
         if "vae" in parts:

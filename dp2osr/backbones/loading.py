@@ -70,6 +70,15 @@ def has_part(path, name):
         return False
 
 
+def check_latents(source, vae_config, channels):
+    """Raise `UserError` unless the autoencoder's latents have the `channels` that the diffusion model takes."""
+    if vae_config["latent_channels"] != channels:
+        path = source.where("vae")[0]
+        raise UserError(
+            f"{path}: is an autoencoder of {vae_config['latent_channels']} channels, {source.path} takes {channels}; give its own"
+        )
+
+
 def load_part(cls, path, subfolder, read=None, **options):
     """`cls.from_pretrained` (or another reader of it) with one clear line where a file is missing or broken."""
     options = {**options, **({"subfolder": subfolder} if subfolder else {})}

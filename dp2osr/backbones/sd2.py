@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from dp2osr.backbones.loading import load_part, load_weights, read_tensors
+from dp2osr.backbones.loading import check_latents, load_part, load_weights, read_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.errors import UserError
 
@@ -51,6 +51,7 @@ class SD2Backbone:
         self.native_size = unet_config["sample_size"] * self.vae_scale
         self.size_multiple = self.vae_scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
         self.latent_channels = unet_config["in_channels"]
+        check_latents(source, vae_config, self.latent_channels)
         self.vae_tiling = default_vae_tiling(self.native_size, self.vae_scale)
         if "vae" in parts:
             self.vae = source.load(AutoencoderKL, "vae", torch_dtype=torch.float32).to(self.device).eval()

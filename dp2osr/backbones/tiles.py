@@ -29,7 +29,9 @@ class Tiling:
         """First positions of the tiles along a side, evenly spread, the last flush with the end; and the side of a tile.
 
         There are as few as `size` and `overlap` allow, and they are as small as so few may be: what is computed twice is the least.
+        `length` and `size` are multiples of the grid.
         """
+        assert length % self.multiple == 0
         if length <= self.size:
             return [0], length
         grid = self.multiple

@@ -20,15 +20,15 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1):
     """
     stores = {title: CandidateStore(folder) for title, folder in candidates.items()}
     truths = {path.stem: path for path in list_images(gt_path)}
-    backbone, rows = None, []
+    decoders = {title: load_decoder(store.settings) for title, store in stores.items()}
+    rows = []
     for image_id in next(iter(stores.values())).ids():
         gt = read_image(truths[image_id])
         pictures = []
-        for store in stores.values():
+        for title, store in stores.items():
             group = store.read(image_id)
-            backbone = backbone or load_decoder(store.settings)
             group.latents = group.latents[:1]
-            pictures.append(tensor_to_pil(decode_group(backbone, group, store.settings["align_method"])[0]))
+            pictures.append(tensor_to_pil(decode_group(decoders[title], group, store.settings["align_method"])[0]))
         lr = [group.lr.resize(gt.size, method) for method in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
         rows.append([*lr, *pictures, gt])
     Path(output).parent.mkdir(parents=True, exist_ok=True)
@@ -36,14 +36,15 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1):
 
 
 def draw_sheet(rows, titles, columns=1, zoom=1):
-    """A PIL image of `rows` of pictures of one size, titled above, `columns` rows side by side."""
-    side, gap, head = max(row[0].width for row in rows) * zoom, 4, 16
-    width, height = len(titles) * (side + gap) + 8, side + gap
+    """A PIL image of `rows` of pictures, titled above, `columns` rows side by side."""
+    wide, high = (max(picture.size[axis] for row in rows for picture in row) * zoom for axis in (0, 1))
+    gap, head = 4, 16
+    width, height = len(titles) * (wide + gap) + 8, high + gap
     sheet = Image.new("RGB", (columns * width, -(-len(rows) // columns) * height + head), "white")
     draw = ImageDraw.Draw(sheet)
     for index, row in enumerate(rows):
         for place, picture in enumerate(row):
-            x, y = index % columns * width + place * (side + gap), index // columns * height + head
+            x, y = index % columns * width + place * (wide + gap), index // columns * height + head
             sheet.paste(picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST), (x, y))
             if index < columns:
                 draw.text((x + 2, 2), titles[place], fill="black")

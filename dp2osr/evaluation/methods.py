@@ -154,6 +154,8 @@ def _notes_on_metrics(methods):
 
 COMPARABLE = (
     "model_hash",
+    "vae_hash",
+    "vae_tiling",
     "num_inference_steps",
     "guidance_scale",
     "scheduler",

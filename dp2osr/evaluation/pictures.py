@@ -1,5 +1,6 @@
 """Which images and candidates the report shows, decoded as the user would get them, and cropped where they are large."""
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -140,13 +141,13 @@ def _bicubic_tile(evaluation, bicubic, image, group, window):
 
 
 def decode_candidates(method, group, candidates, backbones, device="cpu"):
-    """The 8-bit RGB PIL images of the named candidates; `backbones` caches the autoencoders by model folder."""
+    """The 8-bit RGB PIL images of the named candidates; `backbones` caches the autoencoders."""
     from dp2osr.data.images import tensor_to_pil
     from dp2osr.sampling import decode
 
     settings = method.store.settings
-    path = settings["model"]
-    if path not in backbones:
-        backbones[path] = decode.load_decoder(settings, device)
+    decoder = json.dumps([settings.get(name) for name in ("model", "model_files", "vae_tiling")])
+    if decoder not in backbones:
+        backbones[decoder] = decode.load_decoder(settings, device)
     few = replace(group, latents=group.latents[candidates], seeds=[group.seeds[m] for m in candidates])
-    return [tensor_to_pil(image) for image in decode.decode_group(backbones[path], few, settings["align_method"])]
+    return [tensor_to_pil(image) for image in decode.decode_group(backbones[decoder], few, settings["align_method"])]

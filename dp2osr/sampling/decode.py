@@ -25,9 +25,13 @@ def load_decoder(settings, device="cpu"):
     """The backbone of a candidate folder's `settings`, its autoencoder alone, tiled as the sampler's was."""
     source = ModelSource(**{**settings.get("model_files", {}), "path": settings["model"]})
     backbone = load_backbone(source, device=device, parts=("vae",))
-    if "vae_tiling" in settings:  # a folder from before there were tiles
-        backbone.vae_tiling = Tiling(**settings["vae_tiling"])
+    backbone.vae_tiling = stored_tiling(settings, backbone.vae_tiling)
     return backbone
+
+
+def stored_tiling(settings, default):
+    """How a candidate folder's images are encoded and decoded; `default` for a folder from before there were tiles."""
+    return Tiling(**settings["vae_tiling"]) if "vae_tiling" in settings else default
 
 
 def decode_group(backbone, group, align_method):

@@ -9,6 +9,7 @@ from tqdm import tqdm
 from dp2osr.config import settle
 from dp2osr.data.images import list_images, read_image, read_image_and_alpha, save_image, tensor_to_pil
 from dp2osr.sampling.sampler import GroupSampler, sampling_record
+from dp2osr.sampling.store import TOLD
 
 
 def restore_folder(args):
@@ -33,7 +34,7 @@ def restore_folder(args):
                 for name in result_names(path, args):
                     (output / name).unlink(missing_ok=True)
         settings = sampling_record(args, sampler, sample_times=args.sample_times, process_size=args.process_size)
-        settle(record, settings, told=("model", "controlnet", "versions"))
+        settle(record, settings, told=TOLD)
     state.wait_for_everyone()
     share = paths[state.process_index :: state.num_processes]
     for path in tqdm(share, unit="image", desc="restore", disable=not state.is_local_main_process):

@@ -11,7 +11,7 @@ from dp2osr.data.images import list_images, read_image
 from dp2osr.errors import UserError
 from dp2osr.precision import DTYPES, usable_precision
 from dp2osr.prompts.source import PromptSource
-from dp2osr.provenance import versions, weights_hash
+from dp2osr.provenance import versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import finish_images
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed
@@ -110,7 +110,10 @@ def sampling_record(args, sampler, **counts):
         "model": args.pretrained_model_name_or_path,
         "model_hash": weights_hash(args.pretrained_model_name_or_path),
         "model_files": asdict(replace(sampler.backbone.source, path=None)),
+        "variant": args.variant,
+        "revision": args.revision,
         "vae_hash": weights_hash(args.pretrained_vae_model_name_or_path) if args.pretrained_vae_model_name_or_path else None,
+        "tokenizer_hash": vocabulary_hash(sampler.backbone.tokenizer) if args.tokenizer_name else None,
         "controlnet": args.controlnet_model_name_or_path,
         "controlnet_hash": weights_hash(args.controlnet_model_name_or_path),
         "backbone": sampler.backbone.kind,

@@ -36,6 +36,9 @@ class CandidateGroup:
     embedding: dict[str, torch.Tensor] = field(default_factory=dict)  # of the prompt, as the backbone gives it for one
 
 
+TOLD = ("model", "model_files", "controlnet", "versions")  # settings that are written and not compared: hashes stand for them
+
+
 class CandidateStore:
     """A folder of candidate groups.
 
@@ -49,7 +52,7 @@ class CandidateStore:
     def __init__(self, folder, settings=None):
         self.folder = Path(folder)
         if settings is not None:
-            settle(self.folder / "settings.json", settings, told=("model", "controlnet", "versions"))
+            settle(self.folder / "settings.json", settings, told=TOLD)
         if not (self.folder / "settings.json").is_file():
             raise UserError(f"{self.folder}: is not a candidate folder (no settings.json); make one with gen_candidates.py")
         self.settings = read_json(self.folder / "settings.json")

@@ -4,6 +4,8 @@ from copy import deepcopy
 
 import torch
 
+from dp2osr.errors import UserError
+
 
 def add_adapters(controlnet, rank):
     """Put LoRA adapters of `rank` (α = rank, B = 0) in place on all linear layers and convolutions that are larger; they alone train."""
@@ -14,6 +16,8 @@ def add_adapters(controlnet, rank):
         for name, module in controlnet.named_modules()
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and min(module.weight.shape[:2]) > rank
     ]
+    if not targets:
+        raise UserError(f"--lora_rank {rank}: no layer of this ControlNet is larger; give a smaller rank")
     controlnet.requires_grad_(False)
     return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=rank, target_modules=targets), controlnet)
 

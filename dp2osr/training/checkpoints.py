@@ -21,9 +21,11 @@ def save_controlnet(controlnet, folder):
 
 
 def replace_folder(folder, write):
-    """Let `write` fill a folder beside `folder`, then put it in its place: a reader finds the old one or the new one whole."""
+    """Let `write` fill a folder beside `folder`, then put it in its place; what a stop between two renames left is put back first."""
     folder = Path(folder)
     part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     write(part)

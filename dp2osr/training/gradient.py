@@ -31,9 +31,15 @@ class GradientSum:
             parameter.grad = None
 
     def give(self, accelerator):
-        """Leave the sum over all processes in the parameters' `grad`."""
+        """Leave the sum over all processes in the parameters' `grad`; None where no process has any: the optimizer passes it over."""
+        several = accelerator.num_processes > 1
+        found = torch.tensor([index in self.sums or parameter.grad is not None for index, parameter in enumerate(self.parameters)])
+        if several:
+            found = accelerator.reduce(found.to(accelerator.device, torch.int32), "sum").bool()
         for index, parameter in enumerate(self.parameters):
+            if not found[index]:
+                continue
             own = self.sums.pop(index, parameter.grad)
-            if accelerator.num_processes > 1:  # a process without a visit, or a parameter that no visit reached, counts as zeros
+            if several:
                 own = accelerator.reduce(torch.zeros_like(parameter, dtype=self.dtype) if own is None else own, "sum")
-            parameter.grad = None if own is None else own.to(parameter.dtype)
+            parameter.grad = own.to(parameter.dtype)

@@ -1,5 +1,7 @@
 """What held-out validations say about a run: which was the best, and whether the policy is collapsing."""
 
+import math
+
 
 class CollapseGuard:
     """Fed with the log's records, in order; those without a validation are passed over.
@@ -18,7 +20,7 @@ class CollapseGuard:
     def see(self, record):
         """Take a record in; whether it is the best validation so far."""
         reward = record.get("G")
-        if reward is None:
+        if reward is None or not math.isfinite(reward):
             return False
         self.falls = self.falls + 1 if self.last is not None and reward < self.last else 0
         self.last = reward

@@ -3,9 +3,11 @@
 import argparse
 
 from dp2osr.config import at_least, positive
+from dp2osr.errors import UserError
 from dp2osr.preference.weights import WEIGHTINGS
 
 LOSSES = ("sigmoid", "ipo", "hinge", "plackett_luce")  # of preference.loss, named here so that --help needs no torch
+SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers.optimization
 GRADIENT_SUMS = {"fp32": "float32", "fp64": "float64"}  # torch's names
 
 TRAINING_FLAGS = argparse.ArgumentParser(add_help=False)
@@ -71,30 +73,49 @@ _add(
 )
 _add("--gradient_checkpointing", action="store_true", help="recompute activations in the backward pass: less memory, more time")
 _add("--learning_rate", type=at_least(0, float), default=2e-5, help="AdamW rate (default: %(default)s)")
-_add("--lr_scheduler", default="constant_with_warmup", help="a diffusers schedule (default: %(default)s)")
+_add("--lr_scheduler", default="constant_with_warmup", choices=SCHEDULES, help="schedule of the rate (default: %(default)s)")
 _add("--lr_warmup_steps", type=at_least(0), default=0, help="warm-up, steps (default: %(default)s)")
 _add("--adam_weight_decay", type=at_least(0, float), default=1e-2, help="(default: %(default)s)")
 _add("--max_grad_norm", type=at_least(0, float), default=1.0, help="gradient clipping (default: %(default)s)")
 _add("--max_train_steps", type=at_least(1), default=1000, help="optimizer steps (default: %(default)s)")
 _add("--checkpointing_steps", type=at_least(1), default=100, help="steps between checkpoints (default: %(default)s)")
 _add("--checkpoints_total_limit", type=at_least(1), default=2, help="checkpoints kept (default: %(default)s)")
-_add("--report_to", default="tensorboard", help="tensorboard, wandb, trackio or none (default: %(default)s)")
+_add("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "trackio", "none"], help="tracker (default: %(default)s)")
 _add("--validation_image_path", help="held-out LR images to sample and score during training")
 _add("--validation_gt_path", help="their GT, by name")
 _add("--validation_prompt_file", help="their tags, JSON {image id: tags} (default: empty prompts)")
 _add("--validation_steps", type=at_least(0), default=100, help="steps between validations; 0: none (default: %(default)s)")
-_add("--validation_candidates", type=at_least(1), default=8, help="samples a validation image (default: %(default)s)")
+_add("--validation_candidates", type=at_least(2), default=8, help="samples a validation image (default: %(default)s)")
 _add(
     "--collapse_patience",
     type=at_least(0),
     default=3,
     help="act when the held-out reward has fallen at this many validations in a row; 0: never (default: %(default)s)",
 )
-_add("--on_collapse", default="stop", choices=["stop", "halve_lr", "warn"], help="what to do then (default: %(default)s)")
+_add(
+    "--on_collapse",
+    default="stop",
+    choices=["stop", "halve_lr", "warn"],
+    help="what to do then; best/ has the best policy in any case (default: %(default)s)",
+)
 _add("--num_inference_steps", type=at_least(1), default=50, help="denoising steps in validation (default: %(default)s)")
 _add("--guidance_scale", type=float, default=3.5, help="guidance in validation (default: %(default)s)")
 _add("--align_method", default="adain", choices=["adain", "wavelet", "nofix"], help="colour fix in validation (default: %(default)s)")
 _add("--upscale", type=positive, default=4, help="size of GT over LR in validation (default: %(default)s)")
+
+
+def check_options(args):
+    """Raise `UserError` for flags that do not go together."""
+    low, high = args.timestep_range
+    if not 0 <= low < high <= 1:
+        raise UserError(f"--timestep_range {low} {high}: must be 0 <= LOW < HIGH <= 1")
+    if args.label_smoothing >= 0.5 or args.label_smoothing and args.loss != "sigmoid":
+        raise UserError(f"--label_smoothing {args.label_smoothing}: must be below 0.5, and is of --loss sigmoid only")
+    pairs = args.top_n**2
+    if args.pairs_per_group > pairs or args.pairs_per_group and args.loss == "plackett_luce":
+        raise UserError(f"--pairs_per_group {args.pairs_per_group}: a group has {pairs} pairs, and plackett_luce takes them whole")
+    if args.validation_steps and bool(args.validation_image_path) != bool(args.validation_gt_path):
+        raise UserError("--validation_image_path and --validation_gt_path: give both, or neither")
 
 
 def sampling_options(args):

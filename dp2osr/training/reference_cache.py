@@ -13,29 +13,31 @@ from dp2osr.errors import UserError
 class ReferenceCache:
     """Errors by group, timestep and noise. Trainings that differ in loss, β, N, weights or learning rate share them; other seeds do not.
 
-    One JSON a visit, {candidate: error}, under `folder`/<hash of all else that decides an error>/<image id>/.
+    One JSON a visit, {candidate: error}, under `folder`/<hash of `origin`>/<image id>/; its name holds step, visit, timestep and a hash of
+    control image and prompt, its keys a hash of the candidate's latents. It may be read-only where nothing is missing.
 
     Args:
         folder: of the cache; made if it is not there.
-        origin: what else decides an error: hashes of base and reference, the candidates' settings, precision, guidance.
-        args: parsed `TRAINING_FLAGS`; read are seed, shared_noise.
+        origin: what else decides an error: hashes of base and reference, seed, precision, guidance.
     """
 
-    def __init__(self, folder, origin, args):
-        settings = {**origin, "seed": args.seed, "shared_noise": args.shared_noise}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    def __init__(self, folder, origin):
+        digest = hashlib.sha256(json.dumps(origin, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.folder = Path(folder) / digest
+        self.hits = self.visits = 0
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / "settings.json").exists():
+                write_json(self.folder / "settings.json", origin)
         except OSError as error:
-            raise UserError(
-                f"--reference_cache {folder}: cannot be made ({error.strerror}); give a folder that can be written to"
-            ) from None
-        write_json(self.folder / "settings.json", settings)
-        self.hits = self.visits = 0
+            raise UserError(f"--reference_cache {folder}: cannot be written ({error.strerror}); give another folder") from None
 
     def path(self, group, timestep, step, visit):
-        return self.folder / group.image_id / f"{step}-{visit}-{timestep.item():.9g}.json"
+        conditions = fingerprint(group.control, *(group.prompt[name] for name in sorted(group.prompt)))
+        return self.folder / group.image_id / f"{step}-{visit}-{timestep.item():.9g}-{conditions}.json"
+
+    def keys(self, group):
+        return [f"{candidate}-{fingerprint(latents)}" for candidate, latents in zip(group.candidates, group.latents, strict=True)]
 
     def stored(self, path):
         try:
@@ -45,16 +47,28 @@ class ReferenceCache:
 
     def read(self, group, timestep, step, visit):
         """(2N,) float32 errors of the group's candidates, or None where one of them is not known."""
-        stored = self.stored(self.path(group, timestep, step, visit))
+        stored, keys = self.stored(self.path(group, timestep, step, visit)), self.keys(group)
         self.visits += 1
-        if any(str(candidate) not in stored for candidate in group.candidates):
+        if any(key not in stored for key in keys):
             return None
         self.hits += 1
-        return torch.tensor([stored[str(candidate)] for candidate in group.candidates], dtype=torch.float32)
+        return torch.tensor([stored[key] for key in keys], dtype=torch.float32)
 
     def write(self, group, timestep, step, visit, errors):
         """Add the errors (2N,) of the group's candidates."""
         path = self.path(group, timestep, step, visit)
-        path.parent.mkdir(exist_ok=True)
-        known = {str(candidate): error for candidate, error in zip(group.candidates, errors.tolist(), strict=True)}
-        write_json(path, {**self.stored(path), **known})
+        try:
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, {**self.stored(path), **dict(zip(self.keys(group), errors.tolist(), strict=True))})
+        except PermissionError:
+            raise UserError(
+                f"{path.parent}: cannot be written, and an error of this visit is not in it; give another --reference_cache"
+            ) from None
+
+
+def fingerprint(*tensors):
+    """8 hexadecimal digits of the tensors' content."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:8]

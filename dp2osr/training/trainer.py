@@ -9,10 +9,11 @@ import math
 import sys
 import time
 from copy import deepcopy
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
@@ -24,6 +25,7 @@ from dp2osr.preference.groups import PreferenceGroups, groups_of_step
 from dp2osr.provenance import versions, weights_hash
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
+from dp2osr.sampling.decode import stored_tiling
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.adapters import WithoutAdapters, adapters, add_adapters, merged
 from dp2osr.training.checkpoints import replace_folder, restore_checkpoint, save_checkpoint, save_controlnet
@@ -31,14 +33,14 @@ from dp2osr.training.gradient import GradientSum
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.log import TrainingLog
 from dp2osr.training.objective import STATISTICS, GroupObjective
-from dp2osr.training.options import GRADIENT_SUMS
+from dp2osr.training.options import GRADIENT_SUMS, check_options
 from dp2osr.training.reference_cache import ReferenceCache
 
-# Settings that may differ when a run goes on: they change nothing in the weights, or a hash stands for them.
+# Settings that may differ when a run goes on: a hash stands for them, or they change nothing in the weights but, at most, when a run stops.
 FREE_SETTINGS = (
     "config", "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "micro_batch_size", "gradient_checkpointing",
     "validation_steps", "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates",
-    "pretrained_model_name_or_path", "reference_cache", "collapse_patience",
+    "pretrained_model_name_or_path", "reference_cache", "collapse_patience", "on_collapse",
     "controlnet_model_name_or_path", "candidates_dir", "scores", "candidates",
 )  # fmt: skip
 DISTANCE_STEPS = 10  # steps between two looks at how far the policy is from the reference
@@ -58,34 +60,29 @@ class PreferenceTrainer:
         from accelerate import Accelerator
         from diffusers.optimization import get_scheduler
 
-        low, high = args.timestep_range
-        if not 0 <= low < high <= 1:
-            raise UserError(f"--timestep_range {low} {high}: must be 0 <= LOW < HIGH <= 1")
-        if args.label_smoothing >= 0.5 or args.label_smoothing and args.loss != "sigmoid":
-            raise UserError(f"--label_smoothing {args.label_smoothing}: must be below 0.5, and is of --loss sigmoid only")
-        if args.pairs_per_group > args.top_n**2 or args.pairs_per_group and args.loss == "plackett_luce":
-            raise UserError(
-                f"--pairs_per_group {args.pairs_per_group}: a group has {args.top_n**2} pairs, and plackett_luce takes them whole"
-            )
+        check_options(args)
         self.args, self.output = args, Path(args.output_dir)
+        self.validates = bool(args.validation_steps and args.validation_image_path)
         trackers = None if args.report_to == "none" else args.report_to
         self.accelerator = Accelerator(
             mixed_precision=usable_precision(args.mixed_precision, "cuda" if torch.cuda.is_available() else "cpu"),
             log_with=trackers,
             project_dir=args.output_dir,
             cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],  # the others wait while the first one validates
         )
-        store = CandidateStore(args.candidates_dir)
-        if store.settings["model_hash"] != weights_hash(args.pretrained_model_name_or_path):
+        if self.accelerator.num_processes > args.groups_per_step:
             raise UserError(
-                f"{args.candidates_dir}: was sampled with the weights of {store.settings['model']}, which are not those of "
-                f"{args.pretrained_model_name_or_path}; latents of another model cannot be trained on"
+                f"--groups_per_step {args.groups_per_step}: fewer than the {self.accelerator.num_processes} processes; give more"
             )
+        store = CandidateStore(args.candidates_dir)
+        check_model(args, store)
         table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
         config = load_reward_config(args.reward_config)
         self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
         self.backbone = load_backbone(model_source(args), self.accelerator.device, parts=("vae", "denoiser"), kind=args.backbone)
         self.backbone.guidance = store.settings["guidance_scale"]
+        self.backbone.vae_tiling = stored_tiling(store.settings, self.backbone.vae_tiling)
         self.control_scale = store.settings.get("control_scale", 1.0)
         if self.accelerator.is_main_process:
             hashes = {"reference_hash": weights_hash(args.controlnet_model_name_or_path), "groups_hash": self.groups.fingerprint()}
@@ -121,12 +118,22 @@ class PreferenceTrainer:
 
     def reference_cache(self, store):
         """The cache of the reference's errors, filed under all that decides them beside group, timestep and noise."""
+        args, precision = self.args, self.accelerator.mixed_precision
         origin = {
-            "reference": weights_hash(self.args.controlnet_model_name_or_path),
-            "candidates": {name: value for name, value in store.settings.items() if name not in ("model", "controlnet")},
-            "mixed_precision": self.accelerator.mixed_precision,
+            "reference": weights_hash(args.controlnet_model_name_or_path),
+            "model": store.settings["model_hash"],
+            "variant": args.variant,
+            "revision": args.revision,
+            "guidance": self.backbone.guidance,
+            "control_scale": self.control_scale,
+            "seed": args.seed,
+            "shared_noise": args.shared_noise,
+            "device": self.backbone.device.type,
+            "mixed_precision": precision,
+            # rounding depends on what is computed together, and β multiplies it: in 16 bits N and batch are part of what was computed
+            "together": None if precision == "no" else [args.top_n, args.micro_batch_size],
         }
-        return ReferenceCache(self.args.reference_cache, origin, self.args)
+        return ReferenceCache(args.reference_cache, origin)
 
     # -- one step ----------------------------------------------------------------------------------------------------
 
@@ -165,6 +172,8 @@ class PreferenceTrainer:
 
     def check_neutral_start(self, indices, record):
         """Policy and reference are one at step 0: the margins are 0, the loss that of zero gaps (the paper's: ln 2 × the mean weight)."""
+        if self.objective.cache and self.objective.cache.hits:  # errors of another run: the same but for rounding, which β multiplies
+            return
         args, zeros = self.args, torch.zeros(2 * self.args.top_n)
         if not args.pairs_per_group:
             weights = torch.from_numpy(self.groups.weights[indices]).float()
@@ -186,11 +195,11 @@ class PreferenceTrainer:
                 "dp2o", config={key: value for key, value in vars(args).items() if isinstance(value, (int, float, str, bool))}
             )
         guard = CollapseGuard(args.collapse_patience, log.records if main else ())
-        validator = self.make_validator()
+        stopped = self.validates and args.on_collapse == "stop" and self.has_collapsed(guard)  # it was stopped, and is run again
+        last = self.step if stopped else args.max_train_steps
+        validator = self.make_validator() if main and self.validates and self.step < last else None
         if validator and self.step == 0:
             self.validate(validator, guard, log)
-        stopped = args.on_collapse == "stop" and self.has_collapsed(guard)  # a run that goes on after it was stopped
-        last = self.step if stopped else args.max_train_steps
         bar = tqdm(
             range(self.step, last),
             initial=self.step,
@@ -218,8 +227,8 @@ class PreferenceTrainer:
             smooth = record["implicit_accuracy"] if smooth is None else 0.9 * smooth + 0.1 * record["implicit_accuracy"]
             bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{smooth:.2f}", refresh=False)
             self.log(log, record)
-            if args.validation_steps and self.step % args.validation_steps == 0:
-                if validator:
+            if self.validates and self.step % args.validation_steps == 0:
+                if main:
                     self.validate(validator, guard, log)
                 if self.has_collapsed(guard):
                     self.save()
@@ -233,10 +242,8 @@ class PreferenceTrainer:
         self.accelerator.end_training()
 
     def make_validator(self):
-        """Held-out validation by reward, if images for it are given; the first process does it for all."""
+        """Held-out validation by reward; the first process does it for all."""
         args = self.args
-        if not (args.validation_steps and args.validation_image_path and self.accelerator.is_main_process):
-            return None
         from dp2osr.training.validation import RewardValidator
 
         reference = self.backbone.load_controlnet(args.controlnet_model_name_or_path) if args.lora_rank else self.reference
@@ -266,17 +273,20 @@ class PreferenceTrainer:
             )
         if action == "halve_lr":
             self.schedule.base_lrs = [rate / 2 for rate in self.schedule.base_lrs]
+            for group in self.optimizer.param_groups:  # the next step's rate is set already
+                group["lr"] /= 2
         return action == "stop"
 
     @torch.no_grad()
     def distance(self):
         """‖θ − θ_ref‖ / ‖θ_ref‖ over the ControlNet's parameters."""
-        reference = self.reference
         if self.args.lora_rank:
-            pairs = [(layer.get_delta_weight("default"), layer.base_layer.weight) for layer in adapters(self.policy).values()]
+            moves = [layer.get_delta_weight("default") for layer in adapters(self.policy).values()]
+            start = [parameter for name, parameter in self.policy.named_parameters() if ".lora_" not in name]
         else:
-            pairs = [(own - other, other) for own, other in zip(self.policy.parameters(), reference.parameters(), strict=True)]
-        moved, length = (math.fsum(float(tensor.double().square().sum()) for tensor in side) for side in zip(*pairs, strict=True))
+            start = list(self.reference.parameters())
+            moves = [own - other for own, other in zip(self.policy.parameters(), start, strict=True)]
+        moved, length = (math.fsum(float(tensor.double().square().sum()) for tensor in side) for side in (moves, start))
         return math.sqrt(moved / length)
 
     def log(self, log, record):
@@ -288,3 +298,21 @@ class PreferenceTrainer:
         if self.accelerator.is_main_process:
             save_checkpoint(self.output, self.step, self.parts, self.args.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
+
+
+def check_model(args, store):
+    """Raise `UserError` unless the candidates of `store` are latents of the base model, and of the files of it, that `args` name."""
+    settings, files = store.settings, store.settings.get("model_files", {})
+    if settings["model_hash"] != weights_hash(args.pretrained_model_name_or_path):
+        raise UserError(
+            f"{args.candidates_dir}: was sampled with the weights of {settings['model']}, which are not those of "
+            f"{args.pretrained_model_name_or_path}; latents of another model cannot be trained on"
+        )
+    vae = args.pretrained_vae_model_name_or_path
+    found = {"variant": files.get("variant"), "revision": files.get("revision"), "autoencoder": settings.get("vae_hash")}
+    given = {"variant": args.variant, "revision": args.revision, "autoencoder": weights_hash(vae) if vae else None}
+    for name, value in found.items():
+        if given[name] != value:
+            raise UserError(
+                f"{args.candidates_dir}: was sampled with {name} {value}, not {given[name]}; give the flags that it was sampled with"
+            )
