@@ -84,7 +84,11 @@ SAMPLING_FLAGS.add_argument(
     "--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="used where guidance is on (default: '%(default)s')"
 )
 SAMPLING_FLAGS.add_argument(
-    "--batch_size", type=at_least(1), default=8, help="samples denoised together, on each process (default: %(default)s)"
+    "--batch_size",
+    type=at_least(1),
+    default=8,
+    help="samples of the model's own size denoised together, on each process; of larger images as many as have the same pixels "
+    "(default: %(default)s)",
 )
 
 SAMPLING_FLAGS.add_argument(

@@ -494,3 +494,12 @@ def test_one_photograph_has_no_interval(world):
     assert "[" not in headline(evaluation, evaluation.comparisons[0])
     assert {row.changes["policy"].verdict for row in evaluation.rows} == {"unclear"}
     assert figures.to_svg(*figures.result_plots(evaluation)[1]).startswith("<svg")
+
+
+def test_a_sheet_of_portraits_shows_every_picture_whole():
+    from dp2osr.evaluation.contact_sheet import draw_sheet
+
+    colours = ["red", "green", "blue"]
+    sheet = draw_sheet([[Image.new("RGB", (10, 30), colour)] for colour in colours], ["one"])
+    counts = {colour: count for count, colour in sheet.getcolors(10**6)}
+    assert [counts[Image.new("RGB", (1, 1), name).getpixel((0, 0))] for name in colours] == [300] * 3

@@ -1,5 +1,6 @@
 """Where a base model's parts come from: variants, another autoencoder or tokenizer, another attention."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -88,6 +89,14 @@ def test_a_missing_autoencoder_is_one_clear_line(lr_folder, tmp_path):
     done = run_program("test_sd2b_controlnet.py", *flags, ROOT / "preset/train", check=False)
     assert_one_clear_line(done, "preset/train", "AutoencoderKL")
     assert not (tmp_path / "sr").exists()
+
+
+def test_an_autoencoder_of_another_kind_of_latents_is_named(other_vae, tmp_path):
+    shutil.copytree(other_vae, tmp_path / "vae")
+    config = json.loads((tmp_path / "vae/config.json").read_text())
+    (tmp_path / "vae/config.json").write_text(json.dumps({**config, "latent_channels": 16}))
+    with pytest.raises(UserError, match="is an autoencoder of 16 channels, .* takes 4"):
+        load_backbone(ModelSource(MODEL, vae=str(tmp_path / "vae")))
 
 
 def test_xformers_is_asked_for_in_both_networks_or_missed_in_one_line(backbone, controlnet, monkeypatch):

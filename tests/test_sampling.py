@@ -87,6 +87,13 @@ def test_a_candidate_does_not_depend_on_its_batch(backbone, controlnet, lr):
     assert (together.latents[0] - together.latents[1]).abs().max() > 0.1
 
 
+@pytest.mark.parametrize(("side", "together"), [(32, 8), (64, 5), (128, 4), (16, 32)])
+def test_fewer_samples_of_a_large_image_are_denoised_at_once(backbone, controlnet, side, together):
+    """The pixels of a pass stay those of `batch_size` images of the model's own size; of a tiled image, a tile counts."""
+    sampler = GroupSampler(options(batch_size=8), "cpu", backbone, controlnet)
+    assert sampler.samples_together((4, side, side)) == together
+
+
 def test_steered_prediction_equals_the_unets_own_forward(backbone, controlnet):
     generator = torch.Generator().manual_seed(0)
     noisy, timesteps = torch.randn(3, 4, 36, 28, generator=generator), torch.tensor([10, 400, 900])

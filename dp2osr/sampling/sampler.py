@@ -75,13 +75,19 @@ class GroupSampler:
         image, _, _ = control_image(lr, args.upscale, backbone.native_size, backbone.size_multiple)
         control = backbone.prepare_control(image)
         shape = (backbone.latent_channels, image.shape[2] // backbone.vae_scale, image.shape[3] // backbone.vae_scale)
-        latents = []
-        for first in range(0, count, args.batch_size):
-            generators = [candidate_generator(args.seed, image_id, m) for m in range(first, min(first + args.batch_size, count))]
+        latents, together = [], self.samples_together(shape)
+        for first in range(0, count, together):
+            generators = [candidate_generator(args.seed, image_id, m) for m in range(first, min(first + together, count))]
             sampled = backbone.sample(self.controlnet, control, embedding, negative, generators, shape, self.settings)
             latents.append(sampled.to("cpu", torch.float16))
         seeds = [stable_seed(args.seed, image_id, m) for m in range(count)]
         return CandidateGroup(image_id, torch.cat(latents), prompt, lr, seeds, args.upscale, embedding)
+
+    def samples_together(self, shape):
+        """How many samples with latents of `shape` are denoised at once: as many pixels as `batch_size` images of the model's own size."""
+        own = (self.backbone.native_size / self.backbone.vae_scale) ** 2
+        (_, rows), (_, columns) = (self.settings.tiling.cut(side) for side in shape[1:])
+        return max(1, round(self.args.batch_size * own / (rows * columns)))
 
     def images(self, group):
         """The group's images as a user gets them, (M, 3, H, W) in [0, 1]."""

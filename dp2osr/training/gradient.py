@@ -24,10 +24,8 @@ class GradientSum:
         for index, parameter in enumerate(self.parameters):
             if parameter.grad is None:
                 continue
-            if index in self.sums:
-                self.sums[index] += parameter.grad
-            else:
-                self.sums[index] = parameter.grad.to(self.dtype)
+            before = self.sums.get(index)
+            self.sums[index] = parameter.grad if before is None else before.to(self.dtype).add_(parameter.grad)
             parameter.grad = None
 
     def give(self, accelerator):
@@ -41,5 +39,5 @@ class GradientSum:
                 continue
             own = self.sums.pop(index, parameter.grad)
             if several:
-                own = accelerator.reduce(torch.zeros_like(parameter, dtype=self.dtype) if own is None else own, "sum")
+                own = accelerator.reduce(torch.zeros_like(parameter, dtype=self.dtype) if own is None else own.to(self.dtype), "sum")
             parameter.grad = own.to(parameter.dtype)
