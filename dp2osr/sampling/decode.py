@@ -13,8 +13,8 @@ def finish_images(backbone, latents, lr, upscale, align_method):
     """(M, C, h, w) latents of one LR image → (M, 3, H, W) float32 in [0, 1], colour-fixed and rounded to 8 bits."""
     control, content, asked = control_image(lr, upscale, backbone.native_size, backbone.size_multiple)
     control = restore_size(control, content, asked).to(backbone.device)
-    images, tile = [], backbone.vae_tiling.size * backbone.vae_scale
-    together = max(1, 4 * tile**2 // (content[0] * content[1]))
+    images = []
+    together = max(1, 16 * backbone.native_size**2 // (content[0] * content[1]))  # the pixels of sixteen images of the model's own size
     for part in latents.split(together):
         decoded = restore_size(backbone.decode_latents(part.float()), content, asked)
         images.append(round_to_8_bits(ALIGN[align_method](decoded, control)).cpu())
