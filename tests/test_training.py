@@ -24,7 +24,7 @@ from dp2osr.backbones import load_backbone
 from dp2osr.config import parse_args
 from dp2osr.errors import UserError
 from dp2osr.preference import loss
-from dp2osr.preference.groups import PreferenceGroups
+from dp2osr.preference.groups import PreferenceGroup, PreferenceGroups
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
 from dp2osr.sampling.store import CandidateStore
@@ -32,6 +32,7 @@ from dp2osr.training import options
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.objective import GroupObjective
+from dp2osr.training.reference_cache import ReferenceCache
 from dp2osr.training.trainer import PreferenceTrainer
 
 STEPS = 6
@@ -322,6 +323,30 @@ def test_the_reference_cache_gives_the_same_weights_without_running_the_referenc
     for output in ("filling", "filled"):
         found = weights(tmp_path / output)
         assert all(torch.equal(value, found[key]) for key, value in expected.items()), output
+
+
+def test_the_cache_answers_only_for_what_was_computed(tmp_path):
+    def group(candidates=(3, 1, 4, 0), seed=0, control=0.5, prompt=1.0):
+        latents = torch.randn(5, 4, 2, 2, generator=torch.Generator().manual_seed(seed))[list(candidates)]
+        return PreferenceGroup("a", list(candidates), latents, torch.full((1, 3, 8, 8), control), {"x": torch.tensor([prompt])}, None)
+
+    cache, errors, timestep = ReferenceCache(tmp_path, {"seed": 0}), torch.rand(4) / 3, torch.tensor([500])
+    visit = timestep, 7, 0
+    assert cache.read(group(), *visit) is None
+    cache.write(group(), *visit, errors)
+    assert torch.equal(cache.read(group(), *visit), errors)
+    assert torch.equal(cache.read(group(candidates=(4, 3)), *visit), errors[[2, 0]])
+    for other in (group(seed=1), group(control=0.6), group(prompt=2.0), group(candidates=(3, 2))):
+        assert cache.read(other, *visit) is None
+    for other in ((torch.tensor([501]), 7, 0), (timestep, 8, 0), (timestep, 7, 1)):
+        assert cache.read(group(), *other) is None
+    assert ReferenceCache(tmp_path, {"seed": 1}).read(group(), *visit) is None
+    again = ReferenceCache(tmp_path, {"seed": 0})
+    again.write(group(candidates=(2,)), *visit, torch.tensor([0.125]))
+    assert torch.equal(again.read(group(candidates=(2, 4)), *visit), torch.tensor([0.125, errors[2]]))
+    [path] = (again.folder / "a").glob("7-0-*.json")
+    path.write_text(path.read_text()[:20])
+    assert again.read(group(), *visit) is None
 
 
 def test_lora_starts_at_the_reference_trains_and_is_merged_into_a_plain_controlnet(labelled, tmp_path, backbone):
