@@ -23,7 +23,7 @@ def make_full_size(folder):
     torch.manual_seed(0)
     unet = UNet2DConditionModel(**config["unet"])
     controlnet = ControlNetModel.from_unet(unet)
-    for block in [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block]:
+    for block in [*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block, controlnet.controlnet_cond_embedding.conv_out]:
         torch.nn.init.normal_(block.weight, std=0.02)  # zero convolutions would hide what the ControlNet does
     parts = {"unet": unet, "vae": AutoencoderKL(**config["vae"]), "text_encoder": CLIPTextModel(CLIPTextConfig(**config["text_encoder"]))}
     for name, part in {**parts, "scheduler": DDPMScheduler(**config["scheduler"])}.items():

@@ -1,6 +1,7 @@
 """Time and peak memory of sampling, ours and diffusers' ControlNet pipeline on the same weights, in one run.
 
     python bench/sampling.py                                  # the tiny model: 512², 1024², 2048², one and eight samples
+    python bench/sampling.py --full_size --latents --steps 2 --sizes 256     # largest difference of the latents, fp32, instead of times
     python bench/sampling.py --full_size --steps 1 --sizes 512 --samples 1 --repeats 1     # Stable Diffusion 2-base's sizes, random weights
 
 Both take a prompt and the upsampled LR image and return images: prompt encoding, denoising, decoding. diffusers' pipeline is called once
@@ -34,6 +35,7 @@ def build_parser():
     parser.add_argument("--repeats", type=int, default=3, help="timed runs of each (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: %(default)s)")
     parser.add_argument("--full_size", action="store_true", help="Stable Diffusion 2-base with random weights instead of the tiny model")
+    parser.add_argument("--latents", action="store_true", help="compare the latents of one sample instead of times")
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--peak_of", choices=METHODS, help=argparse.SUPPRESS)
     return parser
@@ -112,6 +114,24 @@ def peak_of(args):
     print(memory("VmHWM") - loaded)
 
 
+def compare_latents(args):
+    """Print the largest difference of the two's latents, from the same noise, without the fp16 of the candidate store."""
+    from dp2osr.data.images import pil_to_tensor
+    from dp2osr.sampling.seeds import candidate_generator
+
+    bench = Bench(args)
+    backbone, controlnet, settings = bench.sampler.backbone, bench.sampler.controlnet, bench.sampler.settings
+    for size in args.sizes:
+        control, shape = pil_to_tensor(bench.image(size))[None], (backbone.latent_channels, *[size // backbone.vae_scale] * 2)
+        prompt, negative = backbone.encode_prompts([PROMPT]), backbone.encode_prompts([NEGATIVE])
+        ours = backbone.sample(controlnet, control, prompt, negative, [candidate_generator(0, "x", 0)], shape, settings)
+        theirs = bench.pipeline(
+            PROMPT, image=control, negative_prompt=NEGATIVE, guidance_scale=args.guidance_scale, num_inference_steps=args.steps,
+            generator=[candidate_generator(0, "x", 0)], output_type="latent",
+        ).images  # fmt: skip
+        print(f"{size}², {args.steps} steps: {(ours - theirs).abs().max():.1e} in latents of standard deviation {theirs.std():.2f}")
+
+
 def measure_peak(method, size, samples, args):
     words = ["--model", args.model, "--peak_of", method, "--sizes", size, "--samples", samples, "--steps", 1, "--threads", args.threads]
     words += ["--guidance_scale", args.guidance_scale]
@@ -163,7 +183,7 @@ def main():
             (folder / "base").symlink_to(ROOT / "preset/models/tiny-sd2")
             (folder / "controlnet").symlink_to(ROOT / "preset/models/c-tiny-sd2")
         args.model = str(folder)
-        compare(args)
+        (compare_latents if args.latents else compare)(args)
 
 
 if __name__ == "__main__":
