@@ -1,6 +1,8 @@
 """What the benches share: full-size models from random weights, and a process's memory."""
 
 import shutil
+import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -10,6 +12,19 @@ def memory(entry):
     """An entry of this process's memory status, GB: VmRSS, what it holds, or VmHWM, the most that it held (Linux)."""
     [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry)]
     return int(line.split()[1]) / 1e6
+
+
+@contextmanager
+def models(full_size):
+    """Within, the path of a folder that holds `base` and `controlnet`: the tiny preset's, or those of `make_full_size`."""
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        if full_size:
+            make_full_size(folder)
+        else:
+            (folder / "base").symlink_to(ROOT / "preset/models/tiny-sd2")
+            (folder / "controlnet").symlink_to(ROOT / "preset/models/c-tiny-sd2")
+        yield str(folder)
 
 
 def make_full_size(folder):

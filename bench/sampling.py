@@ -13,14 +13,13 @@ import argparse
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.models import make_full_size, memory
+from bench.models import memory, models
 
 METHODS = ("ours", "ours, not tiled", "diffusers")
 PROMPT, NEGATIVE = "cat, animal, fur", "dotted, noise, blur, lowres, smooth"
@@ -175,14 +174,7 @@ def main():
     args = build_parser().parse_args()
     if args.peak_of:
         return peak_of(args)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        if args.full_size:
-            make_full_size(folder)
-        else:
-            (folder / "base").symlink_to(ROOT / "preset/models/tiny-sd2")
-            (folder / "controlnet").symlink_to(ROOT / "preset/models/c-tiny-sd2")
-        args.model = str(folder)
+    with models(args.full_size) as args.model:
         (compare_latents if args.latents else compare)(args)
 
 

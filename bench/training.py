@@ -21,9 +21,9 @@ from types import SimpleNamespace
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from bench.models import make_full_size, memory
+from bench.models import memory, models
 
-MEMORY_METHODS = ("group, fp32 sum", "group, fp64 sum", "group, LoRA 16", "pairwise, two models")
+MEMORY_METHODS = ("group", "group, LoRA 16", "pairwise, two models")
 
 
 def build_parser():
@@ -82,7 +82,7 @@ class Bench:
         parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         return torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0, fused=True)  # at rate 0 every step is the same step
 
-    def group_step(self, optimizer, dtype="float32"):
+    def group_step(self, optimizer):
         """One step in group form; returns the seconds of its passes and of the optimizer."""
         import torch
 
@@ -90,7 +90,7 @@ class Bench:
 
         optimizer.zero_grad(set_to_none=True)
         started = time.perf_counter()
-        total = GradientSum(list(self.policy.parameters()), getattr(torch, dtype))
+        total = GradientSum(list(self.policy.parameters()), torch.float64)
         self.objective.visit(0, self.group, 1 / self.top_n**2)
         total.take()
         total.give(self.objective.accelerator)
@@ -165,7 +165,7 @@ def compare_times(args):
                         passes, update = bench.pairwise_step(optimizer, part, unets)
                         passes /= len(part)
                     else:
-                        passes, update = bench.group_step(optimizer, "float64")
+                        passes, update = bench.group_step(optimizer)
                         passes /= len(every)
                     gradients[name] = bench.gradient()
                     if repeat:
@@ -199,7 +199,7 @@ def peak_of(args):
         if unets:
             bench.pairwise_step(optimizer, [(0, 0)], unets)
         else:
-            bench.group_step(optimizer, "float64" if "fp64" in args.peak_of else "float32")
+            bench.group_step(optimizer)
     assert all(torch.isfinite(parameter).all() for parameter in bench.policy.parameters())
     print(memory("VmHWM"))
 
@@ -218,14 +218,7 @@ def main():
     args = build_parser().parse_args()
     if args.peak_of:
         return peak_of(args)
-    with tempfile.TemporaryDirectory() as folder:
-        folder = Path(folder)
-        if args.full_size:
-            make_full_size(folder)
-        else:
-            (folder / "base").symlink_to(ROOT / "preset/models/tiny-sd2")
-            (folder / "controlnet").symlink_to(ROOT / "preset/models/c-tiny-sd2")
-        args.model = str(folder)
+    with models(args.full_size) as args.model:
         (compare_memory if args.memory else compare_times)(args)
 
 

@@ -24,16 +24,20 @@ class ModelSource:
     vae: str | None = None
     tokenizer: str | None = None
 
+    def other(self, name):
+        """Where a part comes from that is not the model's own, or None."""
+        return {"vae": self.vae, "tokenizer": self.tokenizer}.get(name)
+
     def where(self, name):
         """(path, subfolder) of a part."""
-        other = {"vae": self.vae, "tokenizer": self.tokenizer}.get(name)
+        other = self.other(name)
         if not other:
             return self.path, name
         return other, name if has_part(other, name) else None
 
     def options(self, name):
         """What `from_pretrained` must be told about the files of a part of the model itself."""
-        if self.where(name)[0] != self.path:
+        if self.other(name):
             return {}
         variant = {"variant": self.variant} if self.variant and not name.startswith(("tokenizer", "scheduler")) else {}
         return {**variant, **({"revision": self.revision} if self.revision else {})}
