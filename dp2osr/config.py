@@ -109,6 +109,22 @@ SAMPLING_FLAGS.add_argument(
     help="larger images are encoded and decoded in tiles of this side, pixels (default: twice the model's size)",
 )
 
+TIMESTEP_FLAGS = argparse.ArgumentParser(add_help=False)
+TIMESTEP_FLAGS.add_argument(
+    "--timestep_sampling",
+    choices=["logit_normal", "uniform"],
+    default="logit_normal",
+    help="FLUX: density of the training timesteps σ; those of SD2 are uniform (default: %(default)s)",
+)
+TIMESTEP_FLAGS.add_argument("--logit_mean", type=finite, default=0.0, help="of logit(σ); above 0: more noise (default: %(default)s)")
+TIMESTEP_FLAGS.add_argument("--logit_std", type=positive, default=1.0, help="its standard deviation (default: %(default)s)")
+
+
+def timestep_options(args):
+    """The values of `TIMESTEP_FLAGS` as arguments of a backbone's `draw_timesteps`."""
+    return {name: getattr(args, name) for name in ("timestep_sampling", "logit_mean", "logit_std")}
+
+
 RESTORE_FLAGS = argparse.ArgumentParser(add_help=False)
 RESTORE_FLAGS.add_argument("--image_path", required=True, help="folder of LR images, or one image, of any size")
 RESTORE_FLAGS.add_argument(
@@ -188,10 +204,11 @@ def write_json(path, content):
     part.replace(path)
 
 
-def settle(path, settings, told=()):
+def settle(path, settings, told=(), force=False):
     """Write a run's `settings` to the JSON at `path`, or check that the run already there has the same.
 
-    Keys in `told` are written and not compared: where a model lies does not matter, its hash does.
+    Keys in `told` are written and not compared: where a model lies does not matter, its hash does. With `force` other settings are
+    shown and replace those that were there.
 
     Raises:
         UserError: the run there was made with other settings; both values are shown.
@@ -205,5 +222,8 @@ def settle(path, settings, told=()):
     found = read_json(path)
     keys = [key for key in {**found, **settings} if key not in told and found.get(key) != settings.get(key)]
     differing = [f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here" for key in keys]
-    if differing:
+    if differing and force:
+        print(f"warning: {path.parent}: goes on with other settings ({'; '.join(differing)})", file=sys.stderr)
+        write_json(path, settings)
+    elif differing:
         raise UserError(f"{path.parent}: was made with other settings ({'; '.join(differing)}); use them, or another output folder")

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The quickstart's stages with any folder of settings and any number of rounds: the documented full tiny run, or your own copy of it.
-#     bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS]]]     # default: configs/tiny_sd2/full runs/full 5
+#     bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS [REFERENCE]]]]     # default: configs/tiny_sd2/full runs/full 5 moved
+#     bash scripts/full_run.sh configs/tiny_flux/full runs/full_flux  # the same on tiny-flux
 # Run it again and it goes on where it was stopped. PYTHON and OMP_NUM_THREADS: see scripts/environment.sh.
 
 caller="$PWD"
@@ -13,8 +14,9 @@ output=runs/full
 if [ $# -ge 1 ]; then configs=$(absolute "$1"); fi
 if [ $# -ge 2 ]; then output=$(absolute "$2"); fi
 rounds=${3:-5}
-usage="usage: bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS]]]"
-if [ $# -gt 3 ] || ! [ -d "$configs" ]; then
+reference=${4:-moved}
+usage="usage: bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS [REFERENCE]]]]"
+if [ $# -gt 4 ] || ! [ -d "$configs" ]; then
     echo "error: $configs is not a folder; $usage" >&2
     exit 2
 fi
@@ -22,8 +24,12 @@ if ! [[ "$rounds" =~ ^[1-9][0-9]?$ ]]; then
     echo "error: ROUNDS is '$rounds', must be 1 to 99; $usage" >&2
     exit 2
 fi
+if [ "$reference" != moved ] && [ "$reference" != fixed ]; then
+    echo "error: REFERENCE is '$reference', must be moved (each round's is the policy that it starts from) or fixed (the base); $usage" >&2
+    exit 2
+fi
 
 source scripts/environment.sh
 source scripts/stages.sh
 
-run_stages "$configs" "$output" "$rounds"
+run_stages "$configs" "$output" "$rounds" "$reference"

@@ -24,7 +24,7 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    from dp2osr.training.tiny import make_tiny_flux
+    from dp2osr.backbones.tiny import make_tiny_flux
 
     make_tiny_flux(args)
 

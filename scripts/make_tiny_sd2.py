@@ -21,7 +21,7 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    from dp2osr.training.tiny import make_tiny_sd2
+    from dp2osr.backbones.tiny import make_tiny_sd2
 
     make_tiny_sd2(args)
 

@@ -1,10 +1,20 @@
 #!/usr/bin/env bash
 # From a clone to a better model on a CPU, offline once installed: environment, sample, score, train, test, report.
-#     bash scripts/quickstart.sh              # -> runs/quickstart/report/report.html
+#     bash scripts/quickstart.sh                      # -> runs/quickstart/report/report.html
+#     bash scripts/quickstart.sh --backbone flux      # -> runs/quickstart_flux/report/report.html
 # Run it again and it goes on where it was stopped. PYTHON and OMP_NUM_THREADS: see scripts/environment.sh.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+case "$*" in
+    "" | "--backbone sd2") configs=configs/tiny_sd2/quickstart output=runs/quickstart ;;
+    "--backbone flux") configs=configs/tiny_flux/quickstart output=runs/quickstart_flux ;;
+    *)
+        echo "error: '$*' is not understood; usage: bash scripts/quickstart.sh [--backbone sd2|flux]" >&2
+        exit 2
+        ;;
+esac
+
 source scripts/environment.sh
 source scripts/stages.sh
 
-run_stages configs/tiny_sd2/quickstart runs/quickstart
+run_stages "$configs" "$output"

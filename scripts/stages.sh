@@ -1,6 +1,7 @@
-# Sourced after environment.sh: run_stages CONFIG_DIR OUTPUT_DIR [ROUNDS] - the whole method, one stage after the other, on the command line's Python.
+# Sourced after environment.sh: run_stages CONFIG_DIR OUTPUT_DIR [ROUNDS [REFERENCE]] - the whole method, one stage after the other.
 # Numbers and input paths are in CONFIG_DIR/*.yaml; where each stage writes is decided here, because the next stage reads it there.
-# One round is the paper's method. Each further round samples with the policy of the one before, with new seeds, and starts from it.
+# One round is the paper's method. Each further round samples with the policy of the one before, with new seeds, and starts from it;
+# its reference is that policy (REFERENCE moved, the default) or stays the base (fixed).
 # Every stage resumes: stopped anywhere, the same command goes on where it was.
 
 # Noise that a reader takes for failure; a model or metric that is not on disk must fail at once, not search the network.
@@ -42,11 +43,16 @@ held_out() {
     candidates+=("$1=$out/test/$1")
 }
 
+# setting KEY: its value in train.yaml, or nothing
+setting() { sed -n "s/^$1: *\([^ #]*\).*/\1/p" "$configs/train.yaml"; }
+
 run_stages() {
-    local configs="$1" out="$2" rounds="${3:-1}" started=$SECONDS name round suffix candidates=() logs=() previous=() flags=()
+    local configs="$1" out="$2" rounds="${3:-1}" reference="${4:-moved}" started=$SECONDS name round suffix backbone
+    local candidates=() logs=() previous=() flags=() anchor=()
     for name in sample label train test label_test evaluate; do
         if ! [ -f "$configs/$name.yaml" ]; then fail "$configs/$name.yaml is missing; copy configs/tiny_sd2/quickstart and edit the copy"; fi
     done
+    backbone=$(setting backbone)  # which of the two training programs
     mkdir -p "$out" || fail "$out: cannot make this folder"
     NUM_STAGES=$((3 * rounds + 5))
 
@@ -61,10 +67,13 @@ run_stages() {
         stage "sample the training photographs with the $name" generate "$configs/sample.yaml" "$out/candidates$suffix" \
             --images_offset "$((round - 1))" ${flags[@]+"${flags[@]}"}
         stage "score the candidates" label "$configs/label.yaml" "$out/candidates$suffix"
-        stage "train the policy on its best and worst" "$PY" -m dp2osr.launch train_sd2_dpo.py --config "$configs/train.yaml" \
+        stage "train the policy on its best and worst" "$PY" -m dp2osr.launch "train_${backbone:-sd2}_dpo.py" --config "$configs/train.yaml" \
             --candidates_dir "$out/candidates$suffix" --scores "$out/candidates$suffix/scores.parquet" --output_dir "$out/policy$suffix" \
-            ${flags[@]+"${flags[@]}"}
+            ${flags[@]+"${flags[@]}"} ${anchor[@]+"${anchor[@]}"}
         previous=(--controlnet_model_name_or_path "$out/policy$suffix")
+        if [ "$reference" = fixed ]; then
+            anchor=(--reference_controlnet_model_name_or_path "$(setting controlnet_model_name_or_path)")
+        fi
         logs+=("$out/policy$suffix/train_log.jsonl")
     done
     held_out base

@@ -6,12 +6,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import MODEL_FLAGS, at_least, parse_args
+from dp2osr.config import MODEL_FLAGS, TIMESTEP_FLAGS, at_least, parse_args
 from dp2osr.errors import run
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, parents=[MODEL_FLAGS], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, parents=[MODEL_FLAGS, TIMESTEP_FLAGS], formatter_class=formatter)
     add = parser.add_argument
     add("--controlnet_model_name_or_path", help="start from this ControlNet instead of a copy of the UNet's encoder")
     add("--train_dir", required=True, help="folder of HR photographs")
@@ -46,6 +47,14 @@ def build_parser():
     add("--num_single_layers", type=int, default=0, help="FLUX: single blocks of the ControlNet")
     add(
         "--image_weight", type=float, default=0.0, help="share of the error that is weighed as the decoded image feels it; 0: plain latents"
+    )
+    add(
+        "--guidance_range",
+        type=float,
+        nargs=2,
+        default=[1.0, 1.0],
+        metavar=("LOW", "HIGH"),
+        help="FLUX: the guidance that the network is told, drawn anew in every step",
     )
     add("--drop_share", type=float, default=0.1, help="share of windows trained with an empty prompt")
     add("--negative_share", type=float, default=0.0, help="share of windows that learn the degraded image under the negative prompt")

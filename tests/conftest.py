@@ -1,9 +1,11 @@
-"""Shared fixtures: the embedded tiny model, a small candidate store, a shell around the programs."""
+"""Shared fixtures: the embedded tiny models, a small candidate store, a shell around the programs."""
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,37 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = str(ROOT / "preset/models/tiny-sd2")
-CONTROLNET = str(ROOT / "preset/models/c-tiny-sd2")
-MODEL_FLAGS = ["--pretrained_model_name_or_path", MODEL, "--controlnet_model_name_or_path", CONTROLNET]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One of the two kinds of backbone, by its embedded tiny model and its programs."""
+
+    name: str
+    test_program: str
+
+    @property
+    def model(self):
+        return str(ROOT / f"preset/models/tiny-{self.name}")
+
+    @property
+    def controlnet(self):
+        return str(ROOT / f"preset/models/c-tiny-{self.name}")
+
+    @property
+    def model_flags(self):
+        return ["--pretrained_model_name_or_path", self.model, "--controlnet_model_name_or_path", self.controlnet]
+
+    @property
+    def training_program(self):
+        return f"train_{self.name}_dpo.py"
+
+    def training_parser(self):
+        return importlib.import_module(self.training_program[:-3]).build_parser()
+
+
+KINDS = {kind.name: kind for kind in (Kind("sd2", "test_sd2b_controlnet.py"), Kind("flux", "test_flux_controlnet.py"))}
+MODEL, CONTROLNET, MODEL_FLAGS = KINDS["sd2"].model, KINDS["sd2"].controlnet, KINDS["sd2"].model_flags
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,16 +52,38 @@ def one_thread():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
+@pytest.fixture(scope="session", params=list(KINDS))
+def kind(request):
+    """Tests of what both kinds of backbone must do the same run once for each."""
+    return KINDS[request.param]
+
+
 @pytest.fixture(scope="session")
-def backbone():
+def backbone(kind):
+    from dp2osr.backbones import load_backbone
+
+    return load_backbone(kind.model)
+
+
+@pytest.fixture(scope="session")
+def controlnet(kind, backbone):
+    return backbone.load_controlnet(kind.controlnet)
+
+
+@pytest.fixture(scope="session")
+def sd2():
     from dp2osr.backbones import load_backbone
 
     return load_backbone(MODEL)
 
 
 @pytest.fixture(scope="session")
-def controlnet(backbone):
-    return backbone.load_controlnet(CONTROLNET)
+def sd2_controlnet(sd2):
+    return sd2.load_controlnet(CONTROLNET)
+
+
+# A test of what no backbone has a part in needs one of them only.
+one_kind = pytest.mark.parametrize("kind", ["sd2"], indirect=True)
 
 
 def run_program(*words, env=None, check=True):
@@ -63,10 +115,10 @@ def lr_folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def sampled(tmp_path_factory, lr_folder):
+def sampled(kind, tmp_path_factory, lr_folder):
     """A candidate folder: 3 images, M = 6, two denoising steps."""
     folder = tmp_path_factory.mktemp("candidates") / "store"
-    run_program("gen_candidates.py", *MODEL_FLAGS, *SAMPLING, "--image_path", lr_folder, "--output_dir", folder)
+    run_program("gen_candidates.py", *kind.model_flags, *SAMPLING, "--image_path", lr_folder, "--output_dir", folder)
     return folder
 
 

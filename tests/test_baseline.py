@@ -56,36 +56,36 @@ def test_whitening_changes_the_latents_and_not_the_images():
 
 
 @torch.no_grad()
-def test_the_linear_start_of_a_controlnet_shows_the_unet_the_colours_of_the_lr(backbone):
+def test_the_linear_start_of_a_controlnet_shows_the_unet_the_colours_of_the_lr(sd2):
     from diffusers import ControlNetModel
 
-    from dp2osr.training.tiny import linear_control_start
+    from dp2osr.backbones.tiny import linear_control_start
 
-    controlnet = ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=(8, 16, 32))
+    controlnet = ControlNetModel.from_unet(sd2.unet, conditioning_embedding_out_channels=(8, 16, 32))
     linear_control_start(controlnet)
     control, noisy = torch.rand(2, 3, 64, 64), torch.randn(2, 4, 16, 16)
-    context = backbone.encode_prompts([""])["encoder_hidden_states"].expand(2, -1, -1)
+    context = sd2.encode_prompts([""])["encoder_hidden_states"].expand(2, -1, -1)
     down, _ = controlnet(noisy, 500, encoder_hidden_states=context, controlnet_cond=control, return_dict=False)
     assert torch.allclose(down[0][:, :3], torch.nn.functional.avg_pool2d(control, 4) - 0.5, atol=1e-5)
 
 
-def test_the_embedded_autoencoder_keeps_light_and_colour(backbone):
+def test_the_embedded_autoencoder_keeps_light_and_colour(sd2):
     from dp2osr.training.autoencoder import evaluate_autoencoder
 
     crops = to_tensor([crop for _, crop in CropSource(ROOT / "preset/test/gt", 128, 0).draw(0, 26)])
-    scores = evaluate_autoencoder(backbone.vae, crops)
+    scores = evaluate_autoencoder(sd2.vae, crops)
     assert scores["psnr"] > 28 and scores["ciede2000"] < 4
 
 
-def test_tokenizer_round_trips_words_that_it_never_saw(backbone):
-    tokenizer = backbone.tokenizer
+def test_tokenizer_round_trips_words_that_it_never_saw(sd2):
+    tokenizer = sd2.tokenizer
     ids = tokenizer("Mountain, zebra crossing", padding="max_length", max_length=77)["input_ids"]
     assert len(ids) == 77 and tokenizer.unk_token_id not in ids[1 : ids.index(tokenizer.eos_token_id)]
     assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ,", ",") == "mountain, zebra crossing"
 
 
-def test_prompts_change_the_prediction(backbone):
-    embeddings = backbone.encode_prompts(["", "mountain, sky", "noise, blur"])["encoder_hidden_states"]
+def test_prompts_change_the_prediction(sd2):
+    embeddings = sd2.encode_prompts(["", "mountain, sky", "noise, blur"])["encoder_hidden_states"]
     assert embeddings.shape[:2] == (3, 77)
     assert (embeddings[0] - embeddings[1]).abs().max() > 1e-2
 
@@ -147,15 +147,15 @@ def test_two_processes_train_one_baseline(tmp_path):
     assert json.loads((tmp_path / "two/settings.json").read_text())["num_processes"] == 2
 
 
-def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(backbone):
+def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(sd2):
     from dp2osr.data.degradation import load_degradation
     from dp2osr.training.baseline import PairPool
 
     source = CropSource(ROOT / "preset/train/gt", 128, 0)
-    pool = PairPool(backbone, source, load_degradation("resshift"), {}, 3, 0)
+    pool = PairPool(sd2, source, load_degradation("resshift"), {}, 3, 0)
     latents, control, prompts = pool.draw(0, 4, 16, seed=0)
     assert latents.shape == (4, 4, 16, 16) and control.shape == (4, 3, 64, 64) and prompts == [""] * 4
-    decoded = backbone.decode_latents(latents)
+    decoded = sd2.decode_latents(latents)
     coarse = [torch.nn.functional.avg_pool2d(images, 16).flatten(1) for images in (decoded, control)]
     assert all(np.corrcoef(a, b)[0, 1] > 0.8 for a, b in zip(*coarse, strict=True))
 

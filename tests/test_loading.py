@@ -33,12 +33,12 @@ def other_vae(tmp_path_factory):
     return folder
 
 
-def test_a_variant_is_read_from_its_own_files(copy, backbone):
+def test_a_variant_is_read_from_its_own_files(copy, sd2):
     for path in copy.rglob("*.safetensors"):
         path.rename(path.with_suffix(".fp16.safetensors"))
     loaded = load_backbone(ModelSource(str(copy), variant="fp16"))
     for part in ("unet", "vae", "text_encoder"):
-        own, expected = getattr(loaded, part).state_dict(), getattr(backbone, part).state_dict()
+        own, expected = getattr(loaded, part).state_dict(), getattr(sd2, part).state_dict()
         assert own.keys() == expected.keys() and all(torch.equal(own[key], expected[key]) for key in own)
     with pytest.raises(UserError, match="model/vae: AutoencoderKL cannot be loaded"):
         load_backbone(str(copy))
@@ -47,15 +47,15 @@ def test_a_variant_is_read_from_its_own_files(copy, backbone):
 
 
 @pytest.mark.parametrize("nested", [False, True])
-def test_another_autoencoder_comes_from_its_folder_or_from_a_pipeline(backbone, other_vae, tmp_path, nested):
+def test_another_autoencoder_comes_from_its_folder_or_from_a_pipeline(sd2, other_vae, tmp_path, nested):
     folder = other_vae
     if nested:
         folder = tmp_path / "pipeline"
         shutil.copytree(other_vae, folder / "vae")
     loaded = load_backbone(ModelSource(MODEL, variant=None, vae=str(folder)))
     latents = torch.zeros(1, 4, 8, 8)
-    assert loaded.decode_latents(latents).mean() < backbone.decode_latents(latents).mean() - 0.05
-    assert torch.equal(loaded.unet.conv_in.weight, backbone.unet.conv_in.weight)
+    assert loaded.decode_latents(latents).mean() < sd2.decode_latents(latents).mean() - 0.05
+    assert torch.equal(loaded.unet.conv_in.weight, sd2.unet.conv_in.weight)
 
 
 def test_candidates_are_scored_with_the_autoencoder_that_they_were_sampled_for(lr_folder, other_vae, tmp_path):
@@ -99,17 +99,17 @@ def test_an_autoencoder_of_another_kind_of_latents_is_named(other_vae, tmp_path)
         load_backbone(ModelSource(MODEL, vae=str(tmp_path / "vae")))
 
 
-def test_xformers_is_asked_for_in_both_networks_or_missed_in_one_line(backbone, controlnet, monkeypatch):
+def test_xformers_is_asked_for_in_both_networks_or_missed_in_one_line(sd2, sd2_controlnet, monkeypatch):
     from dp2osr.sampling.sampler import use_xformers
 
     asked = []
-    for network in (backbone.unet, controlnet):
+    for network in (sd2.unet, sd2_controlnet):
         monkeypatch.setattr(network, "enable_xformers_memory_efficient_attention", lambda network=network: asked.append(network))
-    use_xformers(backbone.unet, controlnet)
-    assert asked == [backbone.unet, controlnet]
+    use_xformers(sd2.unet, sd2_controlnet)
+    assert asked == [sd2.unet, sd2_controlnet]
     monkeypatch.undo()
     with pytest.raises(UserError, match="leave the flag out"):
-        use_xformers(backbone.unet, controlnet)
+        use_xformers(sd2.unet, sd2_controlnet)
 
 
 def test_two_hub_models_are_not_taken_for_one(tmp_path):
@@ -138,32 +138,39 @@ def test_full_size_sd2_has_the_published_sizes_and_keys():
     assert ours.state_dict().keys() == theirs.state_dict().keys()
 
 
-def test_what_we_save_loads_as_the_authors_load_it_and_the_other_way_round(backbone, controlnet, tmp_path):
+def test_what_we_save_loads_as_the_authors_load_it_and_the_other_way_round(sd2, sd2_controlnet, tmp_path):
     """Their script: `ControlNetModel.from_unet(unet)` of the base, then the tensors of one `model.safetensors`."""
     from diffusers import ControlNetModel
 
     from dp2osr.training.checkpoints import save_controlnet
 
-    save_controlnet(controlnet, tmp_path)
-    channels = tuple(controlnet.config.conditioning_embedding_out_channels)
-    theirs = ControlNetModel.from_unet(backbone.unet, conditioning_embedding_out_channels=channels)
+    save_controlnet(sd2_controlnet, tmp_path)
+    channels = tuple(sd2_controlnet.config.conditioning_embedding_out_channels)
+    theirs = ControlNetModel.from_unet(sd2.unet, conditioning_embedding_out_channels=channels)
     theirs.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
-    ours = backbone.load_controlnet(tmp_path / "theirs.safetensors")
-    assert all(torch.equal(ours.state_dict()[key], value) for key, value in controlnet.state_dict().items())
+    ours = sd2.load_controlnet(tmp_path / "theirs.safetensors")
+    assert all(torch.equal(ours.state_dict()[key], value) for key, value in sd2_controlnet.state_dict().items())
 
 
-def test_a_partial_controlnet_is_named_key_by_key(backbone, controlnet, tmp_path):
-    tensors = {key: value.contiguous() for key, value in controlnet.state_dict().items()}
+def test_a_partial_controlnet_is_named_key_by_key(sd2, sd2_controlnet, tmp_path):
+    tensors = {key: value.contiguous() for key, value in sd2_controlnet.state_dict().items()}
     tensors["extra.weight"] = tensors.pop("conv_in.weight")
     del tensors["conv_in.bias"]
     tensors["time_embedding.linear_1.bias"] = torch.zeros(3)
     save_file(tensors, tmp_path / "partial.safetensors")
     with pytest.raises(UserError) as error:
-        backbone.load_controlnet(tmp_path / "partial.safetensors")
+        sd2.load_controlnet(tmp_path / "partial.safetensors")
     for part in (
         "2 missing (conv_in.bias, conv_in.weight)",
         "1 unexpected (extra.weight)",
         "1 of another shape (time_embedding.linear_1.bias)",
     ):
         assert part in str(error.value)
+
+
+def test_a_prompt_that_is_too_long_is_cut_with_a_warning(backbone):
+    with pytest.warns(UserWarning, match="its end is cut off"):
+        long = backbone.encode_prompts(["cat, " * 200])
+    short = backbone.encode_prompts(["cat"])
+    assert all(long[name].shape == short[name].shape for name in short)

@@ -13,20 +13,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, run_program, save_noise
+from conftest import MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, run_program, save_noise
 from PIL import Image
 
 from dp2osr.sampling.colour import adain_align, low_pass, wavelet_align
 from dp2osr.sampling.decode import decode_group
 from dp2osr.sampling.resize import control_image, restore_size
-from dp2osr.sampling.sampler import GroupSampler, SamplingSettings, evenly
+from dp2osr.sampling.sampler import GroupSampler, SamplingSettings, evenly, samples_together
 from dp2osr.sampling.seeds import candidate_generator
 from dp2osr.sampling.store import CandidateStore
 
 
 def options(**changes):
     values = {
-        "num_inference_steps": 4, "guidance_scale": 2.0, "scheduler": "ddpm", "prompt_source": "none", "prompt_file": None, "seed": 0,
+        "num_inference_steps": 4, "guidance_scale": 2.0, "scheduler": None, "prompt_source": "none", "prompt_file": None, "seed": 0,
         "negative_prompt": "noise, blur", "align_method": "adain", "batch_size": 4, "upscale": 4, "mixed_precision": "no",
         "control_scale": 1.0, "pretrained_vae_model_name_or_path": None,
     }  # fmt: skip
@@ -51,12 +51,12 @@ def lr():
 
 
 @pytest.mark.parametrize(("scheduler", "guidance"), [("ddpm", 2.0), ("ddpm", 1.0), ("ddim", 3.5), ("euler", 2.0)])
-def test_latents_equal_those_of_the_diffusers_pipeline(backbone, controlnet, lr, scheduler, guidance):
-    sampler = GroupSampler(options(scheduler=scheduler, guidance_scale=guidance), "cpu", backbone, controlnet)
+def test_latents_equal_those_of_the_diffusers_pipeline(sd2, sd2_controlnet, lr, scheduler, guidance):
+    sampler = GroupSampler(options(scheduler=scheduler, guidance_scale=guidance), "cpu", sd2, sd2_controlnet)
     sampler.prompts = lambda image_id, lr: "cat, animal, fur"
     ours = sampler.sample("x", lr, 2).latents.float()
 
-    pipeline = diffusers_pipeline(backbone, controlnet, scheduler)
+    pipeline = diffusers_pipeline(sd2, sd2_controlnet, scheduler)
     control, _, _ = control_image(lr, 4, 128, 16)
     theirs = pipeline(
         ["cat, animal, fur"] * 2, image=torch.cat([control] * 2), negative_prompt=["noise, blur"] * 2,
@@ -66,13 +66,13 @@ def test_latents_equal_those_of_the_diffusers_pipeline(backbone, controlnet, lr,
     assert (ours - theirs).abs().max() <= 1e-4 + 2**-10 * theirs.abs().max()  # the store holds fp16
 
 
-def test_sample_in_fp32_equals_the_pipeline_to_1e_4(backbone, controlnet, lr):
+def test_sample_in_fp32_equals_the_pipeline_to_1e_4(sd2, sd2_controlnet, lr):
     """Without the store's fp16: the loop itself."""
     control, _, _ = control_image(lr, 4, 128, 16)
     settings = SamplingSettings(num_inference_steps=20, guidance_scale=1.5, scheduler="ddpm", control_scale=0.7)
-    prompt, negative = backbone.encode_prompts(["cat"]), backbone.encode_prompts(["noise"])
-    ours = backbone.sample(controlnet, control, prompt, negative, [candidate_generator(1, "y", 0)], (4, 32, 32), settings)
-    pipeline = diffusers_pipeline(backbone, controlnet, "ddpm")
+    prompt, negative = sd2.encode_prompts(["cat"]), sd2.encode_prompts(["noise"])
+    ours = sd2.sample(sd2_controlnet, control, prompt, negative, [candidate_generator(1, "y", 0)], (4, 32, 32), settings)
+    pipeline = diffusers_pipeline(sd2, sd2_controlnet, "ddpm")
     theirs = pipeline("cat", image=control, negative_prompt="noise", guidance_scale=1.5, num_inference_steps=20, output_type="latent",
                       controlnet_conditioning_scale=0.7, generator=[candidate_generator(1, "y", 0)]).images  # fmt: skip
     assert (ours - theirs).abs().max() <= 1e-4
@@ -88,22 +88,22 @@ def test_a_candidate_does_not_depend_on_its_batch(backbone, controlnet, lr):
 
 
 @pytest.mark.parametrize(("side", "together"), [(32, 8), (64, 5), (128, 4), (16, 32)])
-def test_fewer_samples_of_a_large_image_are_denoised_at_once(backbone, controlnet, side, together):
+def test_fewer_samples_of_a_large_image_are_denoised_at_once(sd2, sd2_controlnet, side, together):
     """The pixels of a pass stay those of `batch_size` images of the model's own size; of a tiled image, a tile counts."""
-    sampler = GroupSampler(options(batch_size=8), "cpu", backbone, controlnet)
-    assert sampler.samples_together((4, side, side)) == together
+    sampler = GroupSampler(options(batch_size=8), "cpu", sd2, sd2_controlnet)
+    assert samples_together(sd2, sampler.settings.tiling, 8, (4, side, side)) == together
 
 
-def test_steered_prediction_equals_the_unets_own_forward(backbone, controlnet):
+def test_steered_prediction_equals_the_unets_own_forward(sd2, sd2_controlnet):
     generator = torch.Generator().manual_seed(0)
     noisy, timesteps = torch.randn(3, 4, 36, 28, generator=generator), torch.tensor([10, 400, 900])
     control = torch.rand(1, 3, 144, 112, generator=generator)
-    prompt = backbone.encode_prompts(["mountain, sky"])
+    prompt = sd2.encode_prompts(["mountain, sky"])
     with torch.no_grad():
-        [ours] = backbone.predict([controlnet], noisy, timesteps, prompt, control)
+        [ours] = sd2.predict([sd2_controlnet], noisy, timesteps, prompt, control)
         context = prompt["encoder_hidden_states"].expand(3, -1, -1)
-        down, mid = controlnet(noisy, timesteps, context, control.expand(3, -1, -1, -1), return_dict=False)
-        theirs = backbone.unet(noisy, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
+        down, mid = sd2_controlnet(noisy, timesteps, context, control.expand(3, -1, -1, -1), return_dict=False)
+        theirs = sd2.unet(noisy, timesteps, context, down_block_additional_residuals=down, mid_block_additional_residual=mid).sample
     assert torch.allclose(ours, theirs, atol=1e-5)
 
 
@@ -114,14 +114,14 @@ def digest(folder):
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_the_same_command_gives_the_same_bytes(sampled, lr_folder, tmp_path):
-    run_program("gen_candidates.py", *MODEL_FLAGS, *SAMPLING, "--image_path", lr_folder, "--output_dir", tmp_path / "again")
+def test_the_same_command_gives_the_same_bytes(kind, sampled, lr_folder, tmp_path):
+    run_program("gen_candidates.py", *kind.model_flags, *SAMPLING, "--image_path", lr_folder, "--output_dir", tmp_path / "again")
     assert digest(tmp_path / "again") == digest(sampled)
 
 
-def test_two_processes_give_the_same_candidates(sampled, lr_folder, tmp_path):
+def test_two_processes_give_the_same_candidates(kind, sampled, lr_folder, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "gen_candidates.py"]
-    words = [*launch, *MODEL_FLAGS, *SAMPLING, "--image_path", str(lr_folder), "--output_dir", str(tmp_path / "two")]
+    words = [*launch, *kind.model_flags, *SAMPLING, "--image_path", str(lr_folder), "--output_dir", str(tmp_path / "two")]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
     one, two = CandidateStore(sampled), CandidateStore(tmp_path / "two")
@@ -130,11 +130,11 @@ def test_two_processes_give_the_same_candidates(sampled, lr_folder, tmp_path):
         assert (one.read(image_id).latents.float() - two.read(image_id).latents.float()).abs().max() < 5e-3
 
 
-def test_a_killed_run_goes_on_and_nothing_is_half_written(sampled, lr_folder, tmp_path):
+def test_a_killed_run_goes_on_and_nothing_is_half_written(kind, sampled, lr_folder, tmp_path):
     words = [
         sys.executable,
         "gen_candidates.py",
-        *MODEL_FLAGS,
+        *kind.model_flags,
         *SAMPLING,
         "--image_path",
         str(lr_folder),
@@ -155,9 +155,9 @@ def test_a_killed_run_goes_on_and_nothing_is_half_written(sampled, lr_folder, tm
     assert kept.items() <= digest(tmp_path / "killed").items()
 
 
-def test_other_settings_are_refused_with_both_shown(sampled, lr_folder):
+def test_other_settings_are_refused_with_both_shown(kind, sampled, lr_folder):
     words = [word if word != "3" else "4" for word in SAMPLING]
-    done = run_program("gen_candidates.py", *MODEL_FLAGS, *words, "--image_path", lr_folder, "--output_dir", sampled, check=False)
+    done = run_program("gen_candidates.py", *kind.model_flags, *words, "--image_path", lr_folder, "--output_dir", sampled, check=False)
     assert_one_clear_line(done, "seed is 3 there and 4 here")
 
 
@@ -179,13 +179,14 @@ def test_bad_images_are_one_line(tmp_path, break_it, mention):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_model_folder_without_a_file_is_one_line(tmp_path, lr_folder):
+def test_a_model_folder_without_a_file_is_one_line(kind, tmp_path, lr_folder):
     broken = tmp_path / "model"
-    shutil.copytree(MODEL, broken)
-    next((broken / "unet").glob("*.safetensors")).unlink()
-    words = ["--pretrained_model_name_or_path", broken, "--controlnet_model_name_or_path", CONTROLNET]
+    shutil.copytree(kind.model, broken)
+    part = "unet" if kind.name == "sd2" else "transformer"
+    next((broken / part).glob("*.safetensors")).unlink()
+    words = ["--pretrained_model_name_or_path", broken, "--controlnet_model_name_or_path", kind.controlnet]
     done = run_program("gen_candidates.py", *words, *SAMPLING, "--image_path", lr_folder, "--output_dir", tmp_path / "out", check=False)
-    assert_one_clear_line(done, "model/unet")
+    assert_one_clear_line(done, f"model/{part}")
 
 
 def test_a_config_sets_flags_the_command_line_overrides_and_unknown_keys_name_the_nearest(tmp_path, lr_folder):
@@ -229,13 +230,13 @@ def test_wavelet_takes_the_low_frequencies_of_the_lr_and_keeps_detail():
     assert torch.allclose(aligned - low_pass(aligned), detail - low_pass(detail), atol=0.02)
 
 
-def test_test_program_restores_a_folder_of_any_sizes(tmp_path):
+def test_test_program_restores_a_folder_of_any_sizes(kind, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
     save_noise(folder / "wide.png", (40, 20))
     Image.fromarray(np.zeros((24, 24, 4), dtype=np.uint8)).save(folder / "transparent.png")
     words = [
-        *MODEL_FLAGS,
+        *kind.model_flags,
         "--image_path",
         folder,
         "--output_dir",
@@ -248,7 +249,7 @@ def test_test_program_restores_a_folder_of_any_sizes(tmp_path):
         "2",
         "--save_prompts",
     ]
-    run_program("test_sd2b_controlnet.py", *words)
+    run_program(kind.test_program, *words)
     assert (tmp_path / "out/txt/wide.txt").read_text() == "\n"
     assert Image.open(tmp_path / "out/transparent_00.png").getextrema()[3] == (0, 0)  # as transparent as it was
     assert Image.open(tmp_path / "out/wide_00.png").mode == "RGB"
@@ -256,11 +257,11 @@ def test_test_program_restores_a_folder_of_any_sizes(tmp_path):
     assert sizes == {"wide_00.png": (160, 80), "wide_01.png": (160, 80), "transparent_00.png": (96, 96), "transparent_01.png": (96, 96)}
 
 
-def test_a_rerun_keeps_results_and_other_settings_are_refused(tmp_path):
+def test_a_rerun_keeps_results_and_other_settings_are_refused(kind, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
     save_noise(folder / "a.png", (16, 16))
-    words = ["test_sd2b_controlnet.py", *MODEL_FLAGS, "--image_path", folder, "--output_dir", out, "--num_inference_steps", "1"]
+    words = [kind.test_program, *kind.model_flags, "--image_path", folder, "--output_dir", out, "--num_inference_steps", "1"]
     run_program(*words)
     first = (out / "a.png").read_bytes()
     (out / "a.png").write_bytes(b"kept")

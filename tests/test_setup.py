@@ -23,7 +23,7 @@ STAGE_CONFIGS = {
     "test": "gen_candidates.py",
     "label": "label_rewards.py",
     "label_test": "label_rewards.py",
-    "train": "train_sd2_dpo.py",
+    "train": "train_{}_dpo.py",
     "evaluate": "scripts/evaluate.py",
 }
 
@@ -152,12 +152,12 @@ def test_no_network_then_recovery_then_a_quick_second_run(clone):
 # ---------------------------------------------------------------------------------------------------- stages
 
 
-def run_stages(tmp_path, fake_python, rounds=""):
+def run_stages(tmp_path, fake_python, rounds="", backbone=None):
     """`run_stages` of scripts/stages.sh with a Python that only notes what it was asked."""
     configs = tmp_path / "configs"
     configs.mkdir(exist_ok=True)
     for name in STAGE_CONFIGS:
-        (configs / f"{name}.yaml").touch()
+        (configs / f"{name}.yaml").write_text(f"backbone: {backbone}  # as said\n" if name == "train" and backbone else "")
     write_command(tmp_path / "python", fake_python)
     script = f"""
         set -euo pipefail
@@ -205,6 +205,27 @@ def test_each_round_starts_from_the_policy_of_the_one_before(tmp_path):
     logs = " ".join(f"{out}/{name}/train_log.jsonl" for name in ("policy", "policy-2", "policy-3"))
     assert f"base={out}/test/base policy={out}/test/policy --training_log {logs}" in calls[13]
     assert "[14/14]" in done.stdout
+    assert not any("--reference_controlnet" in call for call in calls)
+
+
+def test_the_reference_of_later_rounds_may_stay_the_base(tmp_path):
+    (tmp_path / "configs").mkdir()
+    run_stages(tmp_path, NOTE.format(tmp_path), rounds="2 fixed", backbone="sd2\ncontrolnet_model_name_or_path: the/base")
+    trained = [call for call in (tmp_path / "calls").read_text().splitlines() if "train_sd2_dpo" in call]
+    assert "--reference_controlnet" not in trained[0]
+    assert trained[1].endswith("policy --seed 1 --reference_controlnet_model_name_or_path the/base")
+
+
+@pytest.mark.parametrize("backbone", ["sd2", "flux"])
+def test_the_settings_say_which_program_trains(tmp_path, backbone):
+    run_stages(tmp_path, NOTE.format(tmp_path), backbone=backbone)
+    assert programs((tmp_path / "calls").read_text().splitlines())[2] == f"train_{backbone}_dpo.py"
+
+
+@pytest.mark.parametrize("words", [["--backbone", "sdxl"], ["flux"]])
+def test_a_quickstart_of_something_else_is_one_line(words):
+    done = subprocess.run([BASH, "scripts/quickstart.sh", *words], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: ") and "usage" in done.stderr
 
 
 def test_a_failed_stage_ends_the_run_with_its_exit_code(tmp_path):
@@ -214,11 +235,12 @@ def test_a_failed_stage_ends_the_run_with_its_exit_code(tmp_path):
     assert len((tmp_path / "calls").read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("configs/tiny_sd2/*/*.yaml")), ids=name_of)
+@pytest.mark.parametrize("path", sorted(path for path in ROOT.glob("configs/*/*/*.yaml")), ids=name_of)
 def test_stage_settings_are_flags_of_their_program(path):
-    flags = {word.strip(",") for word in help_of(ROOT / STAGE_CONFIGS[path.stem]).stdout.replace("[", " ").replace("]", " ").split()}
+    program = STAGE_CONFIGS[path.stem].format("flux" if "flux" in path.parts[-3] else "sd2")
+    flags = {word.strip(",") for word in help_of(ROOT / program).stdout.replace("[", " ").replace("]", " ").split()}
     for key in yaml.safe_load(path.read_text()):
-        assert f"--{key}" in flags, f"{key} is no flag of {STAGE_CONFIGS[path.stem]}"
+        assert f"--{key}" in flags, f"{key} is no flag of {program}"
 
 
 # ---------------------------------------------------------------------------------------------------- programs

@@ -75,12 +75,12 @@ def pictures():
 
 
 @pytest.mark.parametrize("name", ["grey", "gradient", "photograph"])
-def test_no_seam_in_a_tiled_autoencoder(backbone, name, monkeypatch):
+def test_no_seam_in_a_tiled_autoencoder(sd2, name, monkeypatch):
     image = pictures()[name][None]
-    whole = backbone.decode_latents(backbone.encode_images(image))
+    whole = sd2.decode_latents(sd2.encode_images(image))
     tiling = Tiling(32, 8)
-    monkeypatch.setattr(backbone, "vae_tiling", tiling)
-    tiled = backbone.decode_latents(backbone.encode_images(image))
+    monkeypatch.setattr(sd2, "vae_tiling", tiling)
+    tiled = sd2.decode_latents(sd2.encode_images(image))
     assert not torch.equal(tiled, whole)
     assert (tiled - whole).abs().mean() <= 0.02
     starts = [4 * start for start in tiling.cut(80)[0]]
@@ -89,11 +89,11 @@ def test_no_seam_in_a_tiled_autoencoder(backbone, name, monkeypatch):
 
 @pytest.mark.parametrize("name", ["grey", "gradient", "photograph"])
 def test_no_seam_in_a_tiled_denoising(backbone, controlnet, name):
-    control, tiling = pictures()[name][None], Tiling(48, 16, 4)
+    control, tiling = backbone.prepare_control(pictures()[name][None]), Tiling(48, 16, backbone.size_multiple // backbone.vae_scale)
     prompt = backbone.encode_prompts([""])
     images = []
     for tiles in (WHOLE, tiling):
-        settings = SamplingSettings(3, 1.0, "ddpm", tiling=tiles)
+        settings = SamplingSettings(3, 1.0, backbone.default_scheduler, tiling=tiles)
         latents = backbone.sample(controlnet, control, prompt, None, [candidate_generator(0, name, 0)], (4, 48, 80), settings)
         images.append(backbone.decode_latents(latents))
     whole, tiled = images
@@ -103,13 +103,11 @@ def test_no_seam_in_a_tiled_denoising(backbone, controlnet, name):
 
 
 def test_one_tile_is_the_whole(backbone, controlnet):
-    control, prompt = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)), backbone.encode_prompts([""])
-    latents = [
-        backbone.sample(
-            controlnet, control, prompt, None, [candidate_generator(0, "a", 0)], (4, 32, 32), SamplingSettings(2, 1.0, "ddpm", tiling=tiles)
-        )
-        for tiles in (WHOLE, latent_tiling(backbone))
-    ]
+    control = backbone.prepare_control(torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
+    prompt, latents = backbone.encode_prompts([""]), []
+    for tiles in (WHOLE, latent_tiling(backbone)):
+        settings = SamplingSettings(2, 1.0, backbone.default_scheduler, tiling=tiles)
+        latents.append(backbone.sample(controlnet, control, prompt, None, [candidate_generator(0, "a", 0)], (4, 32, 32), settings))
     assert torch.equal(*latents)
 
 

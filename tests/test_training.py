@@ -13,15 +13,16 @@ from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, assert_one_clear_line, read_log, run_program
+from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_program
 from safetensors.torch import load_file
 
-import train_sd2_dpo
 from dp2osr.backbones import load_backbone
-from dp2osr.config import parse_args
+from dp2osr.config import TIMESTEP_FLAGS, parse_args, read_json, write_json
 from dp2osr.errors import UserError
 from dp2osr.preference import loss
 from dp2osr.preference.groups import PreferenceGroup, PreferenceGroups
@@ -38,9 +39,9 @@ from dp2osr.training.trainer import PreferenceTrainer
 STEPS = 6
 
 
-def words(labelled, output, *more):
+def words(kind, labelled, output, *more):
     return [
-        "train_sd2_dpo.py", *MODEL_FLAGS, "--candidates_dir", str(labelled), "--reward_config", str(labelled / "reward.yaml"),
+        kind.training_program, *kind.model_flags, "--candidates_dir", str(labelled), "--reward_config", str(labelled / "reward.yaml"),
         "--output_dir", str(output),
         "--top_n", "2", "--groups_per_step", "2", "--max_train_steps", str(STEPS), "--checkpointing_steps", "2", "--learning_rate", "1e-4",
         "--report_to", "none", "--seed", "0", *more,
@@ -48,9 +49,9 @@ def words(labelled, output, *more):
 
 
 @pytest.fixture(scope="module")
-def trained(labelled, tmp_path_factory):
+def trained(kind, labelled, tmp_path_factory):
     output = tmp_path_factory.mktemp("policy") / "run"
-    run_program(*words(labelled, output))
+    run_program(*words(kind, labelled, output))
     return output
 
 
@@ -65,13 +66,13 @@ def test_the_loss_starts_at_ln_2_with_every_margin_zero(trained):
     assert first["loss"] == pytest.approx(math.log(2), abs=0.15)  # the mean weight of two groups is near 1, not 1
 
 
-def test_the_policy_moves_and_loads_in_diffusers(trained):
-    from diffusers import ControlNetModel
+def test_the_policy_moves_and_loads_in_diffusers(kind, trained):
+    from diffusers import ControlNetModel, FluxControlNetModel
 
-    before, after = load_file(f"{CONTROLNET}/diffusion_pytorch_model.safetensors"), weights(trained)
+    before, after = load_file(f"{kind.controlnet}/diffusion_pytorch_model.safetensors"), weights(trained)
     assert before.keys() == after.keys()
     assert any((before[key].float() - after[key]).abs().max() > 1e-5 for key in before)
-    loaded = ControlNetModel.from_pretrained(trained)
+    loaded = {"sd2": ControlNetModel, "flux": FluxControlNetModel}[kind.name].from_pretrained(trained)
     assert all(torch.equal(value, after[key]) for key, value in loaded.state_dict().items())
 
 
@@ -80,16 +81,18 @@ def test_a_single_file_is_the_same_policy_as_its_folder(trained, backbone):
     assert all(torch.equal(value, file.state_dict()[key]) for key, value in folder.state_dict().items())
 
 
-def test_the_same_command_gives_the_same_weights(trained, labelled, tmp_path):
-    run_program(*words(labelled, tmp_path / "again"))
+def test_the_same_command_gives_the_same_weights(kind, trained, labelled, tmp_path):
+    run_program(*words(kind, labelled, tmp_path / "again"))
     again = weights(tmp_path / "again")
     assert all(torch.equal(value, again[key]) for key, value in weights(trained).items())
 
 
 @pytest.mark.parametrize("kill_after", [1, 3, 4])
-def test_a_killed_run_ends_with_the_same_weights(trained, labelled, tmp_path, kill_after):
+def test_a_killed_run_ends_with_the_same_weights(kind, trained, labelled, tmp_path, kill_after):
     output = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, *words(labelled, output)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *words(kind, labelled, output)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     deadline = time.time() + 180
     log = output / "train_log.jsonl"
     while time.time() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= kill_after):
@@ -97,34 +100,37 @@ def test_a_killed_run_ends_with_the_same_weights(trained, labelled, tmp_path, ki
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (output / "model.safetensors").exists()
-    run_program(*words(labelled, output))
+    run_program(*words(kind, labelled, output))
     resumed = weights(output)
     assert all(torch.equal(value, resumed[key]) for key, value in weights(trained).items())
     assert [record["step"] for record in read_log(log)] == list(range(1, STEPS + 1))
     assert [record["loss"] for record in read_log(log)] == [record["loss"] for record in read_log(trained / "train_log.jsonl")]
 
 
-def test_two_processes_give_the_same_weights_after_twenty_steps(labelled, tmp_path):
+def test_two_processes_give_the_same_weights_after_twenty_steps(kind, labelled, tmp_path):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     more = ["--max_train_steps", "20", "--groups_per_step", "3"]  # the first process has two groups a step, the second one
     done = subprocess.run(
-        [*launch, *words(labelled, tmp_path / "two", *more)],
+        [*launch, *words(kind, labelled, tmp_path / "two", *more)],
         cwd=ROOT,
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    run_program(*words(labelled, tmp_path / "one", *more), env={"OMP_NUM_THREADS": "1"})
+    run_program(*words(kind, labelled, tmp_path / "one", *more), env={"OMP_NUM_THREADS": "1"})
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert max((value - two[key]).abs().max().item() for key, value in one.items()) <= 1e-6
 
 
 PRELOADED = [
     "train_sd2_dpo",
+    "train_flux_dpo",
     "dp2osr.training.trainer",
     "dp2osr.backbones.flux",
     "diffusers.models.controlnets.controlnet",
+    "diffusers.models.controlnets.controlnet_flux",
+    "diffusers.models.transformers.transformer_flux",
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.optimization",
@@ -132,13 +138,13 @@ PRELOADED = [
 ]
 
 
-def train_in_a_process(labelled, output):
+def train_in_a_process(kind, labelled, output):
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - its bar would mix with the others'
     torch.set_num_threads(1)
-    run_training(labelled, output)
+    run_training(kind, labelled, output)
 
 
-def test_ten_kills_at_random_moments_leave_no_trace(labelled, tmp_path, monkeypatch):
+def test_ten_kills_at_random_moments_leave_no_trace(kind, labelled, tmp_path, monkeypatch):
     """SIGKILL at random moments, again and again in one folder until it is whole: its weights are those of a run never stopped."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
     processes = multiprocessing.get_context("forkserver")
@@ -146,7 +152,7 @@ def test_ten_kills_at_random_moments_leave_no_trace(labelled, tmp_path, monkeypa
 
     def train(output, seconds):
         """Start, and kill after so many seconds; whether it was still at work."""
-        process = processes.Process(target=train_in_a_process, args=(labelled, output))
+        process = processes.Process(target=train_in_a_process, args=(kind, labelled, output))
         process.start()
         process.join(seconds)
         killed = process.exitcode is None
@@ -180,10 +186,10 @@ def test_ten_kills_at_random_moments_leave_no_trace(labelled, tmp_path, monkeypa
     assert_whole()
 
 
-def test_micro_batches_and_gradient_checkpointing_give_the_same_gradient(labelled):
+def test_micro_batches_and_gradient_checkpointing_give_the_same_gradient(kind, labelled):
     gradients = []
     for size, checkpointing in ((0, False), (1, False), (3, True)):
-        objective, groups = double_objective(labelled, micro_batch_size=size, sft_weight=0.1)
+        objective, groups = double_objective(kind, labelled, micro_batch_size=size, sft_weight=0.1)
         if checkpointing:
             objective.policy.train().enable_gradient_checkpointing()
             objective.backbone.denoiser.enable_gradient_checkpointing()
@@ -194,9 +200,9 @@ def test_micro_batches_and_gradient_checkpointing_give_the_same_gradient(labelle
         assert (other - gradients[0]).norm() <= 1e-8 * gradients[0].norm()
 
 
-def test_several_timesteps_and_drawn_pairs_equal_the_sum_over_pairs(labelled):
+def test_several_timesteps_and_drawn_pairs_equal_the_sum_over_pairs(kind, labelled):
     """Each pair of each visit by itself, with its own passes, in float64; the drawn pairs differ from visit to visit."""
-    objective, groups = double_objective(labelled, pairs_per_group=3)
+    objective, groups = double_objective(kind, labelled, pairs_per_group=3)
     group = double_group(groups, objective)
     drawn = [objective.pair_weights(5, group, visit) for visit in range(2)]
     assert [int((weights > 0).sum()) for weights in drawn] == [3, 3] and not torch.equal(*drawn)
@@ -230,19 +236,19 @@ def double_group(groups, objective):
     return replace(group, latents=group.latents.double(), weights=group.weights.double(), control=group.control.double())
 
 
-def double_objective(labelled, **changes):
+def double_objective(kind, labelled, **changes):
     """A float64 objective and the labelled groups; the policy is nudged, so that margins are not zero.
 
     In float32 the rounding of an error is multiplied by β before the sigmoid, which would hide a small mistake.
     """
     args = {
         "seed": 0, "beta": 5000, "loss": "sigmoid", "label_smoothing": 0.0, "sft_weight": 0.0, "pairs_per_group": 0, "micro_batch_size": 0,
-        "shared_noise": False, "timestep_range": (0.0, 1.0), **changes,
+        "shared_noise": False, "timestep_range": (0.0, 1.0), **vars(TIMESTEP_FLAGS.parse_args([])), **changes,
     }  # fmt: skip
-    backbone = load_backbone(MODEL, dtype=torch.float64)
+    backbone = load_backbone(kind.model, dtype=torch.float64)
     store, config = CandidateStore(labelled), load_reward_config(str(labelled / "reward.yaml"))
     groups = PreferenceGroups(store, read_scores(labelled / "scores.parquet"), config, None, 2)
-    reference = backbone.load_controlnet(CONTROLNET).requires_grad_(False)
+    reference = backbone.load_controlnet(kind.controlnet).requires_grad_(False)
     policy = nudged(deepcopy(reference).requires_grad_(True))
     return GroupObjective(SimpleNamespace(**args), Accelerator(cpu=True), backbone, policy, reference), groups
 
@@ -270,13 +276,14 @@ def test_the_flags_name_the_losses_that_there_are():
         ["--sft_weight", "0.1"],
     ],
 )
-def test_every_variant_trains(labelled, tmp_path, more):
-    run_training(labelled, tmp_path / "out", "--max_train_steps", "2", *more)
+def test_every_variant_trains(kind, labelled, tmp_path, more):
+    run_training(kind, labelled, tmp_path / "out", "--max_train_steps", "2", *more)
     records = read_log(tmp_path / "out/train_log.jsonl")
     assert len(records) == 2 and all(math.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in records)
     assert records[1]["margin"] != 0
 
 
+@one_kind
 @pytest.mark.parametrize(
     ("more", "mention"),
     [
@@ -289,23 +296,23 @@ def test_every_variant_trains(labelled, tmp_path, more):
         (["--variant", "fp16"], "was sampled with variant None, not fp16"),
     ],
 )
-def test_settings_that_do_not_go_together_are_one_line(labelled, tmp_path, more, mention):
+def test_settings_that_do_not_go_together_are_one_line(kind, labelled, tmp_path, more, mention):
     with pytest.raises(UserError, match=mention):
-        run_training(labelled, tmp_path / "out", *more)
+        run_training(kind, labelled, tmp_path / "out", *more)
     assert not list((tmp_path / "out").glob("*.safetensors"))
 
 
-def run_training(labelled, output, *more):
+def run_training(kind, labelled, output, *more):
     """The program in this process."""
-    args = parse_args(train_sd2_dpo.build_parser(), words(labelled, output, *map(str, more))[1:])
+    args = parse_args(kind.training_parser(), words(kind, labelled, output, *map(str, more))[1:])
     trainer = PreferenceTrainer(args)
     trainer.train()
     return trainer
 
 
-def test_the_reference_cache_gives_the_same_weights_without_running_the_reference(trained, labelled, tmp_path, monkeypatch):
+def test_the_reference_cache_gives_the_same_weights_without_running_the_reference(kind, trained, labelled, tmp_path, monkeypatch):
     def flags(output):
-        return labelled, tmp_path / output, "--reference_cache", tmp_path / "cache"
+        return kind, labelled, tmp_path / output, "--reference_cache", tmp_path / "cache"
 
     first = run_training(*flags("filling"))
     assert first.objective.cache.hits == 0
@@ -349,34 +356,35 @@ def test_the_cache_answers_only_for_what_was_computed(tmp_path):
     assert again.read(group(), *visit) is None
 
 
-def test_lora_starts_at_the_reference_trains_and_is_merged_into_a_plain_controlnet(labelled, tmp_path, backbone):
-    trainer = run_training(labelled, tmp_path / "lora", "--lora_rank", "4", "--learning_rate", "1e-3")
+def test_lora_starts_at_the_reference_trains_and_is_merged_into_a_plain_controlnet(kind, labelled, tmp_path, backbone):
+    trainer = run_training(kind, labelled, tmp_path / "lora", "--lora_rank", "4", "--learning_rate", "1e-3")
     records = read_log(tmp_path / "lora/train_log.jsonl")
     assert records[0]["margin"] == 0 and records[-1]["margin"] != 0
-    before, after = load_file(f"{CONTROLNET}/diffusion_pytorch_model.safetensors"), weights(tmp_path / "lora")
+    before, after = load_file(f"{kind.controlnet}/diffusion_pytorch_model.safetensors"), weights(tmp_path / "lora")
     assert before.keys() == after.keys()
     trained = sum(parameter.numel() for parameter in trainer.parameters)
     assert trained < 0.2 * sum(value.numel() for value in before.values())
     generator = torch.Generator().manual_seed(0)
-    noisy, control = torch.randn(2, 4, 32, 32, generator=generator), torch.rand(1, 3, 128, 128, generator=generator)
-    prompt = backbone.encode_prompts([""])
+    noisy = torch.randn(2, 4, 32, 32, generator=generator)
+    control = backbone.prepare_control(torch.rand(1, 3, 128, 128, generator=generator))
+    prompt, timesteps = backbone.encode_prompts([""]), backbone.draw_timesteps(1, generator, (0.5, 0.6)).expand(2)
 
     def predict(controlnet):
-        return backbone.predict([controlnet], noisy, torch.tensor([500, 500]), prompt, control)[0]
+        return backbone.predict([controlnet], noisy, timesteps, prompt, control)[0]
 
     with torch.no_grad():
         policy, off = predict(trainer.policy.eval()), predict(trainer.reference)
-        plain, reference = predict(backbone.load_controlnet(tmp_path / "lora")), predict(backbone.load_controlnet(CONTROLNET))
+        plain, reference = predict(backbone.load_controlnet(tmp_path / "lora")), predict(backbone.load_controlnet(kind.controlnet))
     assert (policy - plain).abs().max() <= 1e-5 and torch.equal(off, reference)
     assert (policy - off).abs().max() > 1e-4
 
 
-def test_a_killed_lora_run_goes_on_to_the_same_weights(labelled, tmp_path):
+def test_a_killed_lora_run_goes_on_to_the_same_weights(kind, labelled, tmp_path):
     more = ["--lora_rank", "2"]
-    run_training(labelled, tmp_path / "whole", *more)
+    run_training(kind, labelled, tmp_path / "whole", *more)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     (tmp_path / "cut/checkpoint-6.pt").unlink()
-    run_training(labelled, tmp_path / "cut", *more)
+    run_training(kind, labelled, tmp_path / "cut", *more)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(value, cut[key]) for key, value in whole.items())
 
@@ -415,29 +423,30 @@ class FallingRewards:
         return Image.new("RGB", (4, 4))
 
 
+@one_kind
 @pytest.mark.parametrize("action", ["stop", "halve_lr", "warn"])
-def test_a_collapsing_run_is_stopped_or_slowed_and_its_best_is_kept(labelled, tmp_path, monkeypatch, capsys, action):
+def test_a_collapsing_run_is_stopped_or_slowed_and_its_best_is_kept(kind, labelled, tmp_path, monkeypatch, capsys, action):
     gains = [0.0, 0.3, 0.2, 0.1, 0.2, 0.3, 0.25]  # at steps 0 to 6
     monkeypatch.setattr(PreferenceTrainer, "make_validator", lambda self: FallingRewards(gains))
     more = ["--validation_steps", "1", "--validation_image_path", "lr", "--validation_gt_path", "gt"]
     more += ["--collapse_patience", "2", "--on_collapse", action]
-    run_training(labelled, tmp_path / "out", *more)
+    run_training(kind, labelled, tmp_path / "out", *more)
     steps = [record["step"] for record in read_log(tmp_path / "out/train_log.jsonl") if "loss" in record]
     rates = [record["learning_rate"] for record in read_log(tmp_path / "out/train_log.jsonl") if "loss" in record]
     assert "fallen 2 validations in a row (G = 0.10, best 0.30, kept in best/)" in capsys.readouterr().err
     assert steps == list(range(1, 4 if action == "stop" else 7))
     assert rates[:3] == [rates[0]] * 3 and set(rates[3:]) <= {rates[0] / 2 if action == "halve_lr" else rates[0]}
-    run_training(labelled, tmp_path / "one", "--max_train_steps", "1")
+    run_training(kind, labelled, tmp_path / "one", "--max_train_steps", "1")
     best, one = weights(tmp_path / "out/best"), weights(tmp_path / "one")  # the best was after the first step
     assert all(torch.equal(value, one[key]) for key, value in best.items())
     assert (tmp_path / "out/samples/step-000003.png").is_file()
     if action == "stop":
-        run_training(labelled, tmp_path / "out", *more)
+        run_training(kind, labelled, tmp_path / "out", *more)
         assert [record["step"] for record in read_log(tmp_path / "out/train_log.jsonl") if "loss" in record] == steps
 
 
-def test_prompts_are_embedded_by_the_sampler_and_training_has_no_text_encoder(labelled, backbone, tmp_path):
-    trainer = PreferenceTrainer(parse_args(train_sd2_dpo.build_parser(), words(labelled, tmp_path / "out")[1:]))
+def test_prompts_are_embedded_by_the_sampler_and_training_has_no_text_encoder(kind, labelled, backbone, tmp_path):
+    trainer = PreferenceTrainer(parse_args(kind.training_parser(), words(kind, labelled, tmp_path / "out")[1:]))
     assert not hasattr(trainer.backbone, "text_encoder")
     for index, image_id in enumerate(trainer.groups.image_ids):
         expected = backbone.encode_prompts([CandidateStore(labelled).read(image_id).prompt])
@@ -445,14 +454,16 @@ def test_prompts_are_embedded_by_the_sampler_and_training_has_no_text_encoder(la
         assert stored.keys() == expected.keys() and all(torch.equal(stored[key], expected[key]) for key in expected)
 
 
-def test_a_group_without_its_prompt_is_one_line(labelled, tmp_path):
+@one_kind
+def test_a_group_without_its_prompt_is_one_line(kind, labelled, tmp_path):
     shutil.copytree(labelled, tmp_path / "candidates")
     for path in (tmp_path / "candidates").rglob("prompt.safetensors"):
         path.unlink()
-    done = run_program(*words(tmp_path / "candidates", tmp_path / "out"), check=False)
+    done = run_program(*words(kind, tmp_path / "candidates", tmp_path / "out"), check=False)
     assert_one_clear_line(done, "prompt.safetensors", "sample into a new folder")
 
 
+@one_kind
 def test_timesteps_are_drawn_from_their_share_of_the_schedule(backbone):
     draw = backbone.draw_timesteps(4000, torch.Generator().manual_seed(0), (0.4, 1.0))
     assert 400 <= draw.min() < 405 and 995 <= draw.max() < 1000
@@ -460,44 +471,104 @@ def test_timesteps_are_drawn_from_their_share_of_the_schedule(backbone):
     assert whole.min() < 5 and whole.max() >= 995
 
 
-def test_an_impossible_range_of_timesteps_is_refused(labelled, tmp_path):
-    done = run_program(*words(labelled, tmp_path / "out", "--timestep_range", "0.7", "0.2"), check=False)
+@one_kind
+def test_an_impossible_range_of_timesteps_is_refused(kind, labelled, tmp_path):
+    done = run_program(*words(kind, labelled, tmp_path / "out", "--timestep_range", "0.7", "0.2"), check=False)
     assert_one_clear_line(done, "--timestep_range 0.7 0.2", "0 <= LOW < HIGH <= 1")
 
 
+@one_kind
 @pytest.mark.parametrize(
     ("flag", "value"), [("--beta", "-1"), ("--sft_weight", "-0.5"), ("--groups_per_step", "0"), ("--learning_rate", "nan")]
 )
-def test_numbers_without_a_meaning_are_one_line(labelled, tmp_path, flag, value):
-    assert_one_clear_line(run_program(*words(labelled, tmp_path / "out", flag, value), check=False), flag, "must be at least", value)
+def test_numbers_without_a_meaning_are_one_line(kind, labelled, tmp_path, flag, value):
+    assert_one_clear_line(run_program(*words(kind, labelled, tmp_path / "out", flag, value), check=False), flag, "must be at least", value)
     assert not (tmp_path / "out").exists()
 
 
-def test_other_settings_and_another_model_are_refused(trained, labelled, tmp_path):
-    done = run_program(*words(labelled, trained, "--beta", "100"), check=False)
+def test_other_settings_and_another_model_are_refused(kind, trained, labelled, tmp_path):
+    done = run_program(*words(kind, labelled, trained, "--beta", "100"), check=False)
     assert_one_clear_line(done, "beta is 5000.0 there and 100.0 here")
-    words_of_other = words(labelled, tmp_path / "other")
-    words_of_other[words_of_other.index(MODEL)] = other_model(tmp_path)
+    words_of_other = words(kind, labelled, tmp_path / "other")
+    words_of_other[words_of_other.index(kind.model)] = other_model(kind, tmp_path)
     assert_one_clear_line(run_program(*words_of_other, check=False), "latents of another model")
 
 
-def other_model(tmp_path):
+@one_kind
+def test_force_goes_on_with_other_settings_and_shows_them(kind, trained, labelled, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    more = ["--beta", "100", "--max_train_steps", "8"]
+    with pytest.raises(UserError, match="beta is 5000.0 there and 100.0 here; max_train_steps is 6 there and 8 here"):
+        run_training(kind, labelled, tmp_path / "run", *more)
+    run_training(kind, labelled, tmp_path / "run", *more, "--force")
+    assert "goes on with other settings (beta is 5000.0 there and 100.0 here" in capsys.readouterr().err
+    assert [record["step"] for record in read_log(tmp_path / "run/train_log.jsonl")] == list(range(1, 9))
+    run_training(kind, labelled, tmp_path / "run", *more)  # they are the run's settings now
+
+
+@one_kind
+def test_a_reference_may_be_another_than_the_start(kind, trained, labelled, tmp_path):
+    more = ["--controlnet_model_name_or_path", trained, "--reference_controlnet_model_name_or_path", kind.controlnet]
+    trainer = run_training(kind, labelled, tmp_path / "run", *more, "--max_train_steps", "1")
+    base = load_file(f"{kind.controlnet}/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(value, base[key].float()) for key, value in trainer.reference.state_dict().items())
+    [record] = read_log(tmp_path / "run/train_log.jsonl")
+    assert record["margin"] != 0
+    start, end = weights(trained), weights(tmp_path / "run")
+    moved = sum((end[key] - start[key]).square().sum() for key in start) ** 0.5
+    assert 0 < moved < 0.5 * sum((end[key] - base[key].float()).square().sum() for key in start) ** 0.5
+    with pytest.raises(UserError, match="--lora_rank"):
+        run_training(kind, labelled, tmp_path / "lora", *more, "--lora_rank", "2")
+
+
+@one_kind
+def test_groups_with_equal_rewards_are_counted_and_trained_on(kind, labelled, tmp_path, capsys):
+    table = pq.read_table(labelled / "scores.parquet")
+    first = table["image_id"].to_pylist()[0]
+    for name in ("gmsd", "piqe"):
+        rows, field = zip(table["image_id"].to_pylist(), table[name].to_pylist(), strict=True), table.schema.field(name)
+        same = [0.5 if image_id == first else score for image_id, score in rows]
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array(same, field.type))
+    pq.write_table(table, tmp_path / "scores.parquet")
+    run_training(kind, labelled, tmp_path / "out", "--scores", tmp_path / "scores.parquet", "--max_train_steps", "2")
+    assert "1 of 3 groups have equal rewards" in capsys.readouterr().out
+    assert all(record["grad_norm"] > 0 for record in read_log(tmp_path / "out/train_log.jsonl"))
+
+
+def test_the_trajectory_is_the_saved_one(kind, trained):
+    """Loss and gradient norm of six steps: a change of code that is to change nothing changes nothing here.
+
+    Where a change is meant, `SAVE_TRAJECTORY=1 pytest tests/test_training.py -k trajectory` saves the new ones.
+    """
+    path = ROOT / "tests/trajectory.json"
+    found = [[record["loss"], record["grad_norm"]] for record in read_log(trained / "train_log.jsonl")]
+    saved = read_json(path) if path.exists() else {}
+    if "SAVE_TRAJECTORY" in os.environ:
+        write_json(path, {**saved, kind.name: found})
+    assert len(found) == len(saved[kind.name]) == STEPS
+    for (now, norm), (then, saved_norm) in zip(found, saved[kind.name], strict=True):
+        assert now == pytest.approx(then, rel=0.002)  # the rounding of another processor, multiplied by β
+        assert norm == pytest.approx(saved_norm, rel=0.02)
+
+
+def other_model(kind, tmp_path):
     import shutil
 
     from safetensors.torch import save_file
 
     folder = tmp_path / "model"
-    shutil.copytree(MODEL, folder)
-    path = next((folder / "unet").glob("*.safetensors"))
+    shutil.copytree(kind.model, folder)
+    path = next((folder / ("unet" if kind.name == "sd2" else "transformer")).glob("*.safetensors"))
     tensors = load_file(path)
     name = next(iter(tensors))
     save_file({**tensors, name: tensors[name] + 1}, path)
     return str(folder)
 
 
+@one_kind
 @pytest.mark.parametrize(("more", "mention"), [(["--top_n", "4"], "--top_n 4"), (["--num_candidates", "9"], "only 6 candidates")])
-def test_impossible_m_and_n_are_one_line(labelled, tmp_path, more, mention):
-    assert_one_clear_line(run_program(*words(labelled, tmp_path / "out", *more), check=False), mention)
+def test_impossible_m_and_n_are_one_line(kind, labelled, tmp_path, more, mention):
+    assert_one_clear_line(run_program(*words(kind, labelled, tmp_path / "out", *more), check=False), mention)
     assert not (tmp_path / "out").exists()
 
 

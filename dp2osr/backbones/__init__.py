@@ -1,10 +1,9 @@
 """The only place that knows what SD2 and FLUX do differently."""
 
-from pathlib import Path
-
 from dp2osr.backbones.loading import ModelSource
-from dp2osr.config import read_json
 from dp2osr.errors import UserError
+
+PIPELINES = {"StableDiffusionPipeline": "sd2", "FluxPipeline": "flux"}  # diffusers' name of a pipeline → the kind of backbone
 
 
 def load_backbone(source, device="cpu", dtype=None, parts=("vae", "text", "denoiser"), kind=None):
@@ -22,17 +21,15 @@ def load_backbone(source, device="cpu", dtype=None, parts=("vae", "text", "denoi
 
     for library in (diffusers, transformers):  # a bar for each small part hides the bar that tells the time left
         library.utils.logging.disable_progress_bar()
-    kinds = {"StableDiffusionPipeline": SD2Backbone, "FluxPipeline": FluxBackbone}
     source = source if isinstance(source, ModelSource) else ModelSource(str(source))
-    path = source.path
-    name = read_json(find_model_index(path, source.revision)).get("_class_name")
-    if name not in kinds:
-        raise UserError(f"{path}: is a {name}; supported are {', '.join(kinds)}")
-    if kind and kinds[name].kind != kind:
-        raise UserError(
-            f"{path}: is a {name}, {kinds[name].kind}, where {kind} is wanted; give another model or use the script for {kinds[name].kind}"
-        )
-    return kinds[name](source, device, dtype or torch.float32, parts)
+    path, name = source.path, source.pipeline()
+    if name not in PIPELINES:
+        raise UserError(f"{path}: is a {name}; supported are {', '.join(PIPELINES)}")
+    found = PIPELINES[name]
+    if kind and found != kind:
+        raise UserError(f"{path}: is a {name}, {found}, where {kind} is wanted; give another model or use the script for {found}")
+    backbone = {"sd2": SD2Backbone, "flux": FluxBackbone}[found]
+    return backbone(source, device, dtype or torch.float32, parts)
 
 
 def model_source(args):
@@ -40,18 +37,3 @@ def model_source(args):
     return ModelSource(
         args.pretrained_model_name_or_path, args.variant, args.revision, args.pretrained_vae_model_name_or_path, args.tokenizer_name
     )
-
-
-def find_model_index(path, revision=None):
-    """The `model_index.json` of a local folder or, if there is no such folder, of a hub model."""
-    if Path(path).exists():
-        index = Path(path) / "model_index.json"
-        if not index.is_file():
-            raise UserError(f"{path}: has no model_index.json; give the folder of a diffusers pipeline")
-        return index
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return hf_hub_download(str(path), "model_index.json", revision=revision)
-    except Exception as error:  # a bad name, no network, offline mode: all mean that it cannot be had
-        raise UserError(f"{path}: neither a folder nor a reachable hub model ({' '.join(str(error).split())[:200]})") from None

@@ -34,8 +34,11 @@ class Backbone(Protocol):
     def prepare_control(self, images: torch.Tensor) -> torch.Tensor:
         """Upsampled LR images → control input of the ControlNet."""
 
-    def draw_timesteps(self, count: int, generator: torch.Generator, share: tuple[float, float] = (0.0, 1.0)) -> torch.Tensor:
-        """`count` training timesteps from the recipe's distribution, within a share of the noise schedule (0: clean, 1: noise)."""
+    def draw_timesteps(self, count: int, generator: torch.Generator, share=(0.0, 1.0), **density) -> torch.Tensor:
+        """`count` training timesteps from the recipe's distribution, within a share of the noise schedule (0: clean, 1: noise).
+
+        `density` is what `timestep_options` gives; options of other kinds are not read.
+        """
 
     def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t = α_t x_0 + σ_t ε."""
@@ -45,6 +48,9 @@ class Backbone(Protocol):
 
     def predict(self, controlnets, noisy, timesteps, prompt, control, control_scale=1.0) -> list[torch.Tensor]:
         """The prediction under each of `controlnets`, all on one pass of what they share."""
+
+    def passes_a_step(self, guidance_scale: float) -> int:
+        """How often a sampling step predicts for each candidate."""
 
     def sample(self, controlnet, control, prompt, negative, generators, shape, settings) -> torch.Tensor:
         """Denoise len(generators) candidates of one image from their own noise streams."""
@@ -57,6 +63,9 @@ class Backbone(Protocol):
 
     def new_controlnet(self, **options) -> torch.nn.Module:
         """A ControlNet initialised from the backbone; options of other kinds are not read."""
+
+    def controlnet_options(self, path) -> dict:
+        """What `new_controlnet` must be told for a ControlNet like the one on disk."""
 
     def load_controlnet(self, path, dtype=None, **expected) -> torch.nn.Module:
         """A trained ControlNet from a diffusers folder or a single safetensors file."""

@@ -4,7 +4,6 @@ A timestep is the noise level σ in [0, 1]: x_σ = (1 − σ) x_0 + σ ε, and t
 Latents are kept as images, (B, C, h, w); the transformer sees them packed, 2 × 2 latent pixels a token.
 """
 
-import warnings
 from inspect import signature
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import torch
 
 from dp2osr.backbones.loading import check_latents, load_part, load_weights, read_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
+from dp2osr.backbones.tokens import tokenize
+from dp2osr.config import read_json
 from dp2osr.errors import UserError
 
 T5_LENGTH = 512  # tokens, as in diffusers' pipelines for FLUX.1-dev
@@ -80,18 +81,10 @@ class FluxBackbone:
 
     def embed_prompts(self, prompts):
         """CLIP's pooled output and T5's last hidden states: {"pooled_projections": (B, D), "encoder_hidden_states": (B, length, D₂)}."""
-        clip = self.tokens(self.tokenizer, prompts, self.tokenizer.model_max_length)
-        t5 = self.tokens(self.tokenizer_2, prompts, min(T5_LENGTH, self.tokenizer_2.model_max_length))
-        pooled = self.text_encoder(clip).pooler_output
-        return {"pooled_projections": pooled, "encoder_hidden_states": self.text_encoder_2(t5)[0]}
-
-    def tokens(self, tokenizer, prompts, length):
-        if max(len(tokenizer(prompt).input_ids) for prompt in prompts) > length:
-            warnings.warn(
-                f"a prompt has more than the {length} tokens that {type(tokenizer).__name__} takes; its end is cut off", stacklevel=2
-            )
-        padded = tokenizer(prompts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-        return padded.input_ids.to(self.device)
+        clip = tokenize(self.tokenizer, prompts, self.tokenizer.model_max_length)
+        t5 = tokenize(self.tokenizer_2, prompts, min(T5_LENGTH, self.tokenizer_2.model_max_length))
+        pooled = self.text_encoder(clip.to(self.device)).pooler_output
+        return {"pooled_projections": pooled, "encoder_hidden_states": self.text_encoder_2(t5.to(self.device))[0]}
 
     @torch.no_grad()
     def encode_prompts(self, prompts):
@@ -104,12 +97,16 @@ class FluxBackbone:
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def draw_timesteps(self, count, generator, share=(0.0, 1.0)):
-        """Logit-normal σ (Esser et al., "Scaling Rectified Flow Transformers", Sec. 3.1) within `share`, (count,) float32."""
-        normal = torch.distributions.Normal(0.0, 1.0)
-        low, high = (normal.cdf(torch.logit(torch.tensor(bound, dtype=torch.float64))) for bound in share)
-        uniform = low + (high - low) * torch.rand(count, generator=generator, dtype=torch.float64)
-        return torch.sigmoid(normal.icdf(uniform)).float().clamp(1e-4, 1).to(self.device)
+    def draw_timesteps(self, count, generator, share=(0.0, 1.0), timestep_sampling="logit_normal", logit_mean=0.0, logit_std=1.0):
+        """σ within `share`, (count,) float32: logit-normal (Esser et al., "Scaling Rectified Flow Transformers", Sec. 3.1) or uniform."""
+        bounds, uniform = torch.tensor(share, dtype=torch.float64), torch.rand(count, generator=generator, dtype=torch.float64)
+        if timestep_sampling == "logit_normal":
+            normal = torch.distributions.Normal(logit_mean, logit_std)
+            low, high = normal.cdf(torch.logit(bounds))
+            sigmas = torch.sigmoid(normal.icdf(low + (high - low) * uniform))
+        else:
+            sigmas = bounds[0] + (bounds[1] - bounds[0]) * uniform
+        return sigmas.float().clamp(1e-4, 1).to(self.device)
 
     def add_noise(self, latents, noise, timesteps):
         """x_σ = (1 − σ) x_0 + σ ε."""
@@ -155,11 +152,15 @@ class FluxBackbone:
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
+    def passes_a_step(self, guidance_scale):
+        """One: the guidance scale is an input of the distilled network."""
+        return 1
+
     @torch.no_grad()
     def sample(self, controlnet, control, prompt, negative, generators, shape, settings):
         """Denoise len(generators) candidates of one image; arguments as `SD2Backbone.sample`, `negative` is not read.
 
-        The guidance scale is an input of the distilled network: one pass a step, no negative prompt.
+        The guidance scale is an input of the distilled network: there is no negative prompt.
         """
         latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
         latents = latents.to(self.device, self.dtype)
@@ -238,6 +239,17 @@ class FluxBackbone:
             num_attention_heads=config.num_attention_heads,
         ).to(self.device)
 
+    def controlnet_options(self, path):
+        """What `new_controlnet` must be told for a ControlNet like the one in a folder or safetensors file.
+
+        Raises:
+            UserError: it is none of FLUX, or cannot be read.
+        """
+        if Path(path).is_dir():
+            config = read_json(Path(path) / "config.json")
+            return {"num_double_layers": config["num_layers"], "num_single_layers": config["num_single_layers"]}
+        return dict(zip(("num_double_layers", "num_single_layers"), count_layers(path), strict=True))
+
     def load_controlnet(self, path, dtype=None, num_double_layers=None, num_single_layers=None):
         """A ControlNet from a diffusers folder, or from one safetensors file with the keys of `from_transformer`.
 
@@ -250,7 +262,7 @@ class FluxBackbone:
         if path.is_dir():
             controlnet = load_part(FluxControlNetModel, path, None, torch_dtype=dtype or self.dtype)
         else:
-            controlnet = self.new_controlnet(*count_layers(path)).to(dtype or self.dtype)
+            controlnet = self.new_controlnet(**self.controlnet_options(path)).to(dtype or self.dtype)
             load_weights(controlnet, path)
         for name, wanted in (("num_layers", num_double_layers), ("num_single_layers", num_single_layers)):
             if wanted not in (None, controlnet.config[name]):

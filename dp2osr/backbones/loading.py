@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from dp2osr.config import read_json
 from dp2osr.errors import UserError
 
 
@@ -23,6 +24,14 @@ class ModelSource:
     revision: str | None = None
     vae: str | None = None
     tokenizer: str | None = None
+
+    def pipeline(self):
+        """diffusers' name of the model's pipeline.
+
+        Raises:
+            UserError: neither a folder of a pipeline nor a hub model that can be reached.
+        """
+        return read_json(find_model_index(self.path, self.revision)).get("_class_name")
 
     def other(self, name):
         """Where a part comes from that is not the model's own, or None."""
@@ -60,6 +69,21 @@ class ModelSource:
         path, subfolder = self.where(name)
         revision = {key: value for key, value in self.options(name).items() if key == "revision"}
         return load_part(cls, path, subfolder, cls.load_config, **revision)
+
+
+def find_model_index(path, revision=None):
+    """The `model_index.json` of a local folder or, if there is no such folder, of a hub model."""
+    if Path(path).exists():
+        index = Path(path) / "model_index.json"
+        if not index.is_file():
+            raise UserError(f"{path}: has no model_index.json; give the folder of a diffusers pipeline")
+        return index
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return hf_hub_download(str(path), "model_index.json", revision=revision)
+    except Exception as error:  # a bad name, no network, offline mode: all mean that it cannot be had
+        raise UserError(f"{path}: neither a folder nor a reachable hub model ({' '.join(str(error).split())[:200]})") from None
 
 
 def has_part(path, name):

@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from dp2osr.backbones.loading import check_latents, load_part, load_weights, read_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
+from dp2osr.backbones.tokens import tokenize
+from dp2osr.config import read_json
 from dp2osr.errors import UserError
 
 CONVOLUTIONS = torch.channels_last  # memory layout of the UNet's and ControlNets' weights: their convolutions run faster in it
@@ -80,10 +82,8 @@ class SD2Backbone:
 
     def embed_prompts(self, prompts):
         """Last hidden states of the text encoder, {"encoder_hidden_states": (B, length, D)}."""
-        tokens = self.tokenizer(
-            prompts, padding="max_length", max_length=self.tokenizer.model_max_length, truncation=True, return_tensors="pt"
-        )
-        return {"encoder_hidden_states": self.text_encoder(tokens.input_ids.to(self.device))[0]}
+        tokens = tokenize(self.tokenizer, prompts, self.tokenizer.model_max_length)
+        return {"encoder_hidden_states": self.text_encoder(tokens.to(self.device))[0]}
 
     @torch.no_grad()
     def encode_prompts(self, prompts):
@@ -96,7 +96,7 @@ class SD2Backbone:
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def draw_timesteps(self, count, generator, share=(0.0, 1.0)):
+    def draw_timesteps(self, count, generator, share=(0.0, 1.0), **_of_other_kinds):
         """Uniform over the `share` of the noise schedule (0: clean, 1: noise), (count,) int64."""
         low, high = (bound * self.noise_schedule.config.num_train_timesteps for bound in share)
         return torch.randint(math.floor(low), math.ceil(high), (count,), generator=generator).to(self.device)
@@ -134,6 +134,10 @@ class SD2Backbone:
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
+    def passes_a_step(self, guidance_scale):
+        """Two where guidance is on: with the prompt and with the negative one."""
+        return 2 if guidance_scale > 1 else 1
+
     @torch.no_grad()
     def sample(self, controlnet, control, prompt, negative, generators, shape, settings):
         """Denoise len(generators) candidates of one image.
@@ -151,7 +155,7 @@ class SD2Backbone:
         scheduler.set_timesteps(settings.num_inference_steps, device=self.device)
         latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
         latents = latents.to(self.device, self.dtype) * scheduler.init_noise_sigma
-        guided = settings.guidance_scale > 1
+        guided = self.passes_a_step(settings.guidance_scale) == 2
         context = torch.cat(
             [side["encoder_hidden_states"].expand(len(latents), -1, -1) for side in ([negative, prompt] if guided else [prompt])]
         )
@@ -209,6 +213,16 @@ class SD2Backbone:
         controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=tuple(conditioning_channels))
         return controlnet.to(self.device, memory_format=CONVOLUTIONS)
 
+    def controlnet_options(self, path):
+        """What `new_controlnet` must be told for a ControlNet like the one in a folder or safetensors file.
+
+        Raises:
+            UserError: it is one of FLUX, or cannot be read.
+        """
+        if Path(path).is_dir():
+            return {"conditioning_channels": tuple(read_json(Path(path) / "config.json")["conditioning_embedding_out_channels"])}
+        return {"conditioning_channels": conditioning_channels(path)}
+
     def load_controlnet(self, path, dtype=None, **_of_other_kinds):
         """A ControlNet from a diffusers folder, or from one safetensors file with the keys of `from_unet`.
 
@@ -221,7 +235,7 @@ class SD2Backbone:
         if path.is_dir():
             controlnet = load_part(ControlNetModel, path, None, torch_dtype=dtype or self.dtype)
         else:
-            controlnet = self.new_controlnet(conditioning_channels(path)).to(dtype or self.dtype)
+            controlnet = self.new_controlnet(**self.controlnet_options(path)).to(dtype or self.dtype)
             load_weights(controlnet, path)
         return controlnet.to(self.device, memory_format=CONVOLUTIONS).eval()
 

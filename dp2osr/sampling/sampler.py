@@ -75,7 +75,7 @@ class GroupSampler:
         image, _, _ = control_image(lr, args.upscale, backbone.native_size, backbone.size_multiple)
         control = backbone.prepare_control(image)
         shape = (backbone.latent_channels, image.shape[2] // backbone.vae_scale, image.shape[3] // backbone.vae_scale)
-        latents, together = [], self.samples_together(shape)
+        latents, together = [], samples_together(backbone, self.settings.tiling, args.batch_size, shape)
         for first in range(0, count, together):
             generators = [candidate_generator(args.seed, image_id, m) for m in range(first, min(first + together, count))]
             sampled = backbone.sample(self.controlnet, control, embedding, negative, generators, shape, self.settings)
@@ -83,15 +83,16 @@ class GroupSampler:
         seeds = [stable_seed(args.seed, image_id, m) for m in range(count)]
         return CandidateGroup(image_id, torch.cat(latents), prompt, lr, seeds, args.upscale, embedding)
 
-    def samples_together(self, shape):
-        """How many samples with latents of `shape` are denoised at once: as many pixels as `batch_size` images of the model's own size."""
-        own = (self.backbone.native_size / self.backbone.vae_scale) ** 2
-        (_, rows), (_, columns) = (self.settings.tiling.cut(side) for side in shape[1:])
-        return max(1, round(self.args.batch_size * own / (rows * columns)))
-
     def images(self, group):
         """The group's images as a user gets them, (M, 3, H, W) in [0, 1]."""
         return finish_images(self.backbone, group.latents, group.lr, group.upscale, self.args.align_method)
+
+
+def samples_together(backbone, tiling, batch_size, shape):
+    """How many samples with latents of `shape` are denoised at once: as many pixels as `batch_size` images of the model's own size."""
+    own = (backbone.native_size / backbone.vae_scale) ** 2
+    (_, rows), (_, columns) = (tiling.cut(side) for side in shape[1:])
+    return max(1, round(batch_size * own / (rows * columns)))
 
 
 def use_xformers(*networks):

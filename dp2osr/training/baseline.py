@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
-from dp2osr.config import read_json, settle
+from dp2osr.config import read_json, settle, timestep_options
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.data.degradation import degrade, image_rng, load_degradation
 from dp2osr.precision import usable_precision
@@ -71,12 +71,18 @@ def upsample(lr, side):
 def train_baseline(args):
     """Train a ControlNet (and, for tiny models, the backbone) on degraded photographs; resumable; diffusers layout out."""
     from accelerate import Accelerator
-    from accelerate.utils import broadcast
+    from accelerate.utils import DistributedDataParallelKwargs, broadcast
     from diffusers.optimization import get_scheduler
 
     cpu = not torch.cuda.is_available()  # told, or several processes on a CPU take themselves for one each
     precision = usable_precision(args.mixed_precision, "cpu" if cpu else "cuda")
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, gradient_accumulation_steps=args.gradient_accumulation_steps)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=precision,
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        # nobody may read the text that leaves a ControlNet's last block: what makes it has no gradient
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
     output = Path(args.output_dir)
     if accelerator.is_main_process:
         used = {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
@@ -103,7 +109,7 @@ def train_baseline(args):
     scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
     first_latents = torch.stack(pool.latents[:16]).float()
     metric = broadcast(image_metric(backbone, first_latents, args.image_weight))  # each process has crops of its own
-    step = Step(backbone, controlnet, modules, metric)
+    step = Step(backbone, controlnet, modules, metric, timestep_options(args), args.guidance_range)
     step, optimizer = accelerator.prepare(step, optimizer)
     parts = {"modules": modules, "optimizer": optimizer, "scheduler": scheduler}
     first = restore_checkpoint(output, parts)
@@ -144,17 +150,20 @@ def train_baseline(args):
 class Step(torch.nn.Module):
     """One regression step as a module, so that accelerate can wrap it."""
 
-    def __init__(self, backbone, controlnet, modules, metric):
+    def __init__(self, backbone, controlnet, modules, metric, density, guidance_range):
         super().__init__()
+        self.density, self.guidance_range = density, guidance_range
         self.trained, self.controlnet = modules, controlnet
         self.backbone, self.metric = backbone, metric
 
     def forward(self, latents, controls, prompts, position):
-        """Mean squared error of the prediction under `metric`; noise and timesteps follow from `position` alone."""
+        """Mean squared error of the prediction under `metric`; noise, timesteps and guidance follow from `position` alone."""
         generator = torch.Generator().manual_seed(position)
         backbone, latents = self.backbone, latents.to(self.backbone.device)
         noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-        timesteps = backbone.draw_timesteps(len(latents), generator)
+        timesteps = backbone.draw_timesteps(len(latents), generator, **self.density)
+        low, high = self.guidance_range
+        backbone.guidance = low + (high - low) * torch.rand((), generator=generator).item()
         noisy = backbone.add_noise(latents, noise, timesteps)
         prompt, control = backbone.embed_prompts(prompts), backbone.prepare_control(controls)
         [prediction] = backbone.predict([self.controlnet], noisy, timesteps, prompt, control)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from dp2osr.config import at_least, positive
+from dp2osr.config import TIMESTEP_FLAGS, at_least, positive
 from dp2osr.errors import UserError
 from dp2osr.preference.weights import WEIGHTINGS
 
@@ -10,13 +10,18 @@ LOSSES = ("sigmoid", "ipo", "hinge", "plackett_luce")  # of preference.loss, nam
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers.optimization
 GRADIENT_SUMS = {"fp32": "float32", "fp64": "float64"}  # torch's names
 
-TRAINING_FLAGS = argparse.ArgumentParser(add_help=False)
+TRAINING_FLAGS = argparse.ArgumentParser(add_help=False, parents=[TIMESTEP_FLAGS])
 _add = TRAINING_FLAGS.add_argument
-_add("--controlnet_model_name_or_path", required=True, help="the reference: policy and reference both start from it")
+_add("--controlnet_model_name_or_path", required=True, help="where the policy starts, and the reference")
+_add(
+    "--reference_controlnet_model_name_or_path",
+    help="a reference other than the policy's start: a further round may keep the first one (default: the start)",
+)
 _add("--candidates_dir", required=True, help="candidate folder of gen_candidates.py")
 _add("--scores", help="table of label_rewards.py (default: scores.parquet in the candidate folder)")
 _add("--reward_config", default="default", help="name in configs/rewards or a YAML (default: %(default)s)")
 _add("--output_dir", required=True, help="checkpoints, log and, at the end, the policy; run again to go on")
+_add("--force", action="store_true", help="go on in an output folder of other settings, which are shown")
 _add("--num_candidates", type=at_least(1), help="M: use the first M candidates of each image (default: all that are scored)")
 _add("--top_n", type=at_least(1), default=8, help="N: best and worst candidates of a group (default: %(default)s)")
 _add("--beta", type=at_least(0, float), default=5000.0, help="β of Diffusion-DPO (default: %(default)s)")
@@ -114,6 +119,10 @@ def check_options(args):
     pairs = args.top_n**2
     if args.pairs_per_group > pairs or args.pairs_per_group and args.loss == "plackett_luce":
         raise UserError(f"--pairs_per_group {args.pairs_per_group}: a group has {pairs} pairs, and plackett_luce takes them whole")
+    if args.lora_rank and args.reference_controlnet_model_name_or_path:
+        raise UserError(
+            "--lora_rank: the reference is the policy without its adapters; leave --reference_controlnet_model_name_or_path out"
+        )
     if args.validation_steps and bool(args.validation_image_path) != bool(args.validation_gt_path):
         raise UserError("--validation_image_path and --validation_gt_path: give both, or neither")
 

@@ -20,7 +20,7 @@ from dp2osr.backbones import load_backbone, model_source
 from dp2osr.config import settle, write_json
 from dp2osr.data.images import save_image
 from dp2osr.errors import UserError
-from dp2osr.precision import usable_precision
+from dp2osr.precision import DTYPES, usable_precision
 from dp2osr.preference.groups import PreferenceGroups, groups_of_step
 from dp2osr.provenance import versions, weights_hash
 from dp2osr.rewards.config import load_reward_config
@@ -38,10 +38,11 @@ from dp2osr.training.reference_cache import ReferenceCache
 
 # Settings that may differ when a run goes on: a hash stands for them, or they change nothing in the weights but, at most, when a run stops.
 FREE_SETTINGS = (
-    "config", "output_dir", "report_to", "checkpointing_steps", "checkpoints_total_limit", "micro_batch_size", "gradient_checkpointing",
+    "config", "output_dir", "force", "report_to", "checkpointing_steps", "checkpoints_total_limit",
+    "micro_batch_size", "gradient_checkpointing",
     "validation_steps", "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates",
     "pretrained_model_name_or_path", "reference_cache", "collapse_patience", "on_collapse",
-    "controlnet_model_name_or_path", "candidates_dir", "scores", "candidates",
+    "controlnet_model_name_or_path", "reference_controlnet_model_name_or_path", "candidates_dir", "scores", "candidates",
 )  # fmt: skip
 DISTANCE_STEPS = 10  # steps between two looks at how far the policy is from the reference
 
@@ -62,6 +63,7 @@ class PreferenceTrainer:
 
         check_options(args)
         self.args, self.output = args, Path(args.output_dir)
+        self.reference_path = args.reference_controlnet_model_name_or_path or args.controlnet_model_name_or_path
         self.validates = bool(args.validation_steps and args.validation_image_path)
         trackers = None if args.report_to == "none" else args.report_to
         self.accelerator = Accelerator(
@@ -80,14 +82,23 @@ class PreferenceTrainer:
         table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
         config = load_reward_config(args.reward_config)
         self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
-        self.backbone = load_backbone(model_source(args), self.accelerator.device, parts=("vae", "denoiser"), kind=args.backbone)
+        dtype = DTYPES[self.accelerator.mixed_precision]  # what is frozen needs no more; policy and reference are in fp32, under autocast
+        self.backbone = load_backbone(model_source(args), self.accelerator.device, dtype, ("vae", "denoiser"), args.backbone)
         self.backbone.guidance = store.settings["guidance_scale"]
         self.backbone.vae_tiling = stored_tiling(store.settings, self.backbone.vae_tiling)
         self.control_scale = store.settings.get("control_scale", 1.0)
         if self.accelerator.is_main_process:
-            hashes = {"reference_hash": weights_hash(args.controlnet_model_name_or_path), "groups_hash": self.groups.fingerprint()}
+            hashes = {
+                "start_hash": weights_hash(args.controlnet_model_name_or_path),
+                "reference_hash": weights_hash(self.reference_path),
+                "groups_hash": self.groups.fingerprint(),
+            }
             precision = {"mixed_precision": self.accelerator.mixed_precision}  # what is used: an fp16 run has a scaler to resume
-            settle(self.output / "settings.json", {**vars(args), **precision, **hashes, "candidates": store.settings}, told=FREE_SETTINGS)
+            settings = {**vars(args), **precision, **hashes, "candidates": store.settings}
+            settle(self.output / "settings.json", settings, FREE_SETTINGS, args.force)
+            flat = int((self.groups.rewards.std(axis=1) == 0).sum())
+            if flat:
+                print(f"{flat} of {len(self.groups)} groups have equal rewards: their pairs go by number, with the formula's weight")
         self.accelerator.wait_for_everyone()
         self.load_networks()
         if args.gradient_checkpointing:
@@ -108,19 +119,22 @@ class PreferenceTrainer:
 
     def load_networks(self):
         """Policy and reference: two ControlNets, or one with adapters that are on for the policy and off for the reference."""
-        reference = self.backbone.load_controlnet(self.args.controlnet_model_name_or_path, torch.float32).requires_grad_(False)
-        if self.args.lora_rank:
-            torch.manual_seed(self.args.seed)
-            self.policy = add_adapters(reference, self.args.lora_rank).train()
+        args = self.args
+        start = self.backbone.load_controlnet(args.controlnet_model_name_or_path, torch.float32).requires_grad_(False)
+        if args.lora_rank:
+            torch.manual_seed(args.seed)
+            self.policy = add_adapters(start, args.lora_rank).train()
             self.reference = WithoutAdapters(self.policy)
         else:
-            self.policy, self.reference = deepcopy(reference).requires_grad_(True).train(), reference
+            other = args.reference_controlnet_model_name_or_path
+            self.reference = self.backbone.load_controlnet(other, torch.float32).requires_grad_(False) if other else deepcopy(start)
+            self.policy = start.requires_grad_(True).train()
 
     def reference_cache(self, store):
         """The cache of the reference's errors, filed under all that decides them beside group, timestep and noise."""
         args, precision = self.args, self.accelerator.mixed_precision
         origin = {
-            "reference": weights_hash(args.controlnet_model_name_or_path),
+            "reference": weights_hash(self.reference_path),
             "model": store.settings["model_hash"],
             "variant": args.variant,
             "revision": args.revision,
@@ -166,7 +180,7 @@ class PreferenceTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         self.schedule.step()
         record |= {"grad_norm": float(norm), "learning_rate": self.schedule.get_last_lr()[0], "finite": finite}
-        if self.step == 0 and finite:
+        if self.step == 0 and finite and not args.reference_controlnet_model_name_or_path:
             self.check_neutral_start(indices, record)
         return record, [self.groups.image_ids[index] for index in indices]
 

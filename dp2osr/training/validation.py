@@ -1,5 +1,7 @@
 """Held-out validation by reward: the policy's candidates against the base's, same seeds, pooled normalisation."""
 
+from copy import deepcopy
+
 import numpy as np
 from PIL import Image
 
@@ -40,9 +42,9 @@ class RewardValidator:
 
     def scores(self, controlnet):
         """{metric: (images, m)} raw scores of candidates sampled with `controlnet`, and the first candidate of the first images."""
-        training = controlnet.training
+        training, dtype = controlnet.training, self.sampler.backbone.dtype
         controlnet.eval()
-        self.sampler.controlnet = controlnet
+        self.sampler.controlnet = controlnet if controlnet.dtype == dtype else deepcopy(controlnet).to(dtype)  # as a user will run it
         rows, pictures = [], []
         for image_id, lr, gt in self.images:
             images = self.sampler.images(self.sampler.sample(image_id, lr, self.count))

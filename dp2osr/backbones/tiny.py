@@ -37,7 +37,7 @@ def make_tokenizer(corpus, folder, max_length=77, vocabulary=1024):
     return tokenizer
 
 
-def make_t5_tokenizer(corpus, folder, max_length=32, vocabulary=800):
+def make_t5_tokenizer(corpus, folder, max_length=24, vocabulary=800):
     """A unigram tokenizer in T5's format, learnt on the prompts in `corpus`."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import T5TokenizerFast

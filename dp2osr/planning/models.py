@@ -1,0 +1,93 @@
+"""Models without their weights: the same classes from the same configuration, of tensors that have a shape and no memory."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import yaml
+
+from dp2osr.backbones.loading import ModelSource
+from dp2osr.errors import UserError
+
+PUBLISHED = Path(__file__).resolve().parents[2] / "configs/models"
+
+
+@dataclass(frozen=True)
+class ConfigSource(ModelSource):
+    """A base model of whose parts only the configuration is read: its networks are on the `meta` device.
+
+    Args:
+        published: parts → configuration, where the model is not on disk.
+    """
+
+    published: dict | None = None
+
+    def pipeline(self):
+        return self.published["_class_name"] if self.published is not None else super().pipeline()
+
+    def load(self, cls, name, **options):
+        if name.startswith("tokenizer"):
+            return super().load(cls, name) if self.published is None else BlankTokenizer(self.published[name]["model_max_length"])
+        config = self.config(cls, name)
+        if not issubclass(cls, torch.nn.Module):
+            return cls.from_config(config)
+        with torch.device("meta"):
+            network = cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class.from_dict(config))
+        return torch.nn.Module.to(
+            network, options.get("torch_dtype") or options.get("dtype")
+        )  # diffusers' own warns of modules kept in fp32
+
+    def config(self, cls, name):
+        if self.published is not None:
+            return self.published[name]
+        if hasattr(cls, "load_config"):
+            return super().config(cls, name)
+        return cls.config_class.from_pretrained(self.path, subfolder=name).to_dict()
+
+
+class BlankTokenizer:
+    """Gives every prompt `model_max_length` equal tokens: enough to know what it costs to read them."""
+
+    def __init__(self, model_max_length):
+        self.model_max_length = model_max_length
+
+    def __call__(self, prompts, **_options):
+        return SimpleNamespace(input_ids=torch.zeros(len(prompts), self.model_max_length, dtype=torch.long))
+
+
+@contextmanager
+def fake_tensors():
+    """Within, tensors have shapes and no memory. They are a CPU's: its attention, as a GPU's, keeps no matrix of all tokens by all."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield
+
+
+def to_fake(*networks):
+    """Move networks from the `meta` device to the CPU that `fake_tensors` pretends; call within it."""
+    for network in networks:
+        for module in network.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+                        parameter = isinstance(tensor, torch.nn.Parameter)
+                        tensors[name] = torch.nn.Parameter(fake, tensor.requires_grad) if parameter else fake
+
+
+def read_published(kind):
+    """Configuration of the published model of a kind of backbone.
+
+    Raises:
+        UserError: there is none.
+    """
+    from dp2osr.backbones import PIPELINES
+
+    for path in sorted(PUBLISHED.glob("*.yaml")):
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if PIPELINES[config["_class_name"]] == kind:
+            return config
+    raise UserError(f"{PUBLISHED}: has no model of kind {kind}")

@@ -1,0 +1,103 @@
+"""What a run takes before it starts: hours, disk and peak memory on each GPU, stage by stage, from its own settings.
+
+    python scripts/plan.py configs/flux_dev/8gpu
+
+FLOPs and memory are counted by running the programs' own code on tensors that have a shape and no content, so this needs no weights,
+no GPU and little memory. A model that is not on disk is taken to be the published one (configs/models). Hours follow from the FLOPs and the
+share of a GPU's peak that is had; unless told, the share that the paper's hours of sampling imply.
+"""
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dp2osr.config import at_least, parse_args, positive
+from dp2osr.errors import UserError, run
+
+GIGA = 1e9
+FULL = 0.9  # of a GPU's memory: the rest is CUDA's context, its libraries' workspaces and what lies between tensors
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("settings", metavar="CONFIG", help="folder with the sample.yaml and train.yaml that will be run")
+    add("--num_gpus", type=at_least(1), default=8, help="GPUs, each with a replica (default: %(default)s)")
+    add("--gpu_memory", type=positive, default=80, help="of one GPU, GB (default: %(default)s)")
+    add("--tflops", type=positive, default=312, help="peak of one GPU in the precision used, TFLOPS (default: %(default)s, A800 and A100)")
+    add("--utilisation", type=positive, help="share of that peak that is had (default: what the paper's hours imply)")
+    add("--num_images", type=at_least(1), help="LR images (default: those of sample.yaml's folder; without it the paper's 30000)")
+    add("--lr_size", type=at_least(1), nargs=2, metavar=("WIDTH", "HEIGHT"), help="of an LR image, pixels (default: the first's; 128 128)")
+    add(
+        "--sharding",
+        default="ddp",
+        choices=["ddp", "zero2", "fsdp"],
+        help="how training would share its memory; the preference trainer runs replicas, the others are what-ifs (default: %(default)s)",
+    )
+    return parser
+
+
+def settings_of(program, path):
+    """Parsed flags of a program of the repository under a settings file."""
+    if not path.is_file():
+        raise UserError(f"{path}: is missing; a plan reads sample.yaml and train.yaml")
+    return parse_args(importlib.import_module(program).build_parser(), ["--config", str(path)])
+
+
+def images_of(args, sampling):
+    """How many LR images, and the (width, height) of one."""
+    from dp2osr.data.images import list_images, read_image
+
+    paths = list_images(sampling.image_path) if Path(sampling.image_path).exists() else []
+    count = args.num_images or min(len(paths), sampling.max_images or len(paths)) or sampling.max_images or 30_000
+    size = args.lr_size or (read_image(paths[0]).size if paths else (128, 128))
+    return count, tuple(size)
+
+
+def table(stages, hardware, utilisation):
+    """Markdown: one row a stage."""
+    rows = ["| stage | what | PFLOP | GPU-hours | hours | GB a GPU | disk, GB |", "|---|---|---|---|---|---|---|"]
+    for stage in stages:
+        hours = stage.gpu_hours(hardware.tflops, utilisation)
+        peak = sum(stage.memory.values()) / GIGA
+        name = stage.name + ("" if peak < FULL * hardware.gpu_memory else " **does not fit**")
+        row = [name, stage.amount, f"{stage.flops / 1e15:,.4g}", f"{hours:,.4g}", f"{hours / hardware.num_gpus:,.3g}", f"{peak:.1f}"]
+        rows.append("| " + " | ".join([*row, f"{stage.disk / GIGA:,.3g}"]) + " |")
+    return "\n".join(rows)
+
+
+def main():
+    args = parse_args(build_parser())
+    from dp2osr.planning.models import read_published
+    from dp2osr.planning.stages import PlannedModel, implied_utilisation, plan_sampling, plan_scoring, plan_training, shard
+
+    folder = Path(args.settings)
+    sampling = settings_of("gen_candidates", folder / "sample.yaml")
+    on_disk = Path(sampling.pretrained_model_name_or_path).exists()
+    if not on_disk and not sampling.backbone:
+        raise UserError(f"{sampling.pretrained_model_name_or_path}: is not on disk; say with `backbone:` in sample.yaml which model it is")
+    count, lr_size = images_of(args, sampling)
+    model = PlannedModel(sampling, lr_size, None if on_disk else read_published(sampling.backbone))
+    training = settings_of(f"train_{model.kind}_dpo", folder / "train.yaml")
+    stages = [plan_sampling(model, count), plan_scoring(model, count), plan_training(model, training)]
+    stages[-1].memory = shard(stages[-1].memory, args.sharding, args.num_gpus)
+    implied, paper = implied_utilisation(model.kind)
+    utilisation = args.utilisation or implied
+
+    gpus = f"{args.num_gpus} GPUs of {args.gpu_memory:g} GB and {args.tflops:g} TFLOPS"
+    print(f"{count:,} LR images of {lr_size[0]} × {lr_size[1]}, {gpus}\n")
+    print(table(stages, args, utilisation))
+    for stage in stages:
+        print(f"\n{stage.name}, GB a GPU: " + ", ".join(f"{name} {size / GIGA:.2f}" for name, size in stage.memory.items()))
+    paper_run = f"{paper['sampling_hours']} h of sampling {paper['candidates']:,} candidates on {paper['gpus']} × {paper['tflops']} TFLOPS"
+    print(
+        f"\nUtilisation {utilisation:.3f}; the paper's {paper_run} mean {implied:.3f} of the FLOPs counted here. The time of scoring is "
+        f"the paper's 1.08 GPU-seconds for 512 × 512 pixels and that of decoding. A stage fits below {FULL:.0%} of the memory."
+    )
+
+
+if __name__ == "__main__":
+    run(main)
