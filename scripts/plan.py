@@ -1,10 +1,10 @@
 """What a run takes before it starts: hours, disk and peak memory on each GPU, stage by stage, from its own settings.
 
-    python scripts/plan.py configs/flux_dev/8gpu
+    python scripts/plan.py configs/flux_dev --num_gpus 8
 
 FLOPs and memory are counted by running the programs' own code on tensors that have a shape and no content, so this needs no weights,
-no GPU and little memory. A model that is not on disk is taken to be the published one (configs/models). Hours follow from the FLOPs and the
-share of a GPU's peak that is had; unless told, the share that the paper's hours of sampling imply.
+no GPU and little memory. A model that is not on disk is taken to be the published one of its kind (configs/models). Hours follow from the
+FLOPs and the share of a GPU's peak that is had; unless told, the share that the paper's hours of sampling imply.
 """
 
 import argparse
@@ -24,8 +24,8 @@ FULL = 0.9  # of a GPU's memory: the rest is CUDA's context, its libraries' work
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("settings", metavar="CONFIG", help="folder with the sample.yaml and train.yaml that will be run")
-    add("--num_gpus", type=at_least(1), default=8, help="GPUs, each with a replica (default: %(default)s)")
+    add("settings", metavar="SETTINGS_DIR", help="folder with the sample.yaml and train.yaml that will be run")
+    add("--num_gpus", type=at_least(1), required=True, help="GPUs, each with a replica")
     add("--gpu_memory", type=positive, default=80, help="of one GPU, GB (default: %(default)s)")
     add("--tflops", type=positive, default=312, help="peak of one GPU in the precision used, TFLOPS (default: %(default)s, A800 and A100)")
     add("--utilisation", type=positive, help="share of that peak that is had (default: what the paper's hours imply)")
@@ -72,8 +72,10 @@ def table(stages, hardware, utilisation):
 def main():
     args = parse_args(build_parser())
     from dp2osr.planning.models import read_published
-    from dp2osr.planning.stages import PlannedModel, implied_utilisation, plan_sampling, plan_scoring, plan_training, shard
+    from dp2osr.planning.stages import SCORING_SECONDS, PlannedModel, implied_utilisation, plan_sampling, plan_scoring, plan_training, shard
 
+    if args.utilisation and args.utilisation > 1:
+        raise UserError(f"--utilisation {args.utilisation}: is a share, at most 1")
     folder = Path(args.settings)
     sampling = settings_of("gen_candidates", folder / "sample.yaml")
     on_disk = Path(sampling.pretrained_model_name_or_path).exists()
@@ -82,7 +84,7 @@ def main():
     count, lr_size = images_of(args, sampling)
     model = PlannedModel(sampling, lr_size, None if on_disk else read_published(sampling.backbone))
     training = settings_of(f"train_{model.kind}_dpo", folder / "train.yaml")
-    stages = [plan_sampling(model, count), plan_scoring(model, count), plan_training(model, training)]
+    stages = [plan_sampling(model, count), plan_scoring(model, count), plan_training(model, training, args.num_gpus)]
     stages[-1].memory = shard(stages[-1].memory, args.sharding, args.num_gpus)
     implied, paper = implied_utilisation(model.kind)
     utilisation = args.utilisation or implied
@@ -94,8 +96,10 @@ def main():
         print(f"\n{stage.name}, GB a GPU: " + ", ".join(f"{name} {size / GIGA:.2f}" for name, size in stage.memory.items()))
     paper_run = f"{paper['sampling_hours']} h of sampling {paper['candidates']:,} candidates on {paper['gpus']} × {paper['tflops']} TFLOPS"
     print(
-        f"\nUtilisation {utilisation:.3f}; the paper's {paper_run} mean {implied:.3f} of the FLOPs counted here. The time of scoring is "
-        f"the paper's 1.08 GPU-seconds for 512 × 512 pixels and that of decoding. A stage fits below {FULL:.0%} of the memory."
+        f"\nUtilisation {utilisation:.3f}, the same for all stages; the paper's {paper_run} mean {implied:.3f} of the FLOPs counted here.\n"
+        f"Scoring takes the paper's {SCORING_SECONDS:.2f} GPU-seconds for 512 × 512 pixels and nine metrics, on any GPU, and decoding.\n"
+        "Not counted: the tagger, PNGs, the metrics' memory, validation, a scheduler that predicts more than once a step.\n"
+        f"All images are taken to have the first one's size. A stage fits below {FULL:.0%} of the memory."
     )
 
 

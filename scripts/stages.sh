@@ -43,16 +43,18 @@ held_out() {
     candidates+=("$1=$out/test/$1")
 }
 
-# setting KEY: its value in train.yaml, or nothing
-setting() { sed -n "s/^$1: *\([^ #]*\).*/\1/p" "$configs/train.yaml"; }
+# setting KEY: its value in train.yaml, without quotes and comment, or nothing
+setting() { sed -n "s/^$1 *: *//p" "$configs/train.yaml" | sed "s/ *#.*//; s/^[\"']//; s/[\"'] *\$//"; }
 
 run_stages() {
-    local configs="$1" out="$2" rounds="${3:-1}" reference="${4:-moved}" started=$SECONDS name round suffix backbone
+    local configs="$1" out="$2" rounds="${3:-1}" reference="${4:-moved}" started=$SECONDS name round suffix backbone base
     local candidates=() logs=() previous=() flags=() anchor=()
     for name in sample label train test label_test evaluate; do
         if ! [ -f "$configs/$name.yaml" ]; then fail "$configs/$name.yaml is missing; copy configs/tiny_sd2/quickstart and edit the copy"; fi
     done
     backbone=$(setting backbone)  # which of the two training programs
+    base=$(setting controlnet_model_name_or_path)
+    if [ "$reference" = fixed ] && [ -z "$base" ]; then fail "$configs/train.yaml: names no controlnet_model_name_or_path to stay the reference"; fi
     mkdir -p "$out" || fail "$out: cannot make this folder"
     NUM_STAGES=$((3 * rounds + 5))
 
@@ -72,7 +74,7 @@ run_stages() {
             ${flags[@]+"${flags[@]}"} ${anchor[@]+"${anchor[@]}"}
         previous=(--controlnet_model_name_or_path "$out/policy$suffix")
         if [ "$reference" = fixed ]; then
-            anchor=(--reference_controlnet_model_name_or_path "$(setting controlnet_model_name_or_path)")
+            anchor=(--reference_controlnet_model_name_or_path "$base")
         fi
         logs+=("$out/policy$suffix/train_log.jsonl")
     done

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import MODEL_FLAGS, TIMESTEP_FLAGS, at_least, parse_args
+from dp2osr.config import MODEL_FLAGS, TIMESTEP_FLAGS, at_least, finite, parse_args
 from dp2osr.errors import run
 
 
@@ -50,7 +50,7 @@ def build_parser():
     )
     add(
         "--guidance_range",
-        type=float,
+        type=finite,
         nargs=2,
         default=[1.0, 1.0],
         metavar=("LOW", "HIGH"),

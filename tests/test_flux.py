@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import CONTROLNET, MODEL, ROOT, assert_one_clear_line, read_log, run_program, write_made_up_scores
+from conftest import CONTROLNET, KINDS, MODEL, ROOT, assert_one_clear_line, read_log, run_program, write_made_up_scores
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -59,27 +59,47 @@ def pipeline_of(flux, controlnet):
     return pipeline
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96)])
-def test_latents_equal_those_of_the_diffusers_pipeline(flux, steering, monkeypatch, height, width):
+@pytest.fixture
+def posterior_mode(monkeypatch):
+    """The pipeline draws the control latents from the posterior; here they are its mode, so that an LR image has one control."""
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
-    # the pipeline draws the control latents from the posterior; here they are its mode, so that an LR image has one control
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+
+
+def both_ways(backbone, controlnet, height, width, steps):
+    """Latents of two candidates of a random LR image by the backbone and, packed, by diffusers' pipeline."""
     lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     shape = (4, height // 4, width // 4)
-    settings = SamplingSettings(num_inference_steps=8, guidance_scale=2.5, scheduler="flow_euler", control_scale=0.7)
+    settings = SamplingSettings(num_inference_steps=steps, guidance_scale=2.5, scheduler="flow_euler", control_scale=0.7)
     streams = [[candidate_generator(0, "x", m) for m in range(2)] for _ in range(2)]
-    ours = flux.sample(steering, flux.prepare_control(lr), flux.encode_prompts(["cat, fur"]), None, streams[0], shape, settings)
+    prompt, control = backbone.encode_prompts(["cat, fur"]), backbone.prepare_control(lr)
+    ours = backbone.sample(controlnet, control, prompt, None, streams[0], shape, settings)
     noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in streams[1]])
-    theirs = pipeline_of(flux, steering)(
-        ["cat, fur"] * 2, control_image=torch.cat([lr * 2 - 1] * 2), height=height, width=width, guidance_scale=2.5, num_inference_steps=8,
-        latents=pack(noise), output_type="latent", controlnet_conditioning_scale=0.7, max_sequence_length=flux.tokenizer_2.model_max_length,
+    theirs = pipeline_of(backbone, controlnet)(
+        ["cat, fur"] * 2, control_image=torch.cat([lr * 2 - 1] * 2), height=height, width=width, guidance_scale=2.5,
+        num_inference_steps=steps, latents=pack(noise), output_type="latent", controlnet_conditioning_scale=0.7,
+        max_sequence_length=backbone.tokenizer_2.model_max_length,
     ).images  # fmt: skip
+    return ours, theirs
+
+
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 96)])
+def test_latents_equal_those_of_the_diffusers_pipeline(flux, steering, posterior_mode, height, width):
+    ours, theirs = both_ways(flux, steering, height, width, 8)
     assert (pack(ours) - theirs).abs().max() <= 1e-4
+    lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     unguided = SamplingSettings(num_inference_steps=8, guidance_scale=1.0, scheduler="flow_euler", control_scale=0.7)
-    again = [candidate_generator(0, "x", m) for m in range(2)]
-    other = flux.sample(steering, flux.prepare_control(lr), flux.encode_prompts(["cat, fur"]), None, again, shape, unguided)
+    streams = [candidate_generator(0, "x", m) for m in range(2)]
+    other = flux.sample(steering, flux.prepare_control(lr), flux.encode_prompts(["cat, fur"]), None, streams, ours.shape[1:], unguided)
     assert (other - ours).abs().max() > 1e-4  # guidance is heard
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 128), (128, 176)])
+def test_the_embedded_model_samples_as_the_pipeline_does_in_all_of_25_steps(posterior_mode, height, width):
+    backbone = load_backbone(KINDS["flux"].model)
+    ours, theirs = both_ways(backbone, backbone.load_controlnet(KINDS["flux"].controlnet), height, width, 25)
+    assert (pack(ours) - theirs).abs().max() <= 1e-4
 
 
 def test_large_images_are_denoised_in_tiles(flux, steering):

@@ -211,7 +211,7 @@ def test_several_timesteps_and_drawn_pairs_equal_the_sum_over_pairs(kind, labell
     ours = gradient_of(objective)
     for parameter in objective.policy.parameters():
         parameter.grad = None
-    control, count, timesteps = group.control, len(group.candidates) // 2, []
+    control, count, timesteps = objective.backbone.prepare_control(group.control), len(group.candidates) // 2, []
     for visit in range(2):
         timestep, noise = objective.draw(5, group, visit)
         timesteps.append(timestep)
@@ -497,13 +497,19 @@ def test_other_settings_and_another_model_are_refused(kind, trained, labelled, t
 @one_kind
 def test_force_goes_on_with_other_settings_and_shows_them(kind, trained, labelled, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
-    more = ["--beta", "100", "--max_train_steps", "8"]
-    with pytest.raises(UserError, match="beta is 5000.0 there and 100.0 here; max_train_steps is 6 there and 8 here"):
+    more = ["--beta", "100", "--max_train_steps", "8", "--learning_rate", "1e-5"]
+    with pytest.raises(UserError, match="beta is 5000.0 there and 100.0 here; learning_rate is 0.0001 there and 1e-05 here; max_train"):
         run_training(kind, labelled, tmp_path / "run", *more)
     run_training(kind, labelled, tmp_path / "run", *more, "--force")
     assert "goes on with other settings (beta is 5000.0 there and 100.0 here" in capsys.readouterr().err
-    assert [record["step"] for record in read_log(tmp_path / "run/train_log.jsonl")] == list(range(1, 9))
+    records = read_log(tmp_path / "run/train_log.jsonl")
+    assert [record["step"] for record in records] == list(range(1, 9))
+    assert [record["learning_rate"] for record in records] == [1e-4] * 6 + [1e-5] * 2
     run_training(kind, labelled, tmp_path / "run", *more)  # they are the run's settings now
+    before = (tmp_path / "run/settings.json").read_text()
+    with pytest.raises(UserError, match="its checkpoint is of another kind of run"):
+        run_training(kind, labelled, tmp_path / "run", *more, "--lora_rank", "2", "--force")
+    assert (tmp_path / "run/settings.json").read_text() == before
 
 
 @one_kind
@@ -531,7 +537,7 @@ def test_groups_with_equal_rewards_are_counted_and_trained_on(kind, labelled, tm
         table = table.set_column(table.schema.get_field_index(name), field, pa.array(same, field.type))
     pq.write_table(table, tmp_path / "scores.parquet")
     run_training(kind, labelled, tmp_path / "out", "--scores", tmp_path / "scores.parquet", "--max_train_steps", "2")
-    assert "1 of 3 groups have equal rewards" in capsys.readouterr().out
+    assert "1 of 3 groups have equal rewards" in capsys.readouterr().err
     assert all(record["grad_norm"] > 0 for record in read_log(tmp_path / "out/train_log.jsonl"))
 
 
@@ -544,11 +550,13 @@ def test_the_trajectory_is_the_saved_one(kind, trained):
     found = [[record["loss"], record["grad_norm"]] for record in read_log(trained / "train_log.jsonl")]
     saved = read_json(path) if path.exists() else {}
     if "SAVE_TRAJECTORY" in os.environ:
-        write_json(path, {**saved, kind.name: found})
+        saved[kind.name] = found
+        write_json(path, saved)
     assert len(found) == len(saved[kind.name]) == STEPS
-    for (now, norm), (then, saved_norm) in zip(found, saved[kind.name], strict=True):
-        assert now == pytest.approx(then, rel=0.002)  # the rounding of another processor, multiplied by β
-        assert norm == pytest.approx(saved_norm, rel=0.02)
+    for step, ((loss_now, norm), (loss_then, norm_then)) in enumerate(zip(found, saved[kind.name], strict=True)):
+        # another processor rounds otherwise, β multiplies it, and Adam makes steps of it
+        assert loss_now == pytest.approx(loss_then, rel=0.01 if step else 1e-4)
+        assert norm == pytest.approx(norm_then, rel=0.1 if step else 0.01)
 
 
 def other_model(kind, tmp_path):

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dp2osr.backbones.loading import check_latents, load_part, load_weights, read_tensors
+from dp2osr.backbones.loading import check_latents, controlnet_config, load_part, load_weights, read_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
-from dp2osr.config import read_json
 from dp2osr.errors import UserError
 
 T5_LENGTH = 512  # tokens, as in diffusers' pipelines for FLUX.1-dev
@@ -246,7 +245,7 @@ class FluxBackbone:
             UserError: it is none of FLUX, or cannot be read.
         """
         if Path(path).is_dir():
-            config = read_json(Path(path) / "config.json")
+            config = controlnet_config(path, "FluxControlNetModel")
             return {"num_double_layers": config["num_layers"], "num_single_layers": config["num_single_layers"]}
         return dict(zip(("num_double_layers", "num_single_layers"), count_layers(path), strict=True))
 
@@ -260,6 +259,7 @@ class FluxBackbone:
 
         path = Path(path)
         if path.is_dir():
+            controlnet_config(path, "FluxControlNetModel")
             controlnet = load_part(FluxControlNetModel, path, None, torch_dtype=dtype or self.dtype)
         else:
             controlnet = self.new_controlnet(**self.controlnet_options(path)).to(dtype or self.dtype)

@@ -132,6 +132,14 @@ def read_tensors(path):
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
+def controlnet_config(folder, name):
+    """The configuration of a ControlNet's folder; UserError if it is none of the class `name`."""
+    config = read_json(Path(folder) / "config.json")
+    if config.get("_class_name") != name:
+        raise UserError(f"{folder}: is a {config.get('_class_name')}, not a {name}; give a ControlNet of this model")
+    return config
+
+
 def load_weights(module, path):
     """Load one safetensors file into `module`, every key of it and no other."""
     tensors = read_tensors(path)

@@ -7,10 +7,9 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from dp2osr.backbones.loading import check_latents, load_part, load_weights, read_tensors
+from dp2osr.backbones.loading import check_latents, controlnet_config, load_part, load_weights, read_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
-from dp2osr.config import read_json
 from dp2osr.errors import UserError
 
 CONVOLUTIONS = torch.channels_last  # memory layout of the UNet's and ControlNets' weights: their convolutions run faster in it
@@ -220,7 +219,7 @@ class SD2Backbone:
             UserError: it is one of FLUX, or cannot be read.
         """
         if Path(path).is_dir():
-            return {"conditioning_channels": tuple(read_json(Path(path) / "config.json")["conditioning_embedding_out_channels"])}
+            return {"conditioning_channels": tuple(controlnet_config(path, "ControlNetModel")["conditioning_embedding_out_channels"])}
         return {"conditioning_channels": conditioning_channels(path)}
 
     def load_controlnet(self, path, dtype=None, **_of_other_kinds):
@@ -233,6 +232,7 @@ class SD2Backbone:
 
         path = Path(path)
         if path.is_dir():
+            controlnet_config(path, "ControlNetModel")
             controlnet = load_part(ControlNetModel, path, None, torch_dtype=dtype or self.dtype)
         else:
             controlnet = self.new_controlnet(**self.controlnet_options(path)).to(dtype or self.dtype)

@@ -1,12 +1,17 @@
 """What a piece of code costs, found by running it on tensors without memory: its FLOPs, and the most memory that it holds."""
 
 import weakref
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from unittest import mock
 
 import torch
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+aten = torch.ops.aten
 
 
 @dataclass
@@ -49,17 +54,52 @@ class PeakMemory(TorchDispatchMode):
         self.alive -= size
 
 
+def attention_flops(query, key, value, *_, out_shape=None, **__):
+    return sdpa_flop_count(query, key, value)
+
+
+def attention_backward_flops(gradient, query, key, value, *_, out_shape=None, **__):
+    return sdpa_backward_flop_count(gradient, query, key, value)
+
+
+CPU_ATTENTION = {  # the counter knows the GPU's kernels only
+    aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
+}
+
+
+@contextmanager
+def norms_in_float32():
+    """Within, norms take and give float32, as under a GPU's autocast; a CPU's leaves them in 16 bits, and they are much of what is kept."""
+
+    def in_float32(norm):
+        def call(*args, **kwargs):
+            args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs))
+            return norm(*args, **kwargs)
+
+        return call
+
+    with ExitStack() as stack:
+        for module, name in ((F, "group_norm"), (F, "layer_norm"), (F, "rms_norm"), (torch, "rms_norm")):
+            stack.enter_context(mock.patch.object(module, name, in_float32(getattr(module, name))))
+        yield
+
+
 def measure(function, known=()):
     """The `Cost` of calling `function`; call within a `FakeTensorMode`. It is called twice: the counter of FLOPs keeps tensors alive."""
     memory = PeakMemory(known)
     with memory:
         function()
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         function()
     return Cost(counter.get_total_flops(), memory.peak)
 
 
-def weight_bytes(*modules):
-    """Bytes of the parameters and buffers of modules, each counted once."""
-    tensors = {id(tensor): tensor for module in modules for tensor in [*module.parameters(), *module.buffers()]}
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+def weights_of(networks):
+    """Parameters and buffers of networks, each once."""
+    return list({id(tensor): tensor for network in networks for tensor in [*network.parameters(), *network.buffers()]}.values())
+
+
+def weight_bytes(*networks):
+    """Bytes of their parameters and buffers."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights_of(networks))

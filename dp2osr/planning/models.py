@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import torch
 import yaml
 
-from dp2osr.backbones.loading import ModelSource
+from dp2osr.backbones import PIPELINES
+from dp2osr.backbones.loading import ModelSource, load_part
 from dp2osr.errors import UserError
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "configs/models"
@@ -44,7 +45,7 @@ class ConfigSource(ModelSource):
             return self.published[name]
         if hasattr(cls, "load_config"):
             return super().config(cls, name)
-        return cls.config_class.from_pretrained(self.path, subfolder=name).to_dict()
+        return load_part(cls.config_class, self.path, name).to_dict()
 
 
 class BlankTokenizer:
@@ -67,15 +68,19 @@ def fake_tensors():
 
 
 def to_fake(*networks):
-    """Move networks from the `meta` device to the CPU that `fake_tensors` pretends; call within it."""
-    for network in networks:
-        for module in network.modules():
-            for tensors in (module._parameters, module._buffers):
-                for name, tensor in tensors.items():
-                    if tensor is not None:
-                        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-                        parameter = isinstance(tensor, torch.nn.Parameter)
-                        tensors[name] = torch.nn.Parameter(fake, tensor.requires_grad) if parameter else fake
+    """Move networks from the `meta` device to the CPU that `fake_tensors` pretends; call within it. Shared weights stay shared."""
+    fakes = {}  # id of a tensor → itself, so that the id stays its own, and its fake
+
+    def fake(tensor):
+        if id(tensor) not in fakes:
+            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+            is_parameter = isinstance(tensor, torch.nn.Parameter)
+            fakes[id(tensor)] = tensor, torch.nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+        return fakes[id(tensor)][1]
+
+    for module in (module for network in networks for module in network.modules()):
+        for tensors in (module._parameters, module._buffers):
+            tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
 def read_published(kind):
@@ -84,10 +89,8 @@ def read_published(kind):
     Raises:
         UserError: there is none.
     """
-    from dp2osr.backbones import PIPELINES
-
     for path in sorted(PUBLISHED.glob("*.yaml")):
         config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if PIPELINES[config["_class_name"]] == kind:
+        if PIPELINES.get(config.get("_class_name")) == kind:
             return config
     raise UserError(f"{PUBLISHED}: has no model of kind {kind}")

@@ -1,8 +1,9 @@
 """What a run takes, stage by stage, before it starts: FLOPs and memory of the very code that will run, times how often it runs."""
 
+import math
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
-from math import prod
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,14 +12,17 @@ from PIL import Image
 
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.tiles import latent_tiling
-from dp2osr.planning.cost import measure, weight_bytes
+from dp2osr.errors import UserError
+from dp2osr.planning.cost import measure, norms_in_float32, weight_bytes, weights_of
 from dp2osr.planning.models import ConfigSource, fake_tensors, read_published, to_fake
 from dp2osr.precision import DTYPES
 from dp2osr.preference.groups import PreferenceGroup
+from dp2osr.sampling.decode import decoded_together
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.sampler import samples_together
 from dp2osr.training.adapters import WithoutAdapters, add_adapters
 from dp2osr.training.objective import GroupObjective
+from dp2osr.training.options import check_options
 
 # GPU-seconds for an image of 512 × 512 and nine metrics on an A800: the paper's budget, not counted here
 SCORING_SECONDS = 72 * 3600 * 8 / 1.92e6
@@ -55,7 +59,7 @@ class PlannedModel:
         self.source = ConfigSource(args.pretrained_model_name_or_path, published=published)
         geometry = self.load(("vae",))
         image, _, asked = control_image(Image.new("RGB", lr_size), args.upscale, geometry.native_size, geometry.size_multiple)
-        self.kind, self.image_shape, self.pixels = geometry.kind, image.shape, prod(asked)
+        self.kind, self.image_shape, self.pixels = geometry.kind, image.shape, math.prod(asked)
         self.latent_shape = (geometry.latent_channels, *(side // geometry.vae_scale for side in image.shape[2:]))
 
     def load(self, parts, precision="no"):
@@ -65,7 +69,7 @@ class PlannedModel:
     def controlnet(self, backbone, dtype=None):
         """One like that of the flags if it is on disk, else as the paper has it; on the `meta` device."""
         path = self.args.controlnet_model_name_or_path
-        options = backbone.controlnet_options(path) if Path(path).exists() else {}
+        options = backbone.controlnet_options(path) if path and Path(path).exists() else {}
         with torch.device("meta"):
             return torch.nn.Module.to(backbone.new_controlnet(**options), dtype or backbone.dtype)
 
@@ -76,10 +80,6 @@ def to_pretended_cpu(backbone, *others):
     to_fake(*networks)
     backbone.device = torch.device("cpu")
     return networks
-
-
-def weights_of(networks):
-    return [tensor for network in networks for tensor in [*network.parameters(), *network.buffers()]]
 
 
 def plan_sampling(model, num_images):
@@ -102,7 +102,7 @@ def plan_sampling(model, num_images):
         start = measure(lambda: (backbone.encode_prompts([""]), backbone.prepare_control(image)), weights_of(networks))
     candidates = num_images * args.num_candidates
     tiles = args.num_inference_steps * len(rows) * len(columns)
-    latents = args.num_candidates * prod(model.latent_shape)
+    latents = args.num_candidates * math.prod(model.latent_shape)
     return StagePlan(
         name="sample",
         amount=f"{candidates:,} candidates, {args.num_inference_steps} steps, {passes} passes a step, {together} together",
@@ -112,27 +112,37 @@ def plan_sampling(model, num_images):
     )
 
 
-def plan_scoring(model, num_images, decoded_together=16):
-    """`label_rewards.py`: decoding is counted, the metrics take the seconds that they took the paper."""
+def plan_scoring(model, num_images):
+    """`label_rewards.py`: decoding is counted; the metrics take the seconds that they took the paper, and memory that is not counted."""
     backbone = model.load(("vae",))
     with fake_tensors(), torch.no_grad():
         networks = to_pretended_cpu(backbone)
-        together = max(1, decoded_together * backbone.native_size**2 // prod(model.image_shape[2:]))
+        together = decoded_together(backbone, model.image_shape[2:])
         latents = torch.randn(min(together, model.args.num_candidates), *model.latent_shape)
         decode = measure(lambda: backbone.decode_latents(latents), weights_of(networks))
     candidates = num_images * model.args.num_candidates
     return StagePlan(
         name="score",
-        amount=f"{candidates:,} images",
+        amount=f"{candidates:,} images; memory: decoding alone",
         flops=candidates * decode.flops / len(latents),
         memory={"weights": weight_bytes(*networks), "activations": decode.peak_bytes},
-        disk=candidates * 100,
+        disk=candidates * 8 * 10,  # ten columns of float64
         seconds=candidates * SCORING_SECONDS * model.pixels / 512**2,
     )
 
 
-def plan_training(model, args):
-    """`train_*_dpo.py` by its parsed flags `args`: one visit of a group is run."""
+def plan_training(model, args, processes=1):
+    """`train_*_dpo.py` by its parsed flags `args` on so many processes: one visit of a group is run. Validation is not counted.
+
+    Raises:
+        UserError: flags that the trainer refuses.
+    """
+    check_options(args)
+    sampled = model.args.num_candidates
+    if args.top_n > min(args.num_candidates or sampled, sampled) // 2 or (args.num_candidates or 0) > sampled:
+        raise UserError(f"--top_n {args.top_n}, --num_candidates {args.num_candidates}: {sampled} candidates an image are sampled")
+    if processes > args.groups_per_step:
+        raise UserError(f"--groups_per_step {args.groups_per_step}: fewer than the {processes} processes; give more")
     text = model.load(("text",), args.mixed_precision)
     backbone = model.load(("vae", "denoiser"), args.mixed_precision)
     reference = model.controlnet(backbone, torch.float32).requires_grad_(False)
@@ -159,9 +169,11 @@ def plan_training(model, args):
         latents, control = torch.randn(count, *model.latent_shape), torch.rand(model.image_shape)
         group = PreferenceGroup("x", list(range(count)), latents, control, prompt, torch.rand(args.top_n, args.top_n))
 
-        visit = measure(lambda: objective.visit(0, group, 1.0), weights_of(networks))
+        with norms_in_float32() if args.mixed_precision != "no" else nullcontext():
+            visit = measure(lambda: objective.visit(0, group, 1.0), weights_of(networks))
     parameters = sum(parameter.numel() for parameter in trained)
-    visits = args.max_train_steps * args.groups_per_step * args.timesteps_per_group
+    groups = math.ceil(args.groups_per_step / processes) * processes  # the last round of a step keeps all waiting
+    visits = args.max_train_steps * groups * args.timesteps_per_group
     return StagePlan(
         name="train",
         amount=f"{args.max_train_steps:,} steps of {args.groups_per_step} groups, N = {args.top_n}, {parameters / 1e6:,.1f} M parameters",
@@ -170,10 +182,10 @@ def plan_training(model, args):
             "weights": weight_bytes(*networks) - weight_bytes(*trainees),
             "policy, reference": weight_bytes(*trainees),
             "optimizer": OPTIMIZER_BYTES * parameters,
-            "sum of gradients": 8 * parameters if args.gradient_sum == "fp64" else 0,
+            "sum of gradients": parameters * (8 if args.gradient_sum == "fp64" else 4),  # of the visits before
             "activations, gradients": visit.peak_bytes,
         },
-        disk=(args.checkpoints_total_limit + 1) * parameters * (4 + OPTIMIZER_BYTES) + weight_bytes(policy),
+        disk=(args.checkpoints_total_limit + 1) * (weight_bytes(policy) + OPTIMIZER_BYTES * parameters) + weight_bytes(policy),
     )
 
 
@@ -182,7 +194,7 @@ def implied_utilisation(kind):
     published = read_published(kind)
     paper = published["paper"]
     args = SimpleNamespace(
-        pretrained_model_name_or_path="published", controlnet_model_name_or_path="published", mixed_precision="fp16", upscale=4,
+        pretrained_model_name_or_path=None, controlnet_model_name_or_path=None, mixed_precision="fp16", upscale=4,
         num_candidates=64, batch_size=8, tile_size=None, tile_overlap=None,
         num_inference_steps=paper["num_inference_steps"], guidance_scale=paper["guidance_scale"],
     )  # fmt: skip

@@ -14,11 +14,15 @@ def finish_images(backbone, latents, lr, upscale, align_method):
     control, content, asked = control_image(lr, upscale, backbone.native_size, backbone.size_multiple)
     control = restore_size(control, content, asked).to(backbone.device)
     images = []
-    together = max(1, 16 * backbone.native_size**2 // (content[0] * content[1]))  # the pixels of sixteen images of the model's own size
-    for part in latents.split(together):
+    for part in latents.split(decoded_together(backbone, content)):
         decoded = restore_size(backbone.decode_latents(part.float()), content, asked)
         images.append(round_to_8_bits(ALIGN[align_method](decoded, control)).cpu())
     return torch.cat(images)
+
+
+def decoded_together(backbone, size):
+    """How many images of `size` are decoded at once: the pixels of sixteen images of the model's own size."""
+    return max(1, 16 * backbone.native_size**2 // (size[0] * size[1]))
 
 
 def load_decoder(settings, device="cpu"):

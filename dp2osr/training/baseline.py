@@ -80,7 +80,7 @@ def train_baseline(args):
         cpu=cpu,
         mixed_precision=precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        # nobody may read the text that leaves a ControlNet's last block: what makes it has no gradient
+        # a model may have parameters without a gradient, as those of text that leaves its last block and is read by nobody
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     output = Path(args.output_dir)

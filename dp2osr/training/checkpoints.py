@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from dp2osr.errors import UserError
+
 
 def save_controlnet(controlnet, folder):
     """Diffusers layout, and `model.safetensors` (a link to the same bytes) as the released files are named."""
@@ -60,8 +62,12 @@ def restore_checkpoint(output_dir, parts):
     state = load_checkpoint(output_dir)
     if state is None:
         return 0
-    for name, part in parts.items():
-        part.load_state_dict(state[name])
+    try:
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"{output_dir}: its checkpoint is of another kind of run ({reason}); use another output folder") from None
     print(f"{output_dir}: goes on from step {state['step']}", file=sys.stderr)
     return state["step"]
 

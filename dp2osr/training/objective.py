@@ -14,7 +14,7 @@ class GroupObjective:
 
     Args:
         args: parsed `TRAINING_FLAGS`; read are seed, beta, loss, label_smoothing, sft_weight, pairs_per_group, micro_batch_size,
-            shared_noise, timestep_range.
+            shared_noise, timestep_range and those of `TIMESTEP_FLAGS`.
         accelerator: for autocast and backward.
         backbone: the frozen model.
         policy, reference: ControlNets (or what is called like one).

@@ -87,20 +87,15 @@ class PreferenceTrainer:
         self.backbone.guidance = store.settings["guidance_scale"]
         self.backbone.vae_tiling = stored_tiling(store.settings, self.backbone.vae_tiling)
         self.control_scale = store.settings.get("control_scale", 1.0)
+        self.load_networks()
         if self.accelerator.is_main_process:
-            hashes = {
-                "start_hash": weights_hash(args.controlnet_model_name_or_path),
-                "reference_hash": weights_hash(self.reference_path),
-                "groups_hash": self.groups.fingerprint(),
-            }
-            precision = {"mixed_precision": self.accelerator.mixed_precision}  # what is used: an fp16 run has a scaler to resume
-            settings = {**vars(args), **precision, **hashes, "candidates": store.settings}
-            settle(self.output / "settings.json", settings, FREE_SETTINGS, args.force)
+            self.settle(store, forced=False)
             flat = int((self.groups.rewards.std(axis=1) == 0).sum())
             if flat:
-                print(f"{flat} of {len(self.groups)} groups have equal rewards: their pairs go by number, with the formula's weight")
+                print(
+                    f"warning: {store.folder}: {flat} of {len(self.groups)} groups have equal rewards; they are trained on", file=sys.stderr
+                )
         self.accelerator.wait_for_everyone()
-        self.load_networks()
         if args.gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()
             self.backbone.denoiser.enable_gradient_checkpointing()
@@ -130,6 +125,20 @@ class PreferenceTrainer:
             self.reference = self.backbone.load_controlnet(other, torch.float32).requires_grad_(False) if other else deepcopy(start)
             self.policy = start.requires_grad_(True).train()
 
+    def settle(self, store, forced):
+        """Write the run's settings, or compare them with those that are there; with --force, once its checkpoint is known to fit."""
+        args = self.args
+        if args.force != forced:
+            return
+        hashes = {
+            "start_hash": weights_hash(args.controlnet_model_name_or_path),
+            "reference_hash": weights_hash(self.reference_path),
+            "groups_hash": self.groups.fingerprint(),
+        }
+        precision = {"mixed_precision": self.accelerator.mixed_precision}  # what is used: an fp16 run has a scaler to resume
+        settings = {**vars(args), **precision, **hashes, "candidates": store.settings}
+        settle(self.output / "settings.json", settings, FREE_SETTINGS, args.force)
+
     def reference_cache(self, store):
         """The cache of the reference's errors, filed under all that decides them beside group, timestep and noise."""
         args, precision = self.args, self.accelerator.mixed_precision
@@ -144,6 +153,7 @@ class PreferenceTrainer:
             "shared_noise": args.shared_noise,
             "device": self.backbone.device.type,
             "mixed_precision": precision,
+            "frozen": str(self.backbone.dtype),
             # rounding depends on what is computed together, and β multiplies it: in 16 bits N and batch are part of what was computed
             "together": None if precision == "no" else [args.top_n, args.micro_batch_size],
         }
@@ -203,6 +213,10 @@ class PreferenceTrainer:
         """Train to `max_train_steps`, from the newest checkpoint if there is one; leaves the policy in `output_dir`."""
         args, main = self.args, self.accelerator.is_main_process
         self.step = restore_checkpoint(self.output, self.parts)
+        if args.force:
+            self.restart_schedule()
+            if main:
+                self.settle(self.groups.store, forced=True)
         log = TrainingLog(self.output / "train_log.jsonl", self.step) if main else None
         if args.report_to != "none":
             self.accelerator.init_trackers(
@@ -254,6 +268,14 @@ class PreferenceTrainer:
             save_controlnet(merged(self.policy), self.output)
             write_json(self.output / "versions.json", versions())
         self.accelerator.end_training()
+
+    def restart_schedule(self):
+        """Learning rate and weight decay by the flags, not by the checkpoint's settings."""
+        args, schedule = self.args, self.schedule
+        schedule.base_lrs = [args.learning_rate] * len(schedule.base_lrs)
+        for group, factor in zip(self.optimizer.param_groups, schedule.lr_lambdas, strict=True):
+            group.update(initial_lr=args.learning_rate, weight_decay=args.adam_weight_decay)
+            group["lr"] = args.learning_rate * factor(schedule.last_epoch)
 
     def make_validator(self):
         """Held-out validation by reward; the first process does it for all."""

@@ -52,6 +52,7 @@ class RewardValidator:
             if len(pictures) < self.shown:
                 pictures.append(tensor_to_pil(images[0]))
         controlnet.train(training)
+        self.sampler.controlnet = None  # a copy in 16 bits need not lie about until the next time
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, pictures
 
     def __call__(self, policy):
