@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The quickstart's stages with any folder of settings and any number of rounds: the documented full tiny run, or your own copy of it.
 #     bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS [REFERENCE]]]]     # default: configs/tiny_sd2/full runs/full 5 moved
-#     bash scripts/full_run.sh configs/tiny_flux/full runs/full_flux  # the same on tiny-flux
+#     bash scripts/full_run.sh configs/tiny_flux/full runs/full_flux 2   # the same on tiny-flux, two rounds
 # Run it again and it goes on where it was stopped. PYTHON and OMP_NUM_THREADS: see scripts/environment.sh.
 
 caller="$PWD"
