@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dp2osr.backbones.loading import check_latents, controlnet_config, load_part, load_weights, read_tensors
+from dp2osr.backbones.loading import cast, check_latents, controlnet_config, load_part, load_weights, read_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
@@ -262,7 +262,7 @@ class FluxBackbone:
             controlnet_config(path, "FluxControlNetModel")
             controlnet = load_part(FluxControlNetModel, path, None, torch_dtype=dtype or self.dtype)
         else:
-            controlnet = self.new_controlnet(**self.controlnet_options(path)).to(dtype or self.dtype)
+            controlnet = cast(self.new_controlnet(**self.controlnet_options(path)), dtype or self.dtype)
             load_weights(controlnet, path)
         for name, wanted in (("num_layers", num_double_layers), ("num_single_layers", num_single_layers)):
             if wanted not in (None, controlnet.config[name]):

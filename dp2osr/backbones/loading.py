@@ -132,6 +132,13 @@ def read_tensors(path):
         raise UserError(f"{path}: not a readable safetensors file ({error})") from None
 
 
+def cast(network, dtype):
+    """`network.to(dtype)` without diffusers' warning of modules to be kept in fp32, of which these networks have none."""
+    import torch
+
+    return torch.nn.Module.to(network, dtype)
+
+
 def controlnet_config(folder, name):
     """The configuration of a ControlNet's folder; UserError if it is none of the class `name`."""
     config = read_json(Path(folder) / "config.json")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from dp2osr.backbones.loading import check_latents, controlnet_config, load_part, load_weights, read_tensors
+from dp2osr.backbones.loading import cast, check_latents, controlnet_config, load_part, load_weights, read_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
@@ -235,7 +235,7 @@ class SD2Backbone:
             controlnet_config(path, "ControlNetModel")
             controlnet = load_part(ControlNetModel, path, None, torch_dtype=dtype or self.dtype)
         else:
-            controlnet = self.new_controlnet(**self.controlnet_options(path)).to(dtype or self.dtype)
+            controlnet = cast(self.new_controlnet(**self.controlnet_options(path)), dtype or self.dtype)
             load_weights(controlnet, path)
         return controlnet.to(self.device, memory_format=CONVOLUTIONS).eval()
 

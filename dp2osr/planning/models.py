@@ -9,7 +9,7 @@ import torch
 import yaml
 
 from dp2osr.backbones import PIPELINES
-from dp2osr.backbones.loading import ModelSource, load_part
+from dp2osr.backbones.loading import ModelSource, cast, load_part
 from dp2osr.errors import UserError
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "configs/models"
@@ -36,9 +36,7 @@ class ConfigSource(ModelSource):
             return cls.from_config(config)
         with torch.device("meta"):
             network = cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class.from_dict(config))
-        return torch.nn.Module.to(
-            network, options.get("torch_dtype") or options.get("dtype")
-        )  # diffusers' own warns of modules kept in fp32
+        return cast(network, options.get("torch_dtype") or options.get("dtype"))
 
     def config(self, cls, name):
         if self.published is not None:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from dp2osr.backbones import load_backbone
+from dp2osr.backbones.loading import cast
 from dp2osr.backbones.tiles import latent_tiling
 from dp2osr.errors import UserError
 from dp2osr.planning.cost import measure, norms_in_float32, weight_bytes, weights_of
@@ -71,7 +72,7 @@ class PlannedModel:
         path = self.args.controlnet_model_name_or_path
         options = backbone.controlnet_options(path) if path and Path(path).exists() else {}
         with torch.device("meta"):
-            return torch.nn.Module.to(backbone.new_controlnet(**options), dtype or backbone.dtype)
+            return cast(backbone.new_controlnet(**options), dtype or backbone.dtype)
 
 
 def to_pretended_cpu(backbone, *others):

@@ -6,6 +6,7 @@ import numpy as np
 from PIL import Image
 
 from dp2osr.backbones import load_backbone
+from dp2osr.backbones.loading import cast
 from dp2osr.data.images import list_images, pil_to_tensor, read_image, tensor_to_pil
 from dp2osr.errors import UserError
 from dp2osr.evaluation.contact_sheet import draw_sheet
@@ -44,7 +45,7 @@ class RewardValidator:
         """{metric: (images, m)} raw scores of candidates sampled with `controlnet`, and the first candidate of the first images."""
         training, dtype = controlnet.training, self.sampler.backbone.dtype
         controlnet.eval()
-        self.sampler.controlnet = controlnet if controlnet.dtype == dtype else deepcopy(controlnet).to(dtype)  # as a user will run it
+        self.sampler.controlnet = controlnet if controlnet.dtype == dtype else cast(deepcopy(controlnet), dtype)  # as a user will run it
         rows, pictures = [], []
         for image_id, lr, gt in self.images:
             images = self.sampler.images(self.sampler.sample(image_id, lr, self.count))
