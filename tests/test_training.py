@@ -494,6 +494,22 @@ def test_other_settings_and_another_model_are_refused(kind, trained, labelled, t
     assert_one_clear_line(run_program(*words_of_other, check=False), "latents of another model")
 
 
+def test_in_16_bits_what_is_frozen_is_too_and_validation_runs(kind, labelled, tmp_path):
+    for side in ("lr", "gt"):
+        (tmp_path / side).mkdir()
+        path = sorted((ROOT / f"preset/test/{side}").glob("*.png"))[0]
+        (tmp_path / side / path.name).write_bytes(path.read_bytes())
+    more = ["--validation_steps", "2", "--validation_image_path", tmp_path / "lr", "--validation_gt_path", tmp_path / "gt"]
+    more += ["--validation_candidates", "2", "--num_inference_steps", "1", "--guidance_scale", "1", "--max_train_steps", "2"]
+    trainer = run_training(kind, labelled, tmp_path / "out", *more, "--mixed_precision", "bf16")
+    assert trainer.backbone.dtype == next(trainer.backbone.denoiser.parameters()).dtype == torch.bfloat16
+    assert {parameter.dtype for parameter in trainer.policy.parameters()} == {torch.float32}
+    records = read_log(tmp_path / "out/train_log.jsonl")
+    assert [record["step"] for record in records if "G" in record] == [0, 2]
+    first, second = (record for record in records if "loss" in record)
+    assert first["margin"] == 0 and second["margin"] != 0 and first["grad_norm"] > 0
+
+
 @one_kind
 def test_force_goes_on_with_other_settings_and_shows_them(kind, trained, labelled, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
