@@ -21,7 +21,7 @@ _add("--candidates_dir", required=True, help="candidate folder of gen_candidates
 _add("--scores", help="table of label_rewards.py (default: scores.parquet in the candidate folder)")
 _add("--reward_config", default="default", help="name in configs/rewards or a YAML (default: %(default)s)")
 _add("--output_dir", required=True, help="checkpoints, log and, at the end, the policy; run again to go on")
-_add("--force", action="store_true", help="go on in an output folder of other settings, which are shown")
+_add("--force", action="store_true", help="go on in an output folder of other settings, which are shown; the rate is the flags' again")
 _add("--num_candidates", type=at_least(1), help="M: use the first M candidates of each image (default: all that are scored)")
 _add("--top_n", type=at_least(1), default=8, help="N: best and worst candidates of a group (default: %(default)s)")
 _add("--beta", type=at_least(0, float), default=5000.0, help="β of Diffusion-DPO (default: %(default)s)")
