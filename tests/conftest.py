@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,6 +51,12 @@ MODEL, CONTROLNET, MODEL_FLAGS = KINDS["sd2"].model, KINDS["sd2"].controlnet, KI
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerator():
+    """As in a program of its own: accelerate keeps the first precision that a process asks for."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session", params=list(KINDS))

@@ -100,9 +100,8 @@ class FluxBackbone:
         """σ within `share`, (count,) float32: logit-normal (Esser et al., "Scaling Rectified Flow Transformers", Sec. 3.1) or uniform."""
         bounds, uniform = torch.tensor(share, dtype=torch.float64), torch.rand(count, generator=generator, dtype=torch.float64)
         if timestep_sampling == "logit_normal":
-            normal = torch.distributions.Normal(logit_mean, logit_std)
-            low, high = normal.cdf(torch.logit(bounds))
-            sigmas = torch.sigmoid(normal.icdf(low + (high - low) * uniform))
+            low, high = torch.special.ndtr((torch.logit(bounds) - logit_mean) / logit_std)
+            sigmas = torch.sigmoid(logit_mean + logit_std * torch.special.ndtri(low + (high - low) * uniform))
         else:
             sigmas = bounds[0] + (bounds[1] - bounds[0]) * uniform
         return sigmas.float().clamp(1e-4, 1).to(self.device)
