@@ -2,7 +2,7 @@
 
 import argparse
 
-from dp2osr.config import at_least, parse_args
+from dp2osr.config import at_least, parse_args, positive
 from dp2osr.errors import run
 
 
@@ -15,7 +15,19 @@ def build_parser():
         "--extra_metrics", nargs="+", default=[], metavar="METRIC", help="further pyiqa metrics, outside the reward: psnr ssim ..."
     )
     parser.add_argument("--output", help="score table (default: <candidates_dir>/scores.parquet)")
-    parser.add_argument("--batch_size", type=at_least(1), default=8, help="images scored together (default: %(default)s)")
+    parser.add_argument("--exclude_metrics", nargs="+", default=[], metavar="METRIC", help="metrics of the config to leave out this time")
+    parser.add_argument("--metrics_dir", help="folder of scripts/fetch_metrics.py with pyiqa's weights (default: pyiqa's own places)")
+    parser.add_argument("--batch_size", type=at_least(1), default=8, help="images scored together at most (default: %(default)s)")
+    parser.add_argument(
+        "--memory_limit", type=positive, help="GB a process may take, weights and all; batches shrink to it (default: no limit)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=["fp32", "bf16"],
+        default="fp32",
+        help="of the metrics' networks; what bf16 does to the first group's ranking is printed (default: %(default)s)",
+    )
+    parser.add_argument("--strict", action="store_true", help="stop at the first NaN or infinite score (default: warn and go on)")
     return parser
 
 
@@ -23,7 +35,7 @@ def main():
     args = parse_args(build_parser())
     from dp2osr.rewards.label import label_candidates
 
-    label_candidates(args.candidates_dir, args.gt_path, args.reward_config, args.extra_metrics, args.output, args.batch_size)
+    label_candidates(args)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
+import label_rewards
+from dp2osr.config import parse_args
 from dp2osr.errors import UserError
+from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.rewards import label as label_module
-from dp2osr.rewards.config import MetricSpec
+from dp2osr.rewards.batches import Batches
+from dp2osr.rewards.config import MetricSpec, RewardConfig
 from dp2osr.rewards.label import Labeller, label_candidates, pair_gt
 from dp2osr.rewards.metrics import MetricSuite
 from dp2osr.rewards.table import read_columns, read_scores
@@ -41,11 +45,12 @@ class Decoder:
 @pytest.fixture(scope="module")
 def suites():
     names = {"full": ["gmsd", "nlpd", "piqe"], "more": ["gmsd", "nlpd", "piqe", "psnr"], "nr": ["piqe"]}
-    return {key: MetricSuite([MetricSpec(name) for name in metrics]) for key, metrics in names.items()}
+    return {key: MetricSuite([MetricSpec(name) for name in metrics], batches=Batches(2)) for key, metrics in names.items()}
 
 
 @pytest.fixture
-def store(tmp_path):
+def store(tmp_path, monkeypatch):
+    monkeypatch.setattr(CandidateStore, "has_prompt", lambda store, image_id: True)
     store = CandidateStore(tmp_path / "candidates", {"seed": 0, "num_candidates": COUNT, "align_method": "adain"})
     for seed, image_id in enumerate(["b", "a", "c", "d"]):
         write_group(store, image_id, seed)
@@ -62,9 +67,9 @@ def gt_path(tmp_path, store):
     return folder
 
 
-def labeller(store, suite, gt_path, output, decoder=None, batch_size=2):
+def labeller(store, suite, gt_path, output, decoder=None, strict=False):
     gt_paths = pair_gt(gt_path, store.ids(), suite.modes)
-    return Labeller(store, suite, gt_paths, output, decoder or Decoder(), batch_size)
+    return Labeller(store, suite, gt_paths, output, decoder or Decoder(), strict)
 
 
 def label(*args, **kwargs):
@@ -141,7 +146,7 @@ def test_one_more_metric_or_group_costs_that_alone(store, suites, gt_path, tmp_p
     asked = []
     spy = MetricSuite([suites["more"].specs[name] for name in suites["more"].specs])
     score = spy.score
-    spy.score = lambda images, gt, image_id, candidates, names: asked.append(tuple(names)) or score(images, gt, image_id, candidates, names)
+    spy.score = lambda *args, names, **kwargs: asked.append(tuple(names)) or score(*args, names=names, **kwargs)
     label(store, spy, gt_path, output)
     assert set(asked) == {("psnr",)}
     new = read_scores(output)
@@ -175,19 +180,55 @@ def test_gt_of_another_size_is_named(store, suites, gt_path, tmp_path):
         label(store, suites["full"], gt_path, tmp_path / "scores.parquet")
 
 
-def test_nan_stops_the_group_and_writes_nothing_of_it(store, gt_path, tmp_path):
-    suite = MetricSuite([MetricSpec("gmsd"), MetricSpec("piqe")])
-    piqe, calls = suite._metrics["piqe"], []
+def broken_from(suite, name, after):
+    """The metric gives NaN for the candidate that follows its first `after` images."""
+    metric, calls = suite._metrics[name], []
 
-    def broken(images):
-        calls.append(len(images))
-        return piqe(images) * (torch.nan if sum(calls) > 4 else 1)  # the second group's first batch: 3 candidates + GT before it
+    def broken(images, *gt):
+        values = metric(images, *gt).flatten().clone()
+        for index in range(len(images)):
+            calls.append(index)
+            if len(calls) == after + 1:
+                values[index] = torch.nan
+        return values
 
-    suite._metrics["piqe"] = broken
+    broken.forget = metric.forget
+    suite._metrics[name] = broken
+
+
+def test_nan_is_kept_and_told_and_the_rest_goes_on(store, gt_path, tmp_path, capsys):
+    suite = MetricSuite([MetricSpec("gmsd"), MetricSpec("piqe")], batches=Batches(2))
+    broken_from(suite, "piqe", 5)  # the second group's second candidate: 3 candidates + GT before it
+    worker = labeller(store, suite, gt_path, tmp_path / "scores.parquet")
+    worker.score_missing(store.ids(), show_progress=False)
+    assert worker.merge() and worker.bad_groups() == ["b"]
+    captured = capsys.readouterr()
+    assert "warning: metric 'piqe' gives nan for image 'b', candidate 1" in captured.out + captured.err
+    table = read_scores(tmp_path / "scores.parquet")
+    assert np.argwhere(np.isnan(table.scores["piqe"])).tolist() == [[1, 1]] and np.isfinite(table.scores["gmsd"]).all()
+    groups = PreferenceGroups(store, table, RewardConfig("r", [MetricSpec("gmsd")], [MetricSpec("piqe")]), None, 1)
+    assert groups.image_ids == ["a", "c", "d"] and len(groups.rewards) == 3
+    assert groups.oddities() == ["1 of 4 groups have a NaN or infinite score and are passed over (b)"]
+    assert len(PreferenceGroups(store, table, RewardConfig("r", [MetricSpec("gmsd")], []), None, 1)) == 4
+    decoder, _ = label(store, suite, gt_path, tmp_path / "scores.parquet")  # it is tried again, alone
+    assert decoder.decoded == ["b"] and np.isfinite(read_scores(tmp_path / "scores.parquet").scores["piqe"]).all()
+
+
+def test_strict_stops_at_nan_and_writes_nothing_of_its_group(store, gt_path, tmp_path):
+    suite = MetricSuite([MetricSpec("gmsd"), MetricSpec("piqe")], batches=Batches(2))
+    broken_from(suite, "piqe", 4)
     with pytest.raises(UserError, match="'piqe' gives nan for image 'b', candidate 0"):
-        label(store, suite, gt_path, tmp_path / "scores.parquet")
+        label(store, suite, gt_path, tmp_path / "scores.parquet", strict=True)
     assert [path.name for path in (tmp_path / "scores.parquet.parts").iterdir()] == ["a.parquet"]
     assert not (tmp_path / "scores.parquet").exists()
+
+
+def test_without_a_finite_group_there_is_nothing_to_train_on(store, suites, gt_path, tmp_path):
+    label(store, suites["nr"], gt_path, tmp_path / "scores.parquet")
+    table = read_scores(tmp_path / "scores.parquet")
+    table.scores["piqe"][:, 0] = np.inf
+    with pytest.raises(UserError, match="every group has a NaN or infinite score"):
+        PreferenceGroups(store, table, RewardConfig("r", [], [MetricSpec("piqe")]), None, 1)
 
 
 def test_an_absent_latents_file_is_named(store, suites, gt_path, tmp_path):
@@ -196,17 +237,31 @@ def test_an_absent_latents_file_is_named(store, suites, gt_path, tmp_path):
         label(store, suites["full"], gt_path, tmp_path / "scores.parquet")
 
 
+def label_args(*words):
+    return parse_args(label_rewards.build_parser(), [str(word) for word in words])
+
+
 def test_label_candidates_from_config_to_table(store, gt_path, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(label_module, "LazyDecoder", lambda store, device: Decoder())
+    monkeypatch.setattr(label_module, "LazyDecoder", lambda store, device, batches: Decoder())
     config = tmp_path / "small.yaml"
     config.write_text("fr: [gmsd]\nnr: [piqe]\n")
+    words = ["--candidates_dir", store.folder, "--gt_path", gt_path, "--reward_config", config, "--extra_metrics", "psnr", "piqe"]
     for last_line in ("gmsd, piqe, psnr", "nothing to do"):
-        label_candidates(store.folder, gt_path, config, ["psnr", "piqe"])
+        label_candidates(label_args(*words))
         assert last_line in capsys.readouterr().out
     assert set(read_scores(store.folder / "scores.parquet").scores) == {"gmsd", "piqe", "psnr"}
+    label_candidates(label_args(*words, "--exclude_metrics", "gmsd"))
+    assert capsys.readouterr().out.rstrip().endswith("4 groups scored with piqe, psnr; it was complete, nothing to do")
+    label_candidates(label_args(*words, "--precision", "bf16", "--memory_limit", "8"))
+    assert "bf16 against fp32 on the 3 candidates of 'a', Kendall's tau: gmsd " in capsys.readouterr().out
+    assert read_scores(store.folder / "scores.parquet").metadata["metrics"]["gmsd"]["precision"] == "bf16"
+    with pytest.raises(UserError, match="--exclude_metrics gmds: .* 'small' does not have it; did you mean 'gmsd'"):
+        label_candidates(label_args(*words, "--exclude_metrics", "gmds"))
+    with pytest.raises(UserError, match="leaves no metric"):
+        label_candidates(label_args(*words, "--exclude_metrics", "gmsd", "piqe", "psnr"))
 
 
 def test_empty_store(tmp_path, gt_path):
     CandidateStore(tmp_path / "empty", {"seed": 0})
     with pytest.raises(UserError, match="empty: holds no candidate group"):
-        label_candidates(tmp_path / "empty", gt_path, "embedded")
+        label_candidates(label_args("--candidates_dir", tmp_path / "empty", "--gt_path", gt_path))

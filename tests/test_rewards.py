@@ -262,7 +262,8 @@ def test_suite_draws_no_random_number(suite, images):
 
 
 def test_nan_names_metric_image_and_candidate(suite, images, monkeypatch):
-    monkeypatch.setitem(suite._metrics, "piqe", lambda batch: torch.tensor([1.0, float("nan"), 2.0]))
+    metric = suite._metrics["piqe"]
+    monkeypatch.setattr(metric, "metric", lambda batch: torch.tensor([1.0, float("nan"), 2.0]))
     with pytest.raises(UserError, match="metric 'piqe' gives nan for image 'koala', candidate 5"):
         suite.score(images[1], images[0], "koala", [4, 5, 6])
 

@@ -36,6 +36,9 @@ class PreferenceGroups:
         top_n: N.
         weighting: one of `WEIGHTINGS`.
 
+    Attributes:
+        left_out: ids of the groups with a NaN or infinite score of the reward.
+
     Raises:
         UserError: scores of images that the store lacks, too few candidates, a metric that was not scored.
     """
@@ -60,14 +63,31 @@ class PreferenceGroups:
         num_candidates = num_candidates or scored
         if num_candidates > scored:
             raise UserError(f"--num_candidates {num_candidates}: only {scored} candidates an image are scored")
-        self.store, self.image_ids = store, list(table.image_ids)
-        scores = {name: values[:, :num_candidates] for name, values in table.scores.items()}
+        scores = {spec.name: table.scores[spec.name][:, :num_candidates] for spec in config.metrics}
+        finite = np.all([np.isfinite(values).all(axis=1) for values in scores.values()], axis=0)
+        if not finite.any():
+            raise UserError(
+                f"scores of {store.folder}: every group has a NaN or infinite score; run label_rewards.py again, and read its warnings"
+            )
+        self.store = store
+        self.image_ids = [image_id for image_id, good in zip(table.image_ids, finite) if good]
+        self.left_out = [image_id for image_id, good in zip(table.image_ids, finite) if not good]
+        scores = {name: values[finite] for name, values in scores.items()}
         self.rewards = hybrid_reward(scores, table.lower_better, config)
         self.winners, self.losers = curate(self.rewards, top_n)
         self.weights = hpo_weights(self.rewards, self.winners, self.losers, weighting)
 
     def __len__(self):
         return len(self.image_ids)
+
+    def oddities(self):
+        """Lines about groups that teach nothing: with equal rewards (trained on, as the formula has it), or passed over."""
+        flat, total = int((self.rewards.std(axis=1) == 0).sum()), len(self) + len(self.left_out)
+        lines = [f"{flat} of {total} groups have equal rewards; they are trained on"] if flat else []
+        if self.left_out:
+            some = ", ".join(self.left_out[:3])
+            lines.append(f"{len(self.left_out)} of {total} groups have a NaN or infinite score and are passed over ({some})")
+        return lines
 
     def fingerprint(self):
         """Hash of what the training will see of the scores: images, winners, losers and weights."""

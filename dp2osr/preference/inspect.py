@@ -25,9 +25,7 @@ def describe_preferences(args):
         low, high = groups.weights[index].min(), groups.weights[index].max()
         lines.append(f"{image_id:{width}}  {best[index]:7.3f} {worst[index]:7.3f} {spread[index]:7.3f}  {low:.3f} - {high:.3f}")
     pairs = len(groups) * args.top_n**2
-    flat = int((spread == 0).sum())
     lines.append(
-        f"{len(groups)} groups of M = {groups.rewards.shape[1]}, {pairs} pairs with N = {args.top_n}; "
-        f"mean sigma {spread.mean():.3f}; {flat} without spread"
+        f"{len(groups)} groups of M = {groups.rewards.shape[1]}, {pairs} pairs with N = {args.top_n}; mean sigma {spread.mean():.3f}"
     )
-    return lines
+    return lines + groups.oddities()

@@ -5,16 +5,21 @@ new, changed or interrupted, and asking for one more metric computes that metric
 """
 
 import shutil
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
+from scipy.stats import kendalltau
 from tqdm import tqdm
 
 from dp2osr.data.images import list_images, pil_to_tensor, read_image
 from dp2osr.errors import UserError
 from dp2osr.provenance import file_sha256
-from dp2osr.rewards.metrics import pyiqa_version
+from dp2osr.rewards.batches import Batches
+from dp2osr.rewards.config import MetricSpec, nearest
+from dp2osr.rewards.metrics import bad_score, pyiqa_version
 from dp2osr.rewards.table import GT_CANDIDATE, read_columns, write_scores
 
 
@@ -58,32 +63,55 @@ class Labeller:
         gt_paths: image id → GT file, or {} (then only NR metrics, and no GT rows).
         output: parquet file of all scores; part files lie in `<output>.parts` until it is written.
         decode: group → (M, 3, H, W) float32 in [0, 1], the images that a user gets.
-        batch_size: images scored together.
+        strict: a NaN or infinite score is an error; otherwise a warning, and it stays in the table, where training passes its group over.
     """
 
-    def __init__(self, store, suite, gt_paths, output, decode, batch_size):
-        self.store, self.suite, self.gt_paths, self.decode, self.batch_size = store, suite, gt_paths, decode, batch_size
+    def __init__(self, store, suite, gt_paths, output, decode, strict=False):
+        self.store, self.suite, self.gt_paths, self.decode, self.strict = store, suite, gt_paths, decode, strict
         self.output = Path(output)
         self.parts_dir = self.output.with_name(self.output.name + ".parts")
         self.wanted = suite.describe()
 
     def score_missing(self, image_ids, show_progress=True):
-        """Score what these groups lack, one atomic part file a group; returns the number of groups scored."""
-        scored = 0
-        for image_id in tqdm(image_ids, desc="score", unit="group", disable=not show_progress):
-            provenance = self._provenance(image_id)
-            columns, described, of = self._previous(image_id)
-            if of != provenance:
-                columns, described = {}, {}
-            missing = [name for name in self.wanted if described.get(name) != self.wanted[name]]
-            if not missing:
-                continue
-            fresh = self._score(image_id, missing)
-            kept = {name: values for name, values in columns.items() if name not in missing}
-            described = {**described, **{name: self.wanted[name] for name in missing}}
-            write_scores(self.parts_dir / f"{image_id}.parquet", {**fresh, **kept}, self._metadata(described, {image_id: provenance}))
-            scored += 1
-        return scored
+        """Score what these groups lack, one atomic part file a group; returns the number of groups scored.
+
+        The next group is read while one is scored.
+        """
+        todo = [(image_id, missing) for image_id in image_ids if (missing := self._missing(image_id))]
+        progress = tqdm(total=len(image_ids), initial=len(image_ids) - len(todo), desc="score", unit="group", disable=not show_progress)
+        with progress, ThreadPoolExecutor(1) as reader:
+            coming = reader.submit(self._read, todo[0][0]) if todo else None
+            for index, (image_id, missing) in enumerate(todo):
+                group, gt = coming.result()
+                coming = reader.submit(self._read, todo[index + 1][0]) if index + 1 < len(todo) else None
+                columns, described = self._known(image_id)
+                fresh = self._score(image_id, missing, group, gt)
+                kept = {name: values for name, values in columns.items() if name not in missing}
+                described = {**described, **{name: self.wanted[name] for name in missing}}
+                metadata = self._metadata(described, {image_id: self._provenance(image_id)})
+                write_scores(self.parts_dir / f"{image_id}.parquet", {**fresh, **kept}, metadata)
+                progress.update()
+        return len(todo)
+
+    def _known(self, image_id):
+        """Columns and metric descriptions of a group that were made of these latents and this GT."""
+        columns, described, of = self._previous(image_id)
+        return (columns, described) if of == self._provenance(image_id) else ({}, {})
+
+    def _missing(self, image_id):
+        """Names of the metrics that a group's known scores lack, or have as NaN or infinity."""
+        columns, described = self._known(image_id)
+        return [name for name in self.wanted if described.get(name) != self.wanted[name] or self._bad(name, columns)]
+
+    def _bad(self, name, columns):
+        """What is wrong with a group's scores, or None; a full-reference metric has none for the GT."""
+        rows = slice(None) if self.suite.modes[name] == "NR" else columns["candidate"] != GT_CANDIDATE
+        return bad_score(name, columns[name][rows], columns["image_id"][0], columns["candidate"][rows])
+
+    def _read(self, image_id):
+        """A group and its GT, (3, H, W) in [0, 1] or None."""
+        gt = pil_to_tensor(read_image(self.gt_paths[image_id])) if image_id in self.gt_paths else None
+        return self.store.read(image_id), gt
 
     def merge(self):
         """Write `output` from the part files and its own earlier rows; returns whether there was anything to write.
@@ -105,33 +133,48 @@ class Labeller:
         shutil.rmtree(self.parts_dir, ignore_errors=True)
         return True
 
-    def _score(self, image_id, names):
+    def _score(self, image_id, names, group, gt):
         """Raw scores of a group's candidates, and in a last row of its GT, as `write_scores` takes them."""
-        group = self.store.read(image_id)
         images = self.decode(group)
-        gt = self._read_gt(image_id, images)
-        count = len(images)
-        batches = [
-            self.suite.score(images[start : start + self.batch_size], gt, image_id, range(start, count), names)
-            for start in range(0, count, self.batch_size)
-        ]
-        scores = {name: np.concatenate([batch[name] for batch in batches]) for name in names}
-        candidates = np.arange(count, dtype=np.int32)
+        self._check_size(image_id, images, gt)
+        scores = self.suite.score(images, gt, image_id, names=names, strict=False)
+        candidates = np.arange(len(images), dtype=np.int32)
         if gt is not None:
-            of_gt = self.suite.score(gt[None], None, image_id, [GT_CANDIDATE], names)
+            of_gt = self.suite.score(gt[None], None, image_id, [GT_CANDIDATE], names=names, strict=False)
             scores = {name: np.append(values, of_gt.get(name, [np.nan])) for name, values in scores.items()}
             candidates = np.append(candidates, np.int32(GT_CANDIDATE))
-        return {"image_id": np.full(len(candidates), image_id, dtype=object), "candidate": candidates, **scores}
+        columns = {"image_id": np.full(len(candidates), image_id, dtype=object), "candidate": candidates, **scores}
+        problems = list(filter(None, (self._bad(name, columns) for name in names)))
+        if problems and self.strict:
+            raise UserError(problems[0])
+        for problem in problems:
+            tqdm.write(f"warning: {problem}")
+        return columns
 
-    def _read_gt(self, image_id, images):
-        if image_id not in self.gt_paths:
-            return None
-        gt = pil_to_tensor(read_image(self.gt_paths[image_id]))
-        if gt.shape != images.shape[1:]:
+    def _check_size(self, image_id, images, gt):
+        if gt is not None and gt.shape != images.shape[1:]:
             sizes = [f"{shape[-1]} x {shape[-2]}" for shape in (gt.shape, images.shape)]
             problem = f"the GT is {sizes[0]} pixels, the candidates of '{image_id}' are {sizes[1]}"
             raise UserError(f"{self.gt_paths[image_id]}: {problem}; pass the GT of these LR images")
-        return gt
+
+    def bad_groups(self):
+        """Ids of the groups of the written table that have a NaN or infinite score."""
+        columns, _ = read_columns(self.output)
+        bad = np.zeros(len(columns["candidate"]), bool)
+        for name in self.wanted:
+            of_interest = columns["candidate"] != GT_CANDIDATE if self.suite.modes[name] == "FR" else True
+            bad |= ~np.isfinite(columns[name]) & of_interest
+        return sorted(set(columns["image_id"][bad].astype(str)))
+
+    def compare_with_fp32(self, image_id):
+        """Print how well a group is ranked in the suite's precision: Kendall's τ with float32, metric by metric."""
+        group, gt = self._read(image_id)
+        images = self.decode(group)
+        fast = self.suite.score(images, gt, image_id, strict=False)
+        with mock.patch.object(self.suite, "precision", "fp32"):
+            exact = self.suite.score(images, gt, image_id, strict=False)
+        agreement = ", ".join(f"{name} {kendalltau(fast[name], exact[name]).statistic:.3f}" for name in exact)
+        print(f"{self.suite.precision} against fp32 on the {len(images)} candidates of '{image_id}', Kendall's tau: {agreement}")
 
     def _provenance(self, image_id):
         """What a group's scores were made from."""
@@ -172,54 +215,79 @@ class Labeller:
         return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
 
 
-def label_candidates(candidates_dir, gt_path, reward_config, extra_metrics=(), output=None, batch_size=8):
+def label_candidates(args):
     """Score a candidate folder and write its table; the groups are shared out over the processes of the launch.
 
     Args:
-        candidates_dir: folder of `gen_candidates.py`; the table goes to its `scores.parquet` unless `output` says otherwise.
-        gt_path: folder of GT images with the LR images' names, or None with NR metrics alone.
-        reward_config: name or YAML file; extra_metrics: further pyiqa names to score, not to reward.
-        batch_size: images scored together.
+        args: flags of label_rewards.py.
 
     Raises:
-        UserError: see `CandidateStore`, `load_reward_config`, `MetricSuite`, `pair_gt`; also a GT of another size than the
-            candidates, a NaN score, an empty store.
+        UserError: see `CandidateStore`, `load_reward_config`, `MetricSuite`, `pair_gt`, `Batches`; also a GT of another size than
+            the candidates, an empty store, with `strict` a NaN or infinite score.
     """
     from datetime import timedelta
 
     import torch
     from accelerate import PartialState
 
-    from dp2osr.rewards.config import MetricSpec, load_reward_config
+    from dp2osr.rewards.config import load_reward_config
     from dp2osr.rewards.metrics import MetricSuite, check_modes
+    from dp2osr.rewards.weights import check_manifest
     from dp2osr.sampling.store import CandidateStore
 
-    config = load_reward_config(reward_config)
-    store = CandidateStore(candidates_dir)
+    config = load_reward_config(args.reward_config)
+    store = CandidateStore(args.candidates_dir)
     image_ids = store.ids()
     if not image_ids:
-        raise UserError(f"{candidates_dir}: holds no candidate group; run gen_candidates.py first")
+        raise UserError(f"{args.candidates_dir}: holds no candidate group; run gen_candidates.py first")
     # One process may finish its share long before another.
     state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
-    in_config = {spec.name for spec in config.metrics}
-    suite = MetricSuite(config.metrics + [MetricSpec(name) for name in extra_metrics if name not in in_config], state.device)
+    if args.metrics_dir and state.is_main_process:
+        check_manifest(args.metrics_dir)
+    batches = Batches(args.batch_size, state.device, args.memory_limit)
+    specs = chosen_metrics(config, args.extra_metrics, args.exclude_metrics)
+    suite = MetricSuite(specs, state.device, batches, args.precision, args.metrics_dir)
     check_modes(config, suite)
-    output = Path(output or Path(candidates_dir) / "scores.parquet")
-    labeller = Labeller(store, suite, pair_gt(gt_path, image_ids, suite.modes), output, LazyDecoder(store, state.device), batch_size)
+    output = Path(args.output or Path(args.candidates_dir) / "scores.parquet")
+    decode = LazyDecoder(store, state.device, batches)
+    labeller = Labeller(store, suite, pair_gt(args.gt_path, image_ids, suite.modes), output, decode, args.strict)
+    if args.precision != "fp32" and state.is_main_process:
+        labeller.compare_with_fp32(image_ids[0])
     labeller.score_missing(image_ids[state.process_index :: state.num_processes], state.is_main_process)
     state.wait_for_everyone()
     if state.is_main_process:
         written = labeller.merge()
         ending = "" if written else "; it was complete, nothing to do"
         print(f"{output}: {len(image_ids)} groups scored with {', '.join(labeller.wanted)}{ending}")
+        bad = labeller.bad_groups()
+        if bad:
+            some = ", ".join(bad[:8]) + ", ..." * (len(bad) > 8)
+            print(f"{len(bad)} of them have a NaN or infinite score, training passes them over: {some}")
     state.wait_for_everyone()
+
+
+def chosen_metrics(config, extra, exclude):
+    """`MetricSpec`s of a config and further names, without the excluded ones.
+
+    Raises:
+        UserError: an excluded metric that was not going to be scored, or nothing left.
+    """
+    in_config = {spec.name for spec in config.metrics}
+    specs = config.metrics + [MetricSpec(name) for name in extra if name not in in_config]
+    names = [spec.name for spec in specs]
+    for name in exclude:
+        if name not in names:
+            raise UserError(f"--exclude_metrics {name}: reward config '{config.name}' does not have it{nearest(name, names)}")
+    if set(exclude) >= set(names):
+        raise UserError("--exclude_metrics: leaves no metric to score with")
+    return [spec for spec in specs if spec.name not in exclude]
 
 
 class LazyDecoder:
     """Decodes groups as the store's settings say; the autoencoder is loaded when the first group needs it."""
 
-    def __init__(self, store, device):
-        self.settings, self.device = store.settings, device
+    def __init__(self, store, device, batches):
+        self.settings, self.device, self.batches = store.settings, device, batches
 
     @cached_property
     def backbone(self):
@@ -230,4 +298,5 @@ class LazyDecoder:
     def __call__(self, group):
         from dp2osr.sampling.decode import decode_group
 
-        return decode_group(self.backbone, group, self.settings["align_method"])
+        run = partial(self.batches.run, "the decoder") if self.batches.limit else None
+        return decode_group(self.backbone, group, self.settings["align_method"], run)

@@ -1,18 +1,21 @@
 """A suite of metrics, mostly pyiqa's, that scores a batch of images at once. Draws no random number."""
 
 import inspect
+import io
 import logging
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from pickle import UnpicklingError
 
+import numpy as np
 import torch
 
 from dp2osr.errors import UserError
+from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import nearest
+from dp2osr.rewards.reuse import lean
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# These two accept a GT of batch 1 and then analyse it once, not once a candidate: a third of their time.
-ANALYSE_GT_ONCE = ("fsim", "vsi")
 
 
 class LocalMetric(torch.nn.Module):
@@ -68,11 +71,14 @@ def pyiqa_version():
 
 
 class MetricSuite:
-    """Several metrics, built once, each scoring whole batches.
+    """Several metrics, built once, each scoring all candidates of a group.
 
     Args:
         specs: `MetricSpec`s; a name given twice must have the same options.
         device: where the metrics run.
+        batches: `Batches`, how many images are scored together; 8 by default.
+        precision: "fp32", or "bf16": the networks under autocast.
+        weights_dir: folder of `scripts/fetch_metrics.py`; None for the libraries' own places.
 
     Attributes:
         specs: name → `MetricSpec`; lower_better: name → bool; modes: name → "FR" | "NR"; both as pyiqa says.
@@ -82,101 +88,141 @@ class MetricSuite:
             that are not on this machine.
     """
 
-    def __init__(self, specs, device="cpu"):
+    def __init__(self, specs, device="cpu", batches=None, precision="fp32", weights_dir=None):
         self.specs = {}
         for spec in specs:
             if self.specs.setdefault(spec.name, spec) != spec:
                 raise UserError(f"metric '{spec.name}' is asked for with {self.specs[spec.name].options} and with {spec.options}; keep one")
-        self.device = torch.device(device)
+        self.device, self.precision = torch.device(device), precision
+        self.batches = batches or Batches(8, self.device)
         with quiet_imports():
-            self._metrics = {name: _create(spec, self.device) for name, spec in self.specs.items()}
-        self.lower_better = {name: bool(metric.lower_better) for name, metric in self._metrics.items()}
-        self.modes = {name: metric.metric_mode for name, metric in self._metrics.items()}
+            metrics = {name: _create(spec, self.device, weights_dir) for name, spec in self.specs.items()}
+        self.lower_better = {name: bool(metric.lower_better) for name, metric in metrics.items()}
+        self.modes = {name: metric.metric_mode for name, metric in metrics.items()}
+        self._metrics = {}
+        for name, metric in metrics.items():
+            self._metrics[name] = lean(metric, self._metrics.values())
 
     def describe(self):
-        """name → {"lower_better", "mode", "options"}, for the score table's metadata."""
+        """name → {"lower_better", "mode", "options", "precision"}, for the score table's metadata; fp32 goes without saying."""
+        precision = {} if self.precision == "fp32" else {"precision": self.precision}
         return {
-            name: {"lower_better": self.lower_better[name], "mode": self.modes[name], "options": spec.options}
+            name: {"lower_better": self.lower_better[name], "mode": self.modes[name], "options": spec.options, **precision}
             for name, spec in self.specs.items()
         }
 
-    def score(self, images, gt=None, image_id="", candidates=None, names=None):
-        """Raw scores of a batch.
+    def score(self, images, gt=None, image_id="", candidates=None, names=None, strict=True):
+        """Raw scores of a group.
 
         Args:
-            images: (B, 3, H, W) in [0, 1].
+            images: (M, 3, H, W) in [0, 1].
             gt: (3, H, W) in [0, 1], or None: then only the NR metrics are scored.
-            image_id, candidates: what an error names: the image, and B candidate numbers (default 0 … B − 1; −1 is the GT).
+            image_id, candidates: what an error names: the image, and M candidate numbers (default 0 … M − 1; −1 is the GT).
             names: metrics to score (default all).
+            strict: whether a NaN or infinite score is an error, or returned as it is.
 
         Returns:
-            name → (B,) float64 numpy array.
+            name → (M,) float64 numpy array.
 
         Raises:
-            UserError: NaN or infinite score (metric, image and candidate named), or a size that a metric cannot score.
+            UserError: NaN or infinite score (metric, image and candidate named), a size that a metric cannot score,
+                or more memory than is allowed.
         """
         images = images.to(self.device)
         gt = None if gt is None else gt.to(self.device)[None]
         scores = {}
-        for name, mode in self.modes.items():
-            if (mode == "FR" and gt is None) or (names is not None and name not in names):
-                continue
-            values = self._call(name, images, gt if mode == "FR" else None, image_id).double().flatten()
-            bad = (~values.isfinite()).nonzero().flatten().tolist()
-            if bad:
-                number = bad[0] if candidates is None else candidates[bad[0]]
-                where = f"image '{image_id}', candidate {number}{' (the GT)' * (number == -1)}"
-                raise UserError(f"metric '{name}' gives {values[bad[0]].item()} for {where}; look at that image, or leave the metric out")
-            scores[name] = values.cpu().numpy()
+        try:
+            for name, mode in self.modes.items():
+                if (mode == "NR" or gt is not None) and (names is None or name in names):
+                    values = self._call(name, images, gt if mode == "FR" else None, image_id).double().flatten()
+                    scores[name] = values.cpu().numpy()
+                    problem = bad_score(name, scores[name], image_id, candidates)
+                    if problem and strict:
+                        raise UserError(problem)
+        finally:
+            for metric in self._metrics.values():
+                metric.forget()
         return scores
 
     @torch.no_grad()
     def _call(self, name, images, gt, image_id):
         metric, size = self._metrics[name], f"{images.shape[-1]} x {images.shape[-2]}"
+        reference = () if gt is None else (gt,)
+
+        def scores_of(part):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                return metric(part, *reference).flatten()
+
         try:
-            if gt is None:
-                return metric(images)
-            if name in ANALYSE_GT_ONCE:
-                return getattr(metric.net, name)(images, gt)
-            return metric(images, gt.expand_as(images))
+            return self.batches.run(name, images, scores_of)
         except torch.OutOfMemoryError:
-            raise UserError(f"metric '{name}': out of memory on {len(images)} images of {size}; lower --batch_size") from None
+            advice = "lower --batch_size or set --memory_limit"
+            raise UserError(f"metric '{name}': out of memory on images of {size}; {advice}") from None
         except (AssertionError, RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())
             problem = f"metric '{name}' cannot score image '{image_id}' of {size} pixels ({reason})"
             raise UserError(f"{problem}; it may need a bigger image, leave the metric out") from None
 
 
+def bad_score(name, values, image_id, candidates=None):
+    """What is wrong with a metric's (M,) scores of an image, or None: the first that is NaN or infinite."""
+    bad = np.flatnonzero(~np.isfinite(values))
+    if len(bad):
+        number = bad[0] if candidates is None else candidates[bad[0]]
+        where = f"image '{image_id}', candidate {number}" + (" (the GT)" if number == -1 else "")
+        return f"metric '{name}' gives {values[bad[0]]} for {where}; look at that image, or leave the metric out"
+    return None
+
+
 def check_modes(config, suite):
     """Refuse a config that lists an NR metric under `fr` or an FR one under `nr` (UserError)."""
     for mode, specs in (("FR", config.fr), ("NR", config.nr)):
         for spec in specs:
-            actual = suite.modes[spec.name]
+            actual = suite.modes.get(spec.name, mode)
             if actual != mode:
                 raise UserError(f"reward config '{config.name}': '{spec.name}' is a {actual} metric; list it under '{actual.lower()}'")
 
 
-def _create(spec, device):
+def _create(spec, device, weights_dir=None):
     builder = _local_builder(spec)
     if builder:
         return _check_options(spec, builder)(**spec.options).to(device)
     import pyiqa
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
+    from dp2osr.rewards.weights import metric_weights
+
     if spec.name not in DEFAULT_CONFIGS:
         raise UserError(f"unknown metric '{spec.name}'{nearest(spec.name, [*DEFAULT_CONFIGS, 'dp2o_rank'])}")
+    _refuse_old_qalign(spec.name)
     try:
-        return pyiqa.create_metric(spec.name, device=device, **spec.options)
+        with metric_weights(DEFAULT_CONFIGS[spec.name]["metric_opts"]["type"], weights_dir), redirect_stdout(io.StringIO()):
+            return pyiqa.create_metric(spec.name, device=device, **spec.options)
     except ImportError as error:
         problem = f"metric '{spec.name}' needs a package that this environment lacks ({error})"
         raise UserError(f"{problem}; install it, or leave the metric out") from None
     except TypeError as error:
         raise UserError(f"metric '{spec.name}': pyiqa refuses the options {spec.options} ({error})") from None
+    except (RuntimeError, EOFError, UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"metric '{spec.name}': a weights file of it cannot be read ({reason}); fetch it again") from None
     except OSError as error:
         if error.errno in (28, 122):  # a full disk is reported as such
             raise
         problem = f"metric '{spec.name}': its weights are not here and cannot be fetched ({error})"
-        raise UserError(f"{problem}; connect once, or take the embedded reward config") from None
+        ways = "run scripts/fetch_metrics.py on a machine with a network and pass --metrics_dir, or take the embedded reward config"
+        raise UserError(f"{problem}; {ways}") from None
+
+
+def _refuse_old_qalign(name):
+    """Q-Align's remote code fails in the middle of its loading under transformers 5; a refusal beforehand."""
+    from importlib.metadata import version
+
+    if name.startswith("qalign") and int(version("transformers").split(".")[0]) >= 5:
+        raise UserError(
+            f"metric '{name}' cannot run under transformers {version('transformers')}; take pyiqa's 'qrealign' in its place, "
+            f"or score the rest with --exclude_metrics {name} and add it by the same command in an environment with transformers < 5"
+        )
 
 
 def _check_options(spec, builder):

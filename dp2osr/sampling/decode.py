@@ -9,15 +9,21 @@ from dp2osr.sampling.colour import ALIGN
 from dp2osr.sampling.resize import control_image, restore_size, round_to_8_bits
 
 
-def finish_images(backbone, latents, lr, upscale, align_method):
-    """(M, C, h, w) latents of one LR image → (M, 3, H, W) float32 in [0, 1], colour-fixed and rounded to 8 bits."""
+def finish_images(backbone, latents, lr, upscale, align_method, run=None):
+    """(M, C, h, w) latents of one LR image → (M, 3, H, W) float32 in [0, 1], colour-fixed and rounded to 8 bits.
+
+    `run` (latents, function) applies the function to parts of the latents; by default, to as many as `decoded_together` says.
+    """
     control, content, asked = control_image(lr, upscale, backbone.native_size, backbone.size_multiple)
     control = restore_size(control, content, asked).to(backbone.device)
-    images = []
-    for part in latents.split(decoded_together(backbone, content)):
+
+    def finish(part):
         decoded = restore_size(backbone.decode_latents(part.float()), content, asked)
-        images.append(round_to_8_bits(ALIGN[align_method](decoded, control)).cpu())
-    return torch.cat(images)
+        return round_to_8_bits(ALIGN[align_method](decoded, control)).cpu()
+
+    if run:
+        return run(latents, finish)
+    return torch.cat([finish(part) for part in latents.split(decoded_together(backbone, content))])
 
 
 def decoded_together(backbone, size):
@@ -38,6 +44,6 @@ def stored_tiling(settings, default):
     return Tiling(**settings["vae_tiling"]) if "vae_tiling" in settings else default
 
 
-def decode_group(backbone, group, align_method):
-    """The images of a stored `CandidateGroup`, (M, 3, H, W) float32 in [0, 1], 8-bit rounded."""
-    return finish_images(backbone, group.latents, group.lr, group.upscale, align_method)
+def decode_group(backbone, group, align_method, run=None):
+    """The images of a stored `CandidateGroup`, (M, 3, H, W) float32 in [0, 1], 8-bit rounded; `run` as in `finish_images`."""
+    return finish_images(backbone, group.latents, group.lr, group.upscale, align_method, run)

@@ -90,11 +90,8 @@ class PreferenceTrainer:
         self.load_networks()
         if self.accelerator.is_main_process:
             self.settle(store, forced=False)
-            flat = int((self.groups.rewards.std(axis=1) == 0).sum())
-            if flat:
-                print(
-                    f"warning: {store.folder}: {flat} of {len(self.groups)} groups have equal rewards; they are trained on", file=sys.stderr
-                )
+            for line in self.groups.oddities():
+                print(f"warning: {store.folder}: {line}", file=sys.stderr)
         self.accelerator.wait_for_everyone()
         if args.gradient_checkpointing:
             self.policy.enable_gradient_checkpointing()

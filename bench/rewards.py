@@ -1,0 +1,120 @@
+"""Scoring a group: our suite against a loop over pyiqa, the same networks with random weights, in one run.
+
+    python bench/rewards.py                                      # the eight default metrics, 64 candidates of 512 x 512 (4 for MANIQA)
+    python bench/rewards.py --metrics lpips-vgg dists --num_candidates 8
+
+Both sides score the same candidates: one held-out photograph's crop, distorted more and more. A full-reference metric passes 2M images
+where M + 1 are different; that ratio is the most that keeping the GT's features can give.
+"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.random_metrics import random_weights
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--metrics", nargs="+", help="pyiqa names (default: those of configs/rewards/default.yaml)")
+    parser.add_argument("--num_candidates", type=int, default=64, help="M (default: %(default)s)")
+    parser.add_argument(
+        "--maniqa_candidates", type=int, default=4, help="candidates of MANIQA alone, half a minute each (default: %(default)s)"
+    )
+    parser.add_argument("--size", type=int, default=512, help="side of an image, pixels (default: %(default)s)")
+    parser.add_argument("--batch_size", type=int, default=8, help="images scored together by our suite (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: %(default)s)")
+    return parser
+
+
+def make_candidates(count, size):
+    """(GT (3, H, W), candidates (M, 3, H, W)) in [0, 1]: a crop of an embedded photograph, enlarged, with growing blur and noise."""
+    import numpy as np
+    import torch
+    from PIL import Image, ImageFilter
+
+    source = sorted((ROOT / "preset/test/gt").glob("*.png"))[0]
+    gt = Image.open(source).convert("RGB").resize((size, size), Image.Resampling.LANCZOS)
+    generator = torch.Generator().manual_seed(0)
+    candidates = []
+    for index in range(count):
+        blurred = np.asarray(gt.filter(ImageFilter.GaussianBlur(0.3 + 2.0 * (index % 8) / 8)), np.float32) / 255
+        image = torch.from_numpy(blurred).permute(2, 0, 1)
+        noise = torch.randn(image.shape, generator=generator) * (0.005 + 0.05 * index / count)
+        candidates.append((image + noise).clamp(0, 1).mul(255).round().div(255))
+    return torch.from_numpy(np.asarray(gt, np.float32) / 255).permute(2, 0, 1), torch.stack(candidates)
+
+
+def timed(function):
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def compare(name, gt, candidates, batch_size):
+    """(seconds of the loop, of our suite, largest difference of a score, spread of the scores) of one metric."""
+    import pyiqa
+    import torch
+
+    from dp2osr.rewards.batches import Batches
+    from dp2osr.rewards.config import MetricSpec
+    from dp2osr.rewards.metrics import MetricSuite
+
+    with random_weights():
+        suite = MetricSuite([MetricSpec(name)], batches=Batches(batch_size))
+    with random_weights():
+        metric = pyiqa.create_metric(name, device=torch.device("cpu"))
+    full_reference = metric.metric_mode == "FR"
+
+    def loop():
+        pair = [gt[None].clone()] if full_reference else []  # a clone: A-FINE writes into what it is given
+        with torch.no_grad():
+            return torch.cat([metric(image[None].clone(), *[part.clone() for part in pair]).flatten() for image in candidates])
+
+    def ours():
+        return torch.from_numpy(suite.score(candidates, gt if full_reference else None)[name])
+
+    metric(candidates[:1].clone(), *([gt[None].clone()] if full_reference else []))
+    suite.score(candidates[:1], gt if full_reference else None)
+    loop_time, expected = timed(loop)
+    our_time, scores = timed(ours)
+    return loop_time, our_time, (scores - expected.double()).abs().max().item(), expected.std().item()
+
+
+def main():
+    args = build_parser().parse_args()
+    import torch
+
+    from dp2osr.rewards.config import load_reward_config
+    from dp2osr.rewards.metrics import quiet_imports
+
+    torch.set_num_threads(args.threads)
+    config = load_reward_config("default")
+    names = args.metrics or [spec.name for spec in config.metrics]
+    gt, candidates = make_candidates(args.num_candidates, args.size)
+    print(
+        f"{args.num_candidates} candidates of {args.size} x {args.size}, random weights, "
+        f"{args.threads} threads, batches of {args.batch_size}"
+    )
+    print(f"{'metric':14} {'images':>6} {'pyiqa, s':>9} {'ours, s':>8} {'ratio':>6}  largest difference (spread of the scores)", flush=True)
+    totals = {}
+    with quiet_imports():
+        for name in names:
+            chosen = candidates[: args.maniqa_candidates] if name.startswith("maniqa") else candidates
+            loop_time, our_time, difference, spread = compare(name, gt, chosen, args.batch_size)
+            per_image = (loop_time / len(chosen), our_time / len(chosen))
+            for group in ("all", "FR") if name in {spec.name for spec in config.fr} else ("all",):
+                totals.setdefault(group, []).append(per_image)
+            row = f"{name:14} {len(chosen):6} {loop_time:9.2f} {our_time:8.2f} {loop_time / our_time:6.2f}"
+            print(f"{row}  {difference:.1e} ({spread:.1e})", flush=True)
+    for group, times in totals.items():
+        loop_time, our_time = (sum(column) for column in zip(*times))
+        print(f"{group:14} {'':6} {loop_time:9.3f} {our_time:8.3f} {loop_time / our_time:6.2f}  seconds an image")
+
+
+if __name__ == "__main__":
+    main()

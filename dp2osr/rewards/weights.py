@@ -1,0 +1,126 @@
+"""The weights of pyiqa's metrics in a folder of the user's: found there, fetched to there, checked by their hashes."""
+
+import json
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+from dp2osr.errors import UserError
+from dp2osr.provenance import file_sha256
+
+MANIFEST = "manifest.json"
+CHECKPOINT_HOLDS_BACKBONE = ("MANIQA", "CFANet")  # pyiqa fetches ImageNet weights first, and then overwrites every one of them
+
+
+@contextmanager
+def metric_weights(kind, folder=None):
+    """Within, pyiqa and the libraries beneath it look for weights in `folder`, and download to it; None leaves their own places.
+
+    Layout: `pyiqa/` (pyiqa's own), `checkpoints/` (torchvision's), `clip/`.
+
+    Args:
+        kind: pyiqa's name of the network that is to be built, such as "LPIPS".
+    """
+    import timm
+    import torch
+    from pyiqa.archs import afine_arch
+    from pyiqa.utils import download_util
+
+    with ExitStack() as stack:
+        if kind in CHECKPOINT_HOLDS_BACKBONE:
+            create_model = timm.create_model
+            untrained = lambda *args, pretrained=False, **kwargs: create_model(*args, **kwargs)  # noqa: E731
+            stack.enter_context(mock.patch.object(timm, "create_model", untrained))
+        if folder is not None:
+            stack.callback(torch.hub.set_dir, torch.hub.get_dir())
+            torch.hub.set_dir(str(folder))
+            stack.enter_context(mock.patch.object(download_util, "DEFAULT_CACHE_DIR", str(Path(folder) / "pyiqa")))
+            stack.enter_context(mock.patch.object(afine_arch, "load", partial(afine_arch.load, download_root=str(Path(folder) / "clip"))))
+        yield
+
+
+def weight_files(folder):
+    """The files of a metrics folder, sorted, without the manifest."""
+    return sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != MANIFEST and path.name[0] != ".")
+
+
+def write_manifest(folder):
+    """Hash every file and write the manifest; returns {relative path: {"bytes", "sha256"}}."""
+    folder = Path(folder)
+    entries = {
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path).hexdigest()}
+        for path in weight_files(folder)
+    }
+    part = folder / f".{MANIFEST}.part"
+    part.write_text(json.dumps(entries, indent=1), encoding="utf-8")
+    part.replace(folder / MANIFEST)
+    return entries
+
+
+def check_manifest(folder):
+    """Compare every file that the manifest names with it.
+
+    Raises:
+        UserError: no such folder, a file that is missing, cut short or changed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of metric weights; scripts/fetch_metrics.py makes it")
+    if not (folder / MANIFEST).is_file():
+        return  # filled by hand
+    try:
+        entries = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder / MANIFEST}: not a JSON file ({error}); run scripts/fetch_metrics.py again") from None
+    for name, entry in entries.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path}: is missing; run scripts/fetch_metrics.py again")
+        if path.stat().st_size != entry["bytes"] or file_sha256(path).hexdigest() != entry["sha256"]:
+            raise UserError(
+                f"{path}: is not the file that was fetched (its hash differs); delete it and run scripts/fetch_metrics.py again"
+            )
+
+
+def hash_in_name(name):
+    """The first digits of its SHA-256 that a published file carries in its name, as in `vgg16-397923af.pth`; None without."""
+    import re
+
+    found = re.search(r"-([0-9a-f]{8,})\.(?:pth|pt)$", name)
+    return found and found.group(1)
+
+
+def fetch_weights(specs, folder):
+    """Build every metric, so that what it reads is fetched to `folder`, and write the manifest.
+
+    Args:
+        specs: `MetricSpec`s; folder: is made if it is not there.
+
+    Returns:
+        Lines of text: each file with its size, its hash and the metrics that brought it.
+
+    Raises:
+        UserError: a file that is there and differs from the manifest, a metric whose weights cannot be fetched.
+    """
+    from tqdm import tqdm
+
+    from dp2osr.rewards.metrics import MetricSuite
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    check_manifest(folder)
+    brought = {}
+    for spec in tqdm(specs, desc="fetch", unit="metric"):
+        before = set(weight_files(folder))
+        MetricSuite([spec], weights_dir=folder)
+        brought.update(dict.fromkeys(set(weight_files(folder)) - before, spec.name))
+    entries = write_manifest(folder)
+    lines = []
+    for name, entry in entries.items():
+        promised = hash_in_name(name)
+        doubt = f"  WARNING: its name promises {promised}" if promised and not entry["sha256"].startswith(promised) else ""
+        origin = f"fetched for {brought[folder / name]}" if folder / name in brought else "was there"
+        lines.append(f"{entry['bytes'] / 1e6:8.1f} MB  {entry['sha256'][:16]}  {name}  ({origin}){doubt}")
+    total = sum(entry["bytes"] for entry in entries.values())
+    return [*lines, f"{folder}: {len(entries)} files, {total / 1e6:.1f} MB; read by label_rewards.py --metrics_dir {folder}"]

@@ -1,0 +1,152 @@
+"""pyiqa's networks with repeated work taken out, against pyiqa on one image at a time: the same random weights on both sides."""
+
+import numpy as np
+import pytest
+import torch
+
+from bench.random_metrics import random_weights
+from dp2osr.errors import UserError
+from dp2osr.rewards.batches import Batches
+from dp2osr.rewards.config import MetricSpec, load_reward_config
+from dp2osr.rewards.metrics import MetricSuite, quiet_imports
+
+SIDE = {"maniqa-pipal": 225}  # the smallest that gives different crops
+OPTIONS = {"maniqa-pipal": {"test_sample": 2}}
+NAMES = ["lpips", "lpips-vgg", "dists", "topiq_fr", "afine_fr", "maniqa-pipal", "musiq", "clipiqa+", "topiq_nr", "afine_nr", "afine_all"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks():
+    """All of them are built from random weights here, the same ones at every call."""
+    with random_weights(), quiet_imports():
+        yield
+
+
+def test_the_shipped_configs_are_covered():
+    """Every metric of `default` and of `paper`, Q-Align apart, is built and compared below."""
+    names = {spec.name for config in ("default", "paper") for spec in load_reward_config(config).metrics} - {"qalign"}
+    assert names <= set(NAMES)
+
+
+def draw(side, count=3, seed=0):
+    """(GT (3, s, s), candidates (count, 3, s, s))."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, side // 8, side // 8, generator=generator)
+    gt = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic").clamp(0, 1)
+    noise = torch.randn(count, 3, side, side, generator=generator) * torch.linspace(0.02, 0.2, count).view(-1, 1, 1, 1)
+    return gt[0], (gt + noise).clamp(0, 1)
+
+
+def build(names, **options):
+    return MetricSuite([MetricSpec(name, OPTIONS.get(name, {})) for name in names], **options)
+
+
+def each_alone(metric, gt, images):
+    """pyiqa's score of each image by itself; of clones, because A-FINE overwrites what it is given."""
+    with torch.no_grad():
+        pairs = [(image[None].clone(), gt[None].clone()) if metric.metric_mode == "FR" else (image[None].clone(),) for image in images]
+        return np.array([metric(*pair).item() for pair in pairs])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_scores_are_pyiqas_of_each_image_alone(name):
+    """In batches, for one GT after another and back, and without touching the images."""
+    import pyiqa
+
+    suite = build([name], batches=Batches(2))
+    plain = pyiqa.create_metric(name, device=torch.device("cpu"), **OPTIONS.get(name, {}))
+    for seed in (0, 1, 0)[: 1 if name == "maniqa-pipal" else 3]:
+        gt, images = draw(SIDE.get(name, 64), seed=seed)
+        before = images.clone(), gt.clone()
+        scores = suite.score(images, gt)[name]
+        assert torch.equal(images, before[0]) and torch.equal(gt, before[1])
+        expected = each_alone(plain, gt, images)
+        assert expected.std() > 1e-6  # the random network does tell them apart
+        np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+
+
+def test_each_metric_sees_the_image_and_not_what_another_left_of_it():
+    names = ["afine_fr", "lpips", "afine_nr", "clipiqa+"]
+    gt, images = draw(64)
+    together, alone = build(names).score(images, gt), {name: build([name]).score(images, gt)[name] for name in names}
+    for name in names:
+        np.testing.assert_allclose(together[name], alone[name], rtol=0, atol=1e-6, err_msg=name)
+
+
+def count_calls(module, attribute, images_of=lambda args: len(args[0])):
+    seen, run = [], getattr(module, attribute)
+
+    def counted(*args, **kwargs):
+        seen.append(images_of(args))
+        return run(*args, **kwargs)
+
+    setattr(module, attribute, counted)
+    return seen
+
+
+def test_the_gt_goes_through_a_network_once_a_group():
+    suite = build(["lpips", "dists", "topiq_fr", "afine_fr"], batches=Batches(2))
+    passes = {name: count_calls(suite._metrics[name].remembered, "run") for name in ("lpips", "dists", "topiq_fr")}
+    passes["afine_fr"] = count_calls(suite._metrics["afine_fr"], "encode")
+    gt, images = draw(64, count=5)
+    suite.score(images, gt)
+    assert {name: sum(seen) for name, seen in passes.items()} == dict.fromkeys(passes, 6)
+    suite.score(*draw(64, count=5, seed=1)[::-1])
+    assert {name: sum(seen) for name, seen in passes.items()} == dict.fromkeys(passes, 12)
+
+
+def test_both_terms_of_afine_take_one_pass():
+    suite = build(["afine_fr", "afine_nr"], batches=Batches(2))
+    fidelity, naturalness = (count_calls(suite._metrics[name], "encode") for name in ("afine_fr", "afine_nr"))
+    gt, images = draw(64)
+    scores = suite.score(images, gt)
+    assert (sum(fidelity), sum(naturalness)) == (4, 0)
+    np.testing.assert_allclose(scores["afine_nr"], suite.score(images)["afine_nr"], rtol=0, atol=1e-6)  # alone: no by-product is left over
+    assert (sum(fidelity), sum(naturalness)) == (4, 3)
+
+
+def test_unread_blocks_and_repeated_prompts_are_not_run():
+    suite = build(["maniqa-pipal", "clipiqa+"])
+    maniqa, clipiqa = (suite._metrics[name].metric.net for name in ("maniqa-pipal", "clipiqa+"))
+    blocks = [count_calls(block, "forward") for block in maniqa.vit.vit.blocks]
+    text = count_calls(clipiqa.clip_model[0].transformer, "forward")
+    _, images = draw(225, count=2)
+    suite.score(images)
+    suite.score(images)
+    assert [bool(seen) for seen in blocks] == [True] * 10 + [False] * 2
+    assert len(text) == 1
+
+
+def test_bf16_is_another_precision_of_the_same_score():
+    gt, images = draw(64)
+    exact, fast = build(["lpips"]).score(images, gt)["lpips"], build(["lpips"], precision="bf16").score(images, gt)["lpips"]
+    assert 0 < np.abs(fast - exact).max() < 0.05 * exact.max()
+    assert build(["lpips"], precision="bf16").describe()["lpips"]["precision"] == "bf16"
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def test_batches_are_as_large_as_the_limit_allows(monkeypatch):
+    batches, sizes = Batches(8, memory_limit=1.0), []
+    monkeypatch.setattr(batches, "_held", lambda: 0.5e9)
+
+    def work(part):
+        sizes.append(len(part))
+        return part.expand(-1, 25_000_000).sum(dim=1, dtype=torch.float32) + (part + torch.zeros(len(part), 25_000_000)).sum(dim=1)
+
+    images = torch.arange(9.0)[:, None]
+    assert torch.equal(batches.run("work", images, work), 2 * 25_000_000 * torch.arange(9.0))
+    assert sizes[0] == 1 and max(sizes[1:]) in (2, 4) and sum(sizes) == 9
+    batches.run("work", images, work, beside=0.3e9)
+    assert max(sizes[-2:]) <= 2
+    with pytest.raises(UserError, match=r"--memory_limit 0\.55: work takes 0\.[12].* GB for one image beside the 0\.50 GB"):
+        small = Batches(8, memory_limit=0.55)
+        monkeypatch.setattr(small, "_held", lambda: 0.5e9)
+        small.run("work", images, work)
+
+
+def test_without_a_limit_all_go_in_batches_of_the_given_size():
+    sizes = []
+    result = Batches(4).run("x", torch.arange(10.0), lambda part: sizes.append(len(part)) or part * 2)
+    assert sizes == [4, 4, 2] and torch.equal(result, 2 * torch.arange(10.0))
