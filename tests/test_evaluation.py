@@ -125,8 +125,10 @@ def test_an_outsider_is_on_the_scale_of_the_pool_and_not_clipped(scores):
         assert values == pytest.approx(parts[name][:, 3], abs=1e-12)
     terrible = {name: values.max(axis=1) + 1 if lower_better[name] else values.min(axis=1) - 99 for name, values in scores["base"].items()}
     assert (sum(statistics.parts_of_outsider(terrible, scores, lower_better, CONFIG).values()) < 0).all()
-    one_sided = RewardConfig("fr", CONFIG.fr, [])
-    assert statistics.metric_weights(one_sided) == {"psnr": 0.5, "gmsd": 0.5}
+    uneven = RewardConfig("uneven", CONFIG.fr, CONFIG.nr, 0.2, "rank", conflict_aware=True)
+    parts = statistics.pooled_parts(scores, lower_better, uneven)["base"]
+    for name, values in statistics.parts_of_outsider(inside, scores, lower_better, uneven).items():
+        assert values == pytest.approx(parts[name][:, 3], abs=1e-12)
     flat = {method: {name: np.ones_like(values) for name, values in table.items()} for method, table in scores.items()}
     assert all((values == 0).all() for values in statistics.parts_of_outsider(inside, flat, lower_better, CONFIG).values())
 

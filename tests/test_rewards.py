@@ -8,7 +8,7 @@ import yaml
 from dp2osr.errors import UserError
 from dp2osr.rewards.config import MetricSpec, RewardConfig, load_reward_config
 from dp2osr.rewards.metrics import MetricSuite, check_modes
-from dp2osr.rewards.reward import hybrid_reward, min_max_normalise, reward_parts
+from dp2osr.rewards.reward import hybrid_reward, normalise, reward_parts
 from dp2osr.rewards.table import read_columns, read_scores, write_scores
 
 CONFIG = RewardConfig("test", [MetricSpec("a"), MetricSpec("b"), MetricSpec("c")], [MetricSpec("d"), MetricSpec("e")])
@@ -62,8 +62,62 @@ def test_halves_weigh_the_same_whatever_their_sizes():
 
 def test_direction_and_zero_span():
     scores = np.array([[1.0, 3.0, 2.0], [4.0, 4.0, 4.0]])
-    np.testing.assert_array_equal(min_max_normalise(scores, lower_better=False), [[0, 1, 0.5], [0, 0, 0]])
-    np.testing.assert_array_equal(min_max_normalise(scores, lower_better=True), [[1, 0, 0.5], [0, 0, 0]])
+    np.testing.assert_array_equal(normalise(scores, lower_better=False), [[0, 1, 0.5], [0, 0, 0]])
+    np.testing.assert_array_equal(normalise(scores, lower_better=True), [[1, 0, 0.5], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("how", ["min_max", "rank", "z_score"])
+def test_normalisations_equal_a_loop_over_candidates(how):
+    from math import erf, sqrt
+
+    scores = draw_scores(seed=3)["c"]
+    scores[1, :3] = scores[1, 3]  # ties
+    scores[2] = 5.0
+    for lower_better in (False, True):
+        sign = -1 if lower_better else 1
+        for row, values in zip(scores, normalise(scores, lower_better, how), strict=True):
+            row = [sign * value for value in row]
+            mean = sum(row) / len(row)
+            std = sqrt(sum((value - mean) ** 2 for value in row) / len(row))
+            for value, normalised in zip(row, values, strict=True):
+                expected = {
+                    "min_max": lambda v, row=row: (v - min(row)) / (max(row) - min(row)),
+                    "rank": lambda v, row=row: sum((other < v) + 0.5 * (other == v) for other in row) / len(row),
+                    "z_score": lambda v, mean=mean, std=std: 0.5 * (1 + erf((v - mean) / std / sqrt(2))),
+                }[how]
+                assert normalised == pytest.approx(expected(value) if max(row) > min(row) else 0.0, abs=1e-12)
+
+
+def test_an_outlier_stretches_min_max_and_not_ranks():
+    scores = np.array([[0.0, 1.0, 2.0, 3.0, 1000.0]])
+    assert np.ptp(normalise(scores, False)[0, :4]) < 0.01
+    np.testing.assert_allclose(normalise(scores, False, "rank")[0], [0.1, 0.3, 0.5, 0.7, 0.9])
+
+
+def test_weights_within_a_set_and_of_the_sets():
+    config = RewardConfig("test", CONFIG.fr, CONFIG.nr, 0.4, weights={"a": 2.0, "e": 3.0})
+    assert config.shares() == pytest.approx({"a": 0.2, "b": 0.1, "c": 0.1, "d": 0.15, "e": 0.45})
+    assert config.shares({"a": 0.0, "b": 1.0, "c": 3.0, "d": 0.0, "e": 0.0}) == pytest.approx(
+        {"a": 0, "b": 0.1, "c": 0.3, "d": 0.15, "e": 0.45}
+    )
+    assert RewardConfig("fr", CONFIG.fr, [], 0.4).shares() == pytest.approx(dict.fromkeys("abc", 1 / 3))
+
+
+def test_a_metric_against_the_rest_loses_its_weight_where_the_config_is_aware_of_conflicts():
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(20, 16))
+    scores = {name: truth + 0.5 * rng.normal(size=truth.shape) for name in "bde"} | {
+        "a": -truth,
+        "c": truth + 3 * rng.normal(size=truth.shape),
+    }
+    up = dict.fromkeys("abcde", False)
+    config = RewardConfig("test", CONFIG.fr, CONFIG.nr, conflict_aware=True)
+    parts = reward_parts(scores, up, config)
+    largest = {name: values.max() for name, values in parts.items()}
+    assert largest["a"] == 0 < largest["c"] < largest["b"] and largest["b"] + largest["c"] == pytest.approx(0.5)
+    aware, plain = hybrid_reward(scores, up, config), hybrid_reward(scores, up, CONFIG)
+    follows = [np.corrcoef(reward.ravel(), truth.ravel())[0, 1] for reward in (plain, aware)]
+    assert follows[1] > follows[0] + 0.03
 
 
 def test_parts_sum_to_the_reward():
@@ -115,6 +169,10 @@ def test_shipped_configs_have_the_sizes_that_the_method_names():
         ({"fr": ["gmsd"], "nr": ["piqe"], "fr_weight": 1.5}, "'fr_weight' must be"),
         ({"fr": ["gmsd"], "nr": ["piqe"], "fr_weight": "half"}, "'fr_weight' must be"),
         ({"fr": ["gmsd", "gmsd"]}, "2 times"),
+        ({"fr": ["gmsd"], "normalise": "minmax"}, "'normalise' must be one of min_max, rank, z_score"),
+        ({"fr": ["gmsd"], "weights": {"gmds": 2}}, "'gmds', which is no metric of it; did you mean 'gmsd'"),
+        ({"fr": ["gmsd"], "weights": {"gmsd": 0}}, "a number above 0"),
+        ({"fr": ["gmsd"], "conflict_aware": "yes please"}, "true or false"),
         ({"fr": [["gmsd"]]}, "is not a metric"),
         (["gmsd"], "two lists"),
     ],

@@ -34,7 +34,12 @@ def report_html(evaluation, panels, settings, training=None, validation=None):
         _pictures(evaluation, panels),
         _settings(evaluation, settings),
     ]
-    title = escape(_title(evaluation))
+    return page(_title(evaluation), sections)
+
+
+def page(title, sections):
+    """A self-contained page from sections of HTML; empty ones are left out."""
+    title = escape(title)
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -218,13 +223,14 @@ def _panel(evaluation, panel, colours):
 
 def _tile(tile, colours):
     reward = "" if tile.reward is None else f"<b>R {tile.reward:.3f}</b>"
-    bar = "" if tile.parts is None else _bar(tile.parts, colours)
+    bar = "" if tile.parts is None else stacked_bar(tile.parts, colours)
     title = escape(tile.title)
     caption = f"<figcaption><span>{title}</span>{reward}</figcaption>"
     return f'<figure class="tile"><img src="{png_data(tile.image)}" alt="{title}">{caption}{bar}</figure>'
 
 
-def _bar(parts, colours):
+def stacked_bar(parts, colours):
+    """A stacked bar of {metric: part of the reward}, its full width being 1; a part below 0 is not drawn."""
     pieces = "".join(
         f'<i style="width:{100 * value:.2f}%;background:{colours[name]}" title="{escape(name)} {value:.3f}"></i>'
         for name, value in parts.items()

@@ -10,7 +10,7 @@ from math import comb
 
 import numpy as np
 
-from dp2osr.rewards.reward import reward_parts
+from dp2osr.rewards.reward import normalise, reward_parts, reward_shares
 
 CROP_SUFFIX = r"_\d\d$"  # photo_00, photo_01 are crops of `photo`
 
@@ -56,12 +56,6 @@ def pooled_parts(scores, lower_better, config):
     return {method: {name: split[name][i] for name in names} for i, method in enumerate(methods)}
 
 
-def metric_weights(config):
-    """{metric: its share of the reward}: half to the FR set, half to the NR set, all to the one that is not empty."""
-    sets = [metrics for metrics in (config.fr, config.nr) if metrics]
-    return {spec.name: 1 / len(sets) / len(metrics) for metrics in sets for spec in metrics}
-
-
 def parts_of_outsider(outsider, scores, lower_better, config):
     """The reward's parts for an image outside the pool (bicubic), on the scale of the pool.
 
@@ -74,14 +68,12 @@ def parts_of_outsider(outsider, scores, lower_better, config):
     Returns:
         {metric: (G,)}, summing to the outsider's reward.
     """
-    parts = {}
-    for name, weight in metric_weights(config).items():
-        sign = -1 if lower_better[name] else 1
-        pool = sign * np.concatenate([scores[method][name] for method in scores], axis=1)
-        low, span = pool.min(axis=1), np.ptp(pool, axis=1)
-        flat = span == 0  # no ordering among the candidates: the metric is silent for this image, as in the reward itself
-        parts[name] = np.where(flat, 0.0, weight * (sign * outsider[name] - low) / np.where(flat, 1.0, span))
-    return parts
+    pool = {spec.name: np.concatenate([scores[method][spec.name] for method in scores], axis=1) for spec in config.metrics}
+    shares = reward_shares(pool, lower_better, config)
+    return {
+        name: shares[name] * normalise(outsider[name][:, None], lower_better[name], config.normalise, values)[:, 0]
+        for name, values in pool.items()
+    }
 
 
 # ---------------------------------------------------------------- Best / Worst of m

@@ -1,4 +1,4 @@
-"""Reward configs (paper, Sec. 4.1): a YAML with two lists of metrics, `fr` and `nr`, and perhaps their weights, `fr_weight`."""
+"""Reward configs (paper, Sec. 4.1): a YAML with two lists of metrics, `fr` and `nr`, and perhaps how they are put together."""
 
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -23,18 +23,44 @@ class MetricSpec:
 class RewardConfig:
     """The FR and the NR set of a reward; one of them may be empty, and then the other has weight 1.
 
-    `fr_weight` is the FR set's share, ½ in the paper.
+    Attributes:
+        fr_weight: the FR set's share, ½ in the paper.
+        normalise: how a metric's scores within a group become comparable, a name in `NORMALISATIONS`; "min_max" in the paper.
+        weights: metric → weight within its set, 1 where it is not named, as all are in the paper.
+        conflict_aware: weights are further multiplied by how well the metric agrees with the others (`agreement_weights`).
     """
 
     name: str
     fr: list[MetricSpec]
     nr: list[MetricSpec]
     fr_weight: float = 0.5
+    normalise: str = "min_max"
+    weights: dict = field(default_factory=dict)
+    conflict_aware: bool = False
 
     @property
     def metrics(self):
         """All `MetricSpec`s, FR first."""
         return self.fr + self.nr
+
+    def shares(self, factors=None):
+        """metric → its share of the reward; they sum to 1.
+
+        Args:
+            factors: metric → a further factor of its weight, not negative; a set of zeros counts as a set of ones.
+        """
+        both, shares = self.fr and self.nr, {}
+        for specs, of_set in ((self.fr, self.fr_weight), (self.nr, 1 - self.fr_weight)):
+            weights = {spec.name: self.weights.get(spec.name, 1.0) * (factors[spec.name] if factors else 1.0) for spec in specs}
+            if not any(weights.values()):
+                weights = {spec.name: self.weights.get(spec.name, 1.0) for spec in specs}
+            total = sum(weights.values())
+            shares.update({name: (of_set if both else 1.0) * weight / total for name, weight in weights.items()})
+        return shares
+
+
+NORMALISATIONS = ("min_max", "rank", "z_score")
+KEYS = ("fr", "nr", "fr_weight", "normalise", "weights", "conflict_aware")
 
 
 def nearest(name, known):
@@ -47,10 +73,11 @@ def nearest(name, known):
 def load_reward_config(name_or_yaml):
     """Read a reward config by its name in `configs/rewards/` or by the path of a YAML file.
 
-    Each entry of `fr` and `nr` is a metric's name, or `{name: {option: value}}`; `fr_weight` is a number in (0, 1), ½ by default.
+    Each entry of `fr` and `nr` is a metric's name, or `{name: {option: value}}`; `fr_weight` is a number in (0, 1), ½ by default;
+    the other keys are `RewardConfig`'s.
 
     Raises:
-        UserError: no such name or file, not YAML, an unknown key, a malformed entry, a metric listed twice, no metric.
+        UserError: no such name or file, not YAML, an unknown key, a malformed entry, a metric listed twice, no metric, a bad weight.
     """
     path = _find(str(name_or_yaml))
     try:
@@ -60,20 +87,38 @@ def load_reward_config(name_or_yaml):
     if not isinstance(content, dict):
         raise UserError(f"{path}: a reward config holds two lists, 'fr' and 'nr'")
     for key in content:
-        if key not in ("fr", "nr", "fr_weight"):
-            raise UserError(f"{path}: unknown key '{key}'{nearest(str(key), ['fr', 'nr', 'fr_weight'])}")
+        if key not in KEYS:
+            raise UserError(f"{path}: unknown key '{key}'{nearest(str(key), KEYS)}")
     weight = content.get("fr_weight", 0.5)
     if not isinstance(weight, (int, float)) or not 0 < weight < 1:
         raise UserError(f"{path}: 'fr_weight' must be a number between 0 and 1, not {weight!r}; leave a set empty to do without it")
     sets = ([_read_spec(path, entry) for entry in _read_list(path, content, key)] for key in ("fr", "nr"))
-    config = RewardConfig(path.stem, *sets, float(weight))
+    config = RewardConfig(path.stem, *sets, float(weight), *_read_aggregation(path, content))
     names = [spec.name for spec in config.metrics]
     if not names:
         raise UserError(f"{path}: names no metric; list at least one under 'fr' or 'nr'")
     for name in names:
         if names.count(name) > 1:
             raise UserError(f"{path}: metric '{name}' is listed {names.count(name)} times; keep one")
+    for name in config.weights:
+        if name not in names:
+            raise UserError(f"{path}: 'weights' names '{name}', which is no metric of it{nearest(name, names)}")
     return config
+
+
+def _read_aggregation(path, content):
+    """(normalise, weights, conflict_aware) of a config's YAML."""
+    normalise = content.get("normalise", "min_max")
+    if normalise not in NORMALISATIONS:
+        raise UserError(f"{path}: 'normalise' must be one of {', '.join(NORMALISATIONS)}, not {normalise!r}")
+    weights = content.get("weights") or {}
+    good = isinstance(weights, dict) and all(isinstance(value, (int, float)) and 0 < value < float("inf") for value in weights.values())
+    if not good:
+        raise UserError(f"{path}: 'weights' must give metrics a number above 0, not {weights!r}")
+    conflict_aware = content.get("conflict_aware", False)
+    if not isinstance(conflict_aware, bool):
+        raise UserError(f"{path}: 'conflict_aware' must be true or false, not {conflict_aware!r}")
+    return normalise, {str(name): float(value) for name, value in weights.items()}, conflict_aware
 
 
 def _find(name_or_yaml):

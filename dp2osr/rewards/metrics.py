@@ -111,6 +111,10 @@ class MetricSuite:
             for name, spec in self.specs.items()
         }
 
+    def networks(self):
+        """name → the metric as `lean` gives it."""
+        return dict(self._metrics)
+
     def score(self, images, gt=None, image_id="", candidates=None, names=None, strict=True):
         """Raw scores of a group.
 

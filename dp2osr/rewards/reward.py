@@ -5,25 +5,53 @@ along M first and split the result. Normalising each model alone hides the gain.
 """
 
 import numpy as np
+from scipy.special import ndtr
+from scipy.stats import rankdata
 
 from dp2osr.errors import UserError
 
 
-def min_max_normalise(scores, lower_better):
-    """Direction-align and min-max normalise the raw scores of one metric within each group.
+def min_max(scores, pool):
+    """s̄ = (s − min) / (max − min) over the pool (Sec. 4.1): 1 is its best."""
+    low, high = pool.min(axis=1, keepdims=True), pool.max(axis=1, keepdims=True)
+    return (scores - low) / _positive(high - low)
+
+
+def rank(scores, pool):
+    """The share of the pool that is worse, ties counting half: no outlier can stretch the scale."""
+    below = [np.searchsorted(np.sort(of_group), values, side) for of_group, values in zip(pool, scores) for side in ("left", "right")]
+    return np.reshape(below, (len(pool), 2, -1)).mean(axis=1) / pool.shape[1]
+
+
+def z_score(scores, pool):
+    """Φ((s − mean) / std) over the pool: in [0, 1] as the others are, so that gaps and weights keep their scale."""
+    return ndtr((scores - pool.mean(axis=1, keepdims=True)) / _positive(pool.std(axis=1, keepdims=True)))
+
+
+NORMALISE = {"min_max": min_max, "rank": rank, "z_score": z_score}
+
+
+def _positive(span):
+    return np.where(span > 0, span, 1.0)
+
+
+def normalise(scores, lower_better, how="min_max", pool=None):
+    """Direction-align and normalise the raw scores of one metric within each group.
 
     Args:
-        scores: (G, M) raw scores, finite.
-        lower_better: whether a lower raw score is the better one.
+        scores: (G, K) raw scores, finite; lower_better: whether a lower raw score is the better one.
+        how: name in `NORMALISE`.
+        pool: (G, M) raw scores that set the scale; the scores themselves if not given.
 
     Returns:
-        (G, M) float64 in [0, 1]; 1 is the group's best. A group in which all scores are equal gets 0 everywhere:
-        the metric does not tell its candidates apart.
+        (G, K) float64, in [0, 1] without a `pool` of others. A group whose pool is all equal gets 0 everywhere: the metric does not
+        tell its candidates apart.
     """
-    scores = -np.asarray(scores, np.float64) if lower_better else np.asarray(scores, np.float64)
-    low, high = scores.min(axis=1, keepdims=True), scores.max(axis=1, keepdims=True)
-    span = high - low
-    return np.divide(scores - low, span, out=np.zeros_like(scores), where=span > 0)
+    sign = -1 if lower_better else 1
+    scores = sign * np.asarray(scores, np.float64)
+    pool = scores if pool is None else sign * np.asarray(pool, np.float64)
+    flat = np.ptp(pool, axis=1, keepdims=True) == 0
+    return np.where(flat, 0.0, NORMALISE[how](scores, pool))
 
 
 def reward_parts(scores, lower_better, config):
@@ -35,19 +63,47 @@ def reward_parts(scores, lower_better, config):
         config: `RewardConfig`.
 
     Returns:
-        metric name → (G, M) float64, at most the set's weight / |set|; the weight is 1 where the config's other set is empty.
+        metric name → (G, M) float64, at most the metric's share of the weight.
 
     Raises:
         UserError: a metric of the config has no scores, or has a NaN or infinite one.
     """
-    both = config.fr and config.nr
-    parts = {}
-    for specs, weight in ((config.fr, config.fr_weight), (config.nr, 1 - config.fr_weight)):
-        for spec in specs:
-            _check(scores, spec.name, config.name)
-            share = (weight if both else 1) / len(specs)
-            parts[spec.name] = share * min_max_normalise(scores[spec.name], lower_better[spec.name])
-    return parts
+    shares = reward_shares(scores, lower_better, config)
+    return {name: shares[name] * values for name, values in _normalised(scores, lower_better, config).items()}
+
+
+def reward_shares(scores, lower_better, config):
+    """metric → its share of the weight on these scores; args and errors as `reward_parts`. It depends on them where the config is aware of
+    conflicts."""
+    return config.shares(agreement_weights(_normalised(scores, lower_better, config), config) if config.conflict_aware else None)
+
+
+def _normalised(scores, lower_better, config):
+    for spec in config.metrics:
+        _check(scores, spec.name, config.name)
+    return {spec.name: normalise(scores[spec.name], lower_better[spec.name], config.normalise) for spec in config.metrics}
+
+
+def agreement_weights(normalised, config):
+    """metric → its mean within-group rank correlation with the reward of the other metrics, 0 where that is negative.
+
+    Args:
+        normalised: metric → (G, M) normalised scores; all groups together give one weight a metric.
+    """
+    shares, weights = config.shares(), {}
+    for name, values in normalised.items():
+        others = sum(shares[other] * normalised[other] for other in normalised if other != name)
+        weights[name] = max(0.0, np.nan_to_num(mean_rank_correlation(values, others))) if len(normalised) > 1 else 1.0
+    return weights
+
+
+def mean_rank_correlation(first, second):
+    """Spearman's correlation within each group of (G, M) arrays, averaged over the groups with a spread in both; NaN without any."""
+    ranks = [rankdata(values, axis=1) for values in (first, second)]
+    centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
+    scale = np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum(axis=1))
+    spread = scale > 0
+    return float(((centred[0] * centred[1]).sum(axis=1)[spread] / scale[spread]).mean()) if spread.any() else float("nan")
 
 
 def hybrid_reward(scores, lower_better, config):

@@ -42,10 +42,15 @@ def write_scores(path, columns, metadata):
             (NaN for an FR metric of the GT).
         metadata: JSON-able; needs `metrics`: {name: {"lower_better", "mode", "options"}}.
     """
-    path = Path(path)
     types = {"image_id": pa.string(), "candidate": pa.int32()}
-    arrays = {name: pa.array(values, types.get(name, pa.float64())) for name, values in columns.items()}
-    table = pa.table(arrays).replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    write_table(path, {name: pa.array(values, types.get(name, pa.float64())) for name, values in columns.items()}, metadata)
+
+
+def write_table(path, columns, metadata):
+    """Write columns of equal length as parquet, with JSON-able metadata in its schema; the file is whole or absent."""
+    path = Path(path)
+    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     pq.write_table(table, part)

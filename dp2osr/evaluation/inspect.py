@@ -1,0 +1,82 @@
+"""From a score table to the page and the table that explain its reward."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dp2osr.errors import UserError
+from dp2osr.evaluation.reward_report import Pictures, write_report
+from dp2osr.preference.pairs import curate
+from dp2osr.provenance import versions
+from dp2osr.rewards.config import load_reward_config
+from dp2osr.rewards.inspection import finite_groups, inspect_rewards, sentences
+from dp2osr.rewards.label import pair_gt
+from dp2osr.rewards.metrics import MetricSuite
+from dp2osr.rewards.table import read_scores, write_table
+from dp2osr.rewards.validation import held_out_crops, validate_reward
+from dp2osr.sampling.decode import load_decoder
+from dp2osr.sampling.store import CandidateStore
+
+
+def run_inspection(args):
+    """Write `rewards.html` and `rewards.parquet` to `args.output_dir`; returns lines of text, the findings first.
+
+    Args:
+        args: flags of scripts/inspect_rewards.py.
+
+    Raises:
+        UserError: no score table, a metric that was not scored, N too large, a GT that is missing.
+    """
+    store, config = CandidateStore(args.candidates_dir), load_reward_config(args.reward_config)
+    scores = Path(args.scores or Path(args.candidates_dir) / "scores.parquet")
+    table, left_out = finite_groups(read_scores(scores))
+    if not table.image_ids:
+        raise UserError(f"{scores}: every group has a NaN or infinite score; run label_rewards.py again, and read its warnings")
+    top_n = args.top_n or max(1, next(iter(table.scores.values())).shape[1] // 4)
+    inspection = inspect_rewards(table, config, top_n)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    gt_paths = pair_gt(args.gt_path, table.image_ids, {}) if args.gt_path else {}
+    validation = _validate(config, args, device) if args.validation_image_path else None
+    decoder = load_decoder(store.settings, device)
+    suite = MetricSuite(config.fr, device, weights_dir=args.metrics_dir) if gt_paths and config.fr else None
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "candidates": args.candidates_dir,
+        "reward": config.name,
+        "top_n": top_n,
+        "groups left out (NaN or infinite)": ", ".join(left_out) or "none",
+        **versions(),
+    }
+    pictures = Pictures(store, gt_paths, decoder, suite)
+    write_report(output / "rewards.html", inspection, config, settings, pictures, args.max_groups_in_report, validation)
+    write_table(output / "rewards.parquet", reward_columns(inspection), {"reward_config": config.name, "top_n": top_n})
+    return [*sentences(inspection), f"report: {output / 'rewards.html'}", f"table:  {output / 'rewards.parquet'}"]
+
+
+def _validate(config, args, device):
+    """What distortions the metrics order, on crops as large as the candidates are."""
+    crops = held_out_crops(args.validation_image_path, args.resolution, args.num_crops)
+    return validate_reward(MetricSuite(config.metrics, device, weights_dir=args.metrics_dir), crops)
+
+
+def reward_columns(inspection):
+    """A row a candidate: image_id, candidate, reward, rank (1 = best), chosen ("winner", "loser", ""), decided_by, part_<metric> …"""
+    groups, count = inspection.rewards.shape
+    winners, losers = curate(inspection.rewards, inspection.top_n)
+    chosen = np.full((groups, count), "", dtype=object)
+    np.put_along_axis(chosen, winners, "winner", axis=1)
+    np.put_along_axis(chosen, losers, "loser", axis=1)
+    order = np.argsort(-inspection.rewards, axis=1, kind="stable")
+    rank = np.empty((groups, count), np.int32)
+    np.put_along_axis(rank, order, np.arange(1, count + 1, dtype=np.int32)[None], axis=1)
+    columns = {
+        "image_id": np.repeat(np.array(inspection.image_ids, dtype=object), count),
+        "candidate": np.tile(np.arange(count, dtype=np.int32), groups),
+        "reward": inspection.rewards.ravel(),
+        "rank": rank.ravel(),
+        "chosen": chosen.ravel(),
+        "decided_by": inspection.decided.ravel(),
+    }
+    return columns | {f"part_{name}": values.ravel() for name, values in inspection.parts.items()}

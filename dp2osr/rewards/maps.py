@@ -1,0 +1,76 @@
+"""Where in an image a full-reference metric lost: maps over the crop, 0 = like the GT, higher = worse."""
+
+import torch
+from torch.nn import functional as F
+
+
+@torch.no_grad()
+def spatial_maps(suite, images, gt):
+    """The maps of the suite's metrics that have one, and SSIM's.
+
+    LPIPS gives its own; of DISTS and TOPIQ it is the difference of the features, each layer on its own scale, averaged; GMSD's is one
+    minus the similarity of the gradients, whose spread is the score; SSIM's is one minus the index.
+
+    Args:
+        suite: `MetricSuite`.
+        images: (B, 3, H, W) in [0, 1]; gt: (3, H, W).
+
+    Returns:
+        metric → (B, H, W) float32, not negative.
+    """
+    images, gt = images.to(suite.device), gt.to(suite.device)[None]
+    makers = {"LPIPS": _lpips_map, "DISTS": _feature_map, "CFANet": _feature_map, "GMSD": lambda _, *pair: gmsd_map(*pair)}
+    maps = {}
+    for name, metric in suite.networks().items():
+        make = makers.get(type(metric.metric.net).__name__)
+        if make and suite.modes[name] == "FR":
+            maps[name] = make(metric, images, gt)
+    maps["ssim"] = ssim_map(images, gt)
+    for metric in suite.networks().values():
+        metric.forget()
+    return {name: _to_size(values, images.shape[-2:]).clamp(min=0).cpu() for name, values in maps.items()}
+
+
+def _to_size(values, size):
+    return F.interpolate(values[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _lpips_map(metric, images, gt):
+    net = metric.metric.net
+    net.spatial = True
+    try:
+        return metric(images, gt).reshape(len(images), *images.shape[-2:])
+    finally:
+        net.spatial = False
+
+
+def _feature_map(metric, images, gt):
+    net = metric.metric.net
+    inputs = [net.preprocess(part) if hasattr(net, "preprocess") else part for part in (images, gt)]
+    theirs, of_gt = (metric.remembered.run(part) for part in inputs)
+    layers = [(first - second).abs().mean(dim=1) for first, second in zip(theirs, of_gt)]
+    scaled = [_to_size(layer / layer.mean().clamp(min=1e-12), images.shape[-2:]) for layer in layers]
+    return torch.stack(scaled).mean(dim=0)
+
+
+def gmsd_map(images, gt, stability=170.0):
+    """1 − gradient magnitude similarity (Xue et al. 2013, Eqs. 2–4) at half the size, (B, H/2, W/2); pyiqa's GMSD is its deviation."""
+    from pyiqa.utils.color_util import to_y_channel
+
+    prewitt = torch.tensor([[1.0, 0.0, -1.0]] * 3, device=images.device) / 3
+    kernels = torch.stack([prewitt, prewitt.t()])[:, None]
+
+    def gradient(image):
+        return F.conv2d(F.avg_pool2d(to_y_channel(image, 255), 2), kernels, padding=1).square().sum(dim=1).add(1e-12).sqrt()
+
+    first, second = gradient(images), gradient(gt)
+    return 1 - (2 * first * second + stability) / (first**2 + second**2 + stability)
+
+
+def ssim_map(images, gt):
+    """1 − SSIM of the luma over 11 × 11 windows (Wang et al. 2004), (B, H − 10, W − 10), by pyiqa."""
+    from pyiqa.archs.ssim_arch import ssim
+    from pyiqa.utils.color_util import to_y_channel
+
+    first, second = (to_y_channel(image, 255).double() for image in (images, gt.expand_as(images)))
+    return 1 - ssim(first, second, get_ssim_map=True, data_range=255)[:, 0]

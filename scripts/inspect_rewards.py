@@ -1,0 +1,42 @@
+"""Explain a reward on the candidates that it scored: which metrics agree, which one drives it, where one alone decides.
+
+Writes rewards.html, one self-contained page, and rewards.parquet, a row a candidate with its reward, rank and parts.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dp2osr.config import at_least, parse_args
+from dp2osr.errors import run
+
+
+def build_parser():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--candidates_dir", required=True, help="candidate folder of gen_candidates.py")
+    parser.add_argument("--scores", help="table of label_rewards.py; scores.parquet in the candidate folder if not given")
+    parser.add_argument("--reward_config", default="embedded", help="name in configs/rewards or a YAML file")
+    parser.add_argument("--gt_path", help="folder of GT images, named as the LR images: shown beside the candidates, and for the maps")
+    parser.add_argument("--output_dir", required=True, help="rewards.html and rewards.parquet go here")
+    parser.add_argument("--top_n", type=at_least(1), help="N, candidates that count as winners; a quarter of M if not given")
+    parser.add_argument("--max_groups_in_report", type=at_least(0), default=5, help="groups shown, evenly over the spread of their rewards")
+    parser.add_argument(
+        "--validation_image_path", help="folder of sharp photographs: also check which known distortions each metric orders"
+    )
+    parser.add_argument("--resolution", type=at_least(8), default=128, help="side of their crops, pixels: that of the candidates")
+    parser.add_argument("--num_crops", type=at_least(1), default=20, help="crops of them")
+    parser.add_argument("--metrics_dir", help="folder of scripts/fetch_metrics.py with pyiqa's weights")
+    return parser
+
+
+def main():
+    args = parse_args(build_parser())
+    from dp2osr.evaluation.inspect import run_inspection
+
+    print("\n".join(run_inspection(args)))
+
+
+if __name__ == "__main__":
+    run(main)
