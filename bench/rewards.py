@@ -2,6 +2,8 @@
 
     python bench/rewards.py                                      # the eight default metrics, 64 candidates of 512 x 512 (4 for MANIQA)
     python bench/rewards.py --metrics lpips-vgg dists --num_candidates 8
+    python bench/rewards.py --memory_limit 3 --metrics lpips-vgg dists topiq_fr musiq     # the peak of this process instead of times
+    python bench/rewards.py --rows 200000                        # a score table: read, reward, curate, weigh
 
 Both sides score the same candidates: one held-out photograph's crop, distorted more and more. A full-reference metric passes 2M images
 where M + 1 are different; that ratio is the most that keeping the GT's features can give.
@@ -27,6 +29,8 @@ def build_parser():
     )
     parser.add_argument("--size", type=int, default=512, help="side of an image, pixels (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="images scored together by our suite (default: %(default)s)")
+    parser.add_argument("--memory_limit", type=float, help="GB: score one group under this limit and print the most that the process held")
+    parser.add_argument("--rows", type=int, help="time a synthetic score table of so many rows instead, 64 candidates a group")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: %(default)s)")
     return parser
 
@@ -85,8 +89,61 @@ def compare(name, gt, candidates, batch_size):
     return loop_time, our_time, (scores - expected.double()).abs().max().item(), expected.std().item()
 
 
+def peak_under_a_limit(args, names):
+    """Score one group with all metrics in one suite and print the peak of this process beside the limit."""
+    from bench.models import memory
+    from dp2osr.rewards.batches import Batches
+    from dp2osr.rewards.config import MetricSpec
+    from dp2osr.rewards.metrics import MetricSuite
+
+    batches = Batches(args.num_candidates, memory_limit=args.memory_limit)
+    with random_weights():
+        suite = MetricSuite([MetricSpec(name) for name in names], batches=batches)
+    gt, candidates = make_candidates(args.num_candidates, args.size)
+    print(f"{memory('VmRSS'):.2f} GB before the first image, {memory('VmHWM'):.2f} GB at most while the networks were built", flush=True)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    seconds, _ = timed(lambda: suite.score(candidates, gt))
+    print(f"--memory_limit {args.memory_limit:g}: {memory('VmHWM'):.2f} GB at most, {seconds:.1f} s for {len(candidates)} candidates")
+    print(", ".join(f"{name} {each / 1e9:.2f} GB an image" for name, each in batches.each.items()))
+
+
+def time_table(rows):
+    """Seconds to read a score table of eight metrics, and to reward, curate and weigh it with N = 8."""
+    import tempfile
+
+    import numpy as np
+
+    from dp2osr.preference.pairs import curate
+    from dp2osr.preference.weights import hpo_weights
+    from dp2osr.rewards.config import load_reward_config
+    from dp2osr.rewards.reward import hybrid_reward
+    from dp2osr.rewards.table import read_scores, write_scores
+
+    config, rng = load_reward_config("default"), np.random.default_rng(0)
+    groups = rows // 64
+    columns = {
+        "image_id": np.repeat([f"photograph_{index:06d}" for index in range(groups)], 64),
+        "candidate": np.tile(np.arange(64), groups),
+    }
+    columns |= {spec.name: rng.random(64 * groups) for spec in config.metrics}
+    about = {spec.name: {"lower_better": False, "mode": "FR" if spec in config.fr else "NR", "options": {}} for spec in config.metrics}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "scores.parquet"
+        write_scores(path, columns, {"metrics": about})
+        reading, table = timed(lambda: read_scores(path))
+    rewarding, rewards = timed(lambda: hybrid_reward(table.scores, table.lower_better, config))
+    curating, chosen = timed(lambda: curate(rewards, 8))
+    weighing, _ = timed(lambda: hpo_weights(rewards, *chosen, "both"))
+    total = reading + rewarding + curating + weighing
+    print(
+        f"{64 * groups} rows: read {reading:.2f} s, reward {rewarding:.2f}, curate {curating:.2f}, weigh {weighing:.2f}, in all {total:.2f} s"
+    )
+
+
 def main():
     args = build_parser().parse_args()
+    if args.rows:
+        return time_table(args.rows)
     import torch
 
     from dp2osr.rewards.config import load_reward_config
@@ -95,6 +152,9 @@ def main():
     torch.set_num_threads(args.threads)
     config = load_reward_config("default")
     names = args.metrics or [spec.name for spec in config.metrics]
+    if args.memory_limit:
+        with quiet_imports():
+            return peak_under_a_limit(args, names)
     gt, candidates = make_candidates(args.num_candidates, args.size)
     print(
         f"{args.num_candidates} candidates of {args.size} x {args.size}, random weights, "

@@ -223,6 +223,13 @@ def test_strict_stops_at_nan_and_writes_nothing_of_its_group(store, gt_path, tmp
     assert not (tmp_path / "scores.parquet").exists()
 
 
+def test_scores_of_other_candidates_are_not_trained_on(store, suites, gt_path, tmp_path):
+    label(store, suites["nr"], gt_path, tmp_path / "scores.parquet")
+    store.settings = {**store.settings, "seed": 1}
+    with pytest.raises(UserError, match=r"scores are of candidates with other settings \(seed\)"):
+        PreferenceGroups(store, read_scores(tmp_path / "scores.parquet"), RewardConfig("r", [], [MetricSpec("piqe")]), None, 1)
+
+
 def test_without_a_finite_group_there_is_nothing_to_train_on(store, suites, gt_path, tmp_path):
     label(store, suites["nr"], gt_path, tmp_path / "scores.parquet")
     table = read_scores(tmp_path / "scores.parquet")

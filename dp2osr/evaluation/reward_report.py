@@ -90,8 +90,8 @@ def _heat(value, diagonal):
 
 
 def _metrics(inspection, validation):
-    titles = ["metric", "share of the variance", "agreement with the rest", "winners it alone brings in", "groups without spread"]
-    titles += ["candidates it prefers to the GT"] + (["distortions that it orders"] if validation else [])
+    titles = ["metric", "share of variance", "agreement", "winners brought in", "groups without spread", "preferred to GT"]
+    titles += ["distortions ordered"] if validation else []
     lines = []
     for name in inspection.names:
         inside = name in inspection.parts
@@ -110,7 +110,8 @@ def _metrics(inspection, validation):
     head = "".join(f"<th>{title}</th>" for title in titles)
     text = (
         "Share: covariance of the metric's part with the reward over the reward's variance. Agreement: rank correlation with the reward of "
-        f"the other metrics. Brought in: of the top {inspection.top_n}, those that would not be there without it."
+        f"the other metrics. Brought in: of the top {inspection.top_n}, those that would not be there without it. "
+        "Preferred to GT: candidates that the metric scores better than the GT."
     )
     return (
         f'<h2>What each metric does</h2>\n<p class="small">{text}</p>\n'

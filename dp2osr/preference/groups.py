@@ -40,7 +40,8 @@ class PreferenceGroups:
         left_out: ids of the groups with a NaN or infinite score of the reward.
 
     Raises:
-        UserError: scores of images that the store lacks, too few candidates, a metric that was not scored.
+        UserError: scores of images that the store lacks or of candidates with other settings, too few candidates, a metric that was
+            not scored, no group with finite scores.
     """
 
     def __init__(self, store, table, config, num_candidates, top_n, weighting="both"):
@@ -49,6 +50,10 @@ class PreferenceGroups:
             raise UserError(
                 f"{store.folder}: has no candidates of {len(absent)} scored images ({', '.join(absent[:3])}); sample them or score again"
             )
+        scored_of = table.metadata.get("candidates") or store.settings
+        if scored_of != store.settings:
+            other = ", ".join(sorted(key for key in {*scored_of, *store.settings} if scored_of.get(key) != store.settings.get(key)))
+            raise UserError(f"{store.folder}: the scores are of candidates with other settings ({other}); run label_rewards.py again")
         promptless = [image_id for image_id in table.image_ids if not store.has_prompt(image_id)]
         if promptless:
             some = ", ".join(promptless[:3])
