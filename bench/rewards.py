@@ -126,7 +126,8 @@ def time_table(rows):
         "candidate": np.tile(np.arange(64), groups),
     }
     columns |= {spec.name: rng.random(64 * groups) for spec in config.metrics}
-    about = {spec.name: {"lower_better": False, "mode": "FR" if spec in config.fr else "NR", "options": {}} for spec in config.metrics}
+    modes = {spec.name: "FR" if spec in config.fr else "NR" for spec in config.metrics}
+    about = {name: {"lower_better": False, "mode": mode, "options": {}} for name, mode in modes.items()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "scores.parquet"
         write_scores(path, columns, {"metrics": about})
@@ -135,9 +136,7 @@ def time_table(rows):
     curating, chosen = timed(lambda: curate(rewards, 8))
     weighing, _ = timed(lambda: hpo_weights(rewards, *chosen, "both"))
     total = reading + rewarding + curating + weighing
-    print(
-        f"{64 * groups} rows: read {reading:.2f} s, reward {rewarding:.2f}, curate {curating:.2f}, weigh {weighing:.2f}, in all {total:.2f} s"
-    )
+    print(f"{64 * groups} rows: read {reading:.2f} s, reward {rewarding:.2f}, curate {curating:.2f}, weigh {weighing:.2f}, all {total:.2f}")
 
 
 def main():
