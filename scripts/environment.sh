@@ -143,7 +143,5 @@ if [ -z "${OMP_NUM_THREADS:-}" ]; then
     OMP_NUM_THREADS=$("$PY" -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
 fi
 export OMP_NUM_THREADS
-# glibc gives large blocks back at each free and the kernel zeroes them anew: a sixth of the time of sampling and scoring on a CPU.
-export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-2147483647}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-8589934592}"
 export TOKENIZERS_PARALLELISM=false PYTHONUNBUFFERED=1
 unset PYTHONDONTWRITEBYTECODE  # pip compiles nothing here: the first start does, and without its bytecode every start would, 15 s each
