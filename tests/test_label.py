@@ -1,5 +1,6 @@
 """The label loop on a small store: shards, resume, stale groups, one more metric, bad input."""
 
+import re
 import shutil
 
 import numpy as np
@@ -236,6 +237,19 @@ def test_without_a_finite_group_there_is_nothing_to_train_on(store, suites, gt_p
     table.scores["piqe"][:, 0] = np.inf
     with pytest.raises(UserError, match="every group has a NaN or infinite score"):
         PreferenceGroups(store, table, RewardConfig("r", [], [MetricSpec("piqe")]), None, 1)
+
+
+def test_what_a_draw_does_to_the_ranking_is_reported(store, suites, gt_path, tmp_path, capsys):
+    suite = MetricSuite([MetricSpec("piqe")])
+    suite._metrics["piqe"].metric = lambda images: torch.rand(len(images))
+    worker = labeller(store, suite, gt_path, tmp_path / "scores.parquet")
+    worker.score_missing(store.ids(), show_progress=False)
+    worker.report_draws("a")
+    assert re.search(r"candidates of 'a' that another random draw ranks the other way round: piqe \d+\.\d%", capsys.readouterr().out)
+    plain = labeller(store, suites["full"], gt_path, tmp_path / "plain.parquet")
+    plain.score_missing(store.ids()[:1], show_progress=False)
+    plain.report_draws("a")
+    assert capsys.readouterr().out == ""
 
 
 def test_an_absent_latents_file_is_named(store, suites, gt_path, tmp_path):

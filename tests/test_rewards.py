@@ -1,11 +1,14 @@
 """Reward, config, table and metric suite against brute force and against pyiqa."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
 import yaml
 
 from dp2osr.errors import UserError
+from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import MetricSpec, RewardConfig, load_reward_config
 from dp2osr.rewards.metrics import MetricSuite, check_modes
 from dp2osr.rewards.reward import hybrid_reward, normalise, reward_parts
@@ -313,10 +316,42 @@ def test_without_gt_only_nr_metrics_are_scored(suite, images):
     assert set(suite.score(images[1])) == {name for name, mode in suite.modes.items() if mode == "NR"}
 
 
-def test_suite_draws_no_random_number(suite, images):
+def test_embedded_metrics_draw_no_random_number(suite, images):
     before = torch.random.get_rng_state()
     suite.score(images[1], images[0])
-    assert torch.equal(before, torch.random.get_rng_state())
+    assert torch.equal(before, torch.random.get_rng_state()) and not suite.drawing
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1).item(), np.random.rand, random.random], ids=["torch", "numpy", "python"])
+def test_a_drawing_metric_is_seeded_by_image_and_candidate(images, draw):
+    """Whatever the batch, the order and what was drawn before."""
+    suite = MetricSuite([MetricSpec("piqe")], batches=Batches(2))
+    suite._metrics["piqe"].metric = lambda batch: batch.mean(dim=(1, 2, 3)) + draw()
+    first = suite.score(images[1], image_id="koala")["piqe"]
+    assert suite.drawing == {"piqe"} and len(set(first - images[1].mean(dim=(1, 2, 3)).numpy())) == 3
+    draw()
+    alone = [suite.score(images[1][m][None], image_id="koala", candidates=[m])["piqe"][0] for m in (2, 0, 1)]
+    np.testing.assert_allclose(alone, first[[2, 0, 1]], rtol=0, atol=1e-6)
+    assert abs(suite.score(images[1], image_id="zebra")["piqe"] - first).min() > 1e-4
+    suite.seed = 1
+    assert abs(suite.score(images[1], image_id="koala")["piqe"] - first).min() > 1e-4
+
+
+def test_scoring_with_a_drawing_metric_leaves_the_generators_as_they_were(images):
+    suite = MetricSuite([MetricSpec("piqe")])
+    suite._metrics["piqe"].metric = lambda batch: batch.mean(dim=(1, 2, 3)) + torch.rand(1) + np.random.rand() + random.random()
+    for _ in range(2):
+        before = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
+        suite.score(images[1])
+        assert torch.equal(before[0], torch.random.get_rng_state()) and before[2] == random.getstate()
+        assert all(np.array_equal(one, other) for one, other in zip(before[1], np.random.get_state(), strict=True))
+
+
+def test_share_of_flips_counts_pairs_that_change_places():
+    from dp2osr.rewards.draws import share_of_flips
+
+    assert share_of_flips(np.array([1.0, 2, 3, 4]), np.array([10.0, 20, 40, 30])) == pytest.approx(1 / 6)
+    assert share_of_flips(np.array([1.0, 2, 3]), np.array([3.0, 2, 1])) == 1
 
 
 def test_nan_names_metric_image_and_candidate(suite, images, monkeypatch):

@@ -19,6 +19,7 @@ from dp2osr.errors import UserError
 from dp2osr.provenance import file_sha256
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import MetricSpec, nearest
+from dp2osr.rewards.draws import share_of_flips
 from dp2osr.rewards.metrics import bad_score, pyiqa_version
 from dp2osr.rewards.table import GT_CANDIDATE, read_columns, write_scores
 
@@ -176,6 +177,18 @@ class Labeller:
         agreement = ", ".join(f"{name} {kendalltau(fast[name], exact[name]).statistic:.3f}" for name in exact)
         print(f"{self.suite.precision} against fp32 on the {len(images)} candidates of '{image_id}', Kendall's tau: {agreement}")
 
+    def report_draws(self, image_id):
+        """Print how much a metric that draws random numbers depends on the draw: pairs of a group's candidates that change places."""
+        if not self.suite.drawing:
+            return
+        group, gt = self._read(image_id)
+        images, names = self.decode(group), sorted(self.suite.drawing)
+        first = self.suite.score(images, gt, image_id, names=names, strict=False)
+        with mock.patch.object(self.suite, "seed", self.suite.seed + 1):
+            second = self.suite.score(images, gt, image_id, names=names, strict=False)
+        flips = ", ".join(f"{name} {share_of_flips(first[name], second[name]):.1%}" for name in names)
+        print(f"pairs of candidates of '{image_id}' that another random draw ranks the other way round: {flips}")
+
     def _provenance(self, image_id):
         """What a group's scores were made from."""
         gt = self.gt_paths.get(image_id)
@@ -254,6 +267,8 @@ def label_candidates(args):
     if args.precision != "fp32" and state.is_main_process:
         labeller.compare_with_fp32(image_ids[0])
     labeller.score_missing(image_ids[state.process_index :: state.num_processes], state.is_main_process)
+    if state.is_main_process:
+        labeller.report_draws(image_ids[0])
     state.wait_for_everyone()
     if state.is_main_process:
         written = labeller.merge()

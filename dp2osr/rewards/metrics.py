@@ -1,4 +1,4 @@
-"""A suite of metrics, mostly pyiqa's, that scores a batch of images at once. Draws no random number."""
+"""A suite of metrics, mostly pyiqa's, that scores all candidates of a group."""
 
 import inspect
 import io
@@ -13,6 +13,7 @@ import torch
 from dp2osr.errors import UserError
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import nearest
+from dp2osr.rewards.draws import noticing_draws, one_seeded_image_at_a_time, random_state_kept
 from dp2osr.rewards.reuse import lean
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -82,6 +83,8 @@ class MetricSuite:
 
     Attributes:
         specs: name → `MetricSpec`; lower_better: name → bool; modes: name → "FR" | "NR"; both as pyiqa says.
+        drawing: names of the metrics that were seen to draw random numbers; their draw for an image follows from (`seed`, image id,
+            candidate), and no other random number of the process changes.
 
     Raises:
         UserError: unknown metric (nearest names shown), an option that it does not have, or weights or a package of it
@@ -99,6 +102,7 @@ class MetricSuite:
             metrics = {name: _create(spec, self.device, weights_dir) for name, spec in self.specs.items()}
         self.lower_better = {name: bool(metric.lower_better) for name, metric in metrics.items()}
         self.modes = {name: metric.metric_mode for name, metric in metrics.items()}
+        self.seed, self.drawing = 0, set()
         self._metrics = {}
         for name, metric in metrics.items():
             self._metrics[name] = lean(metric, self._metrics.values())
@@ -134,13 +138,14 @@ class MetricSuite:
         """
         images = images.to(self.device)
         gt = None if gt is None else gt.to(self.device)[None]
+        numbers = range(len(images)) if candidates is None else candidates
         scores = {}
         try:
             for name, mode in self.modes.items():
                 if (mode == "NR" or gt is not None) and (names is None or name in names):
-                    values = self._call(name, images, gt if mode == "FR" else None, image_id).double().flatten()
+                    values = self._call(name, images, gt if mode == "FR" else None, image_id, numbers).double().flatten()
                     scores[name] = values.cpu().numpy()
-                    problem = bad_score(name, scores[name], image_id, candidates)
+                    problem = bad_score(name, scores[name], image_id, numbers)
                     if problem and strict:
                         raise UserError(problem)
         finally:
@@ -149,7 +154,7 @@ class MetricSuite:
         return scores
 
     @torch.no_grad()
-    def _call(self, name, images, gt, image_id):
+    def _call(self, name, images, gt, image_id, numbers):
         metric, size = self._metrics[name], f"{images.shape[-1]} x {images.shape[-2]}"
         reference = () if gt is None else (gt,)
 
@@ -158,7 +163,15 @@ class MetricSuite:
                 return metric(part, *reference).flatten()
 
         try:
-            return self.batches.run(name, images, scores_of)
+            if name not in self.drawing:
+                with noticing_draws() as drawn:
+                    values = self.batches.run(name, images, scores_of)
+                    if not drawn():
+                        return values
+                self.drawing.add(name)
+            with random_state_kept():
+                seeded = one_seeded_image_at_a_time(scores_of, self.seed, image_id, iter(numbers))
+                return self.batches.run(name, images, seeded)
         except torch.OutOfMemoryError:
             advice = "lower --batch_size or set --memory_limit"
             raise UserError(f"metric '{name}': out of memory on images of {size}; {advice}") from None
