@@ -147,6 +147,12 @@ def test_two_processes_train_one_baseline(tmp_path):
     assert json.loads((tmp_path / "two/settings.json").read_text())["num_processes"] == 2
 
 
+def test_a_guidance_range_upside_down_is_one_line(tmp_path):
+    done = run_program(*BASELINE, "--guidance_range", 3, 1, "--output_dir", tmp_path / "out", check=False)
+    assert_one_clear_line(done, "--guidance_range 3 1: LOW is above HIGH")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(sd2):
     from dp2osr.data.degradation import load_degradation
     from dp2osr.training.baseline import PairPool
