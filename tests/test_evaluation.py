@@ -428,12 +428,18 @@ def test_other_metric_options_are_refused(world):
     assert "test_y_channel" in refusal(world, "base", "policy")
 
 
-def test_a_score_that_is_no_number_is_named(world):
+def test_a_score_that_is_no_number_is_named(world, capsys):
+    """One of the reward is refused; another metric is left out."""
     broken = raw_scores(1.0, 6, 1)
-    broken["ssim"][2, 4] = np.nan
+    broken["gmsd"][2, 4] = np.nan
     write_table(world / "policy", broken)
     message = refusal(world, "base", "policy")
-    assert "ssim" in message and IMAGE_IDS[2] in message and "candidate 4" in message
+    assert "gmsd" in message and IMAGE_IDS[2] in message and "candidate 4" in message
+    broken["ssim"][1, 3], broken["gmsd"][2, 4] = np.inf, 0.1
+    write_table(world / "policy", broken)
+    methods, _ = load_methods([f"base={world / 'base'}", f"policy={world / 'policy'}"], CONFIG, "")
+    assert all("ssim" not in method.scores and "gmsd" in method.scores for method in methods)
+    assert f"ssim is not finite for {IMAGE_IDS[1]}, candidate 3; ssim is left out of 'policy'" in capsys.readouterr().err
 
 
 def test_the_smaller_number_of_candidates_counts(world):

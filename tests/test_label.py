@@ -193,7 +193,7 @@ def broken_from(suite, name, after):
                 values[index] = torch.nan
         return values
 
-    broken.forget = metric.forget
+    broken.forget, broken.at_hand = metric.forget, False
     suite._metrics[name] = broken
 
 
@@ -250,6 +250,15 @@ def test_what_a_draw_does_to_the_ranking_is_reported(store, suites, gt_path, tmp
     plain.score_missing(store.ids()[:1], show_progress=False)
     plain.report_draws("a")
     assert capsys.readouterr().out == ""
+
+
+def test_a_table_of_another_pyiqa_is_not_written_over(store, suites, gt_path, tmp_path, monkeypatch):
+    label(store, suites["full"], gt_path, tmp_path / "scores.parquet")
+    before = (tmp_path / "scores.parquet").read_bytes()
+    monkeypatch.setattr(label_module, "pyiqa_version", lambda: "9.9")
+    with pytest.raises(UserError, match=r"scores.parquet: was scored with pyiqa 0\..*, and this is 9\.9.*--output"):
+        labeller(store, suites["full"], gt_path, tmp_path / "scores.parquet").check_version()
+    assert (tmp_path / "scores.parquet").read_bytes() == before
 
 
 def test_an_absent_latents_file_is_named(store, suites, gt_path, tmp_path):

@@ -45,6 +45,9 @@ def test_fetched_weights_are_found_checked_and_missed(tmp_path, monkeypatch):
     lpips.unlink()
     with pytest.raises(UserError, match="LPIPS.*is missing; run scripts/fetch_metrics.py again"):
         check_manifest(folder)
+    monkeypatch.setattr(pyiqa.utils.download_util, "download_url_to_file", fake_download)
+    assert sum("fetched for lpips" in line for line in fetch_weights([MetricSpec("lpips")], folder)) == 1
+    check_manifest(folder)
     with pytest.raises(UserError, match="absent: no such folder"):
         check_manifest(tmp_path / "absent")
 

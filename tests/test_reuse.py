@@ -117,33 +117,74 @@ def test_unread_blocks_and_repeated_prompts_are_not_run():
     assert len(text) == 1
 
 
-def test_bf16_is_another_precision_of_the_same_score():
+@pytest.mark.parametrize("name", ["lpips", "clipiqa+"])
+def test_bf16_is_another_precision_of_the_same_score(name):
+    """And the suite can go from one to the other: nothing that it keeps is of the first precision."""
     gt, images = draw(64)
-    exact, fast = build(["lpips"]).score(images, gt)["lpips"], build(["lpips"], precision="bf16").score(images, gt)["lpips"]
-    assert 0 < np.abs(fast - exact).max() < 0.05 * exact.max()
-    assert build(["lpips"], precision="bf16").describe()["lpips"]["precision"] == "bf16"
+    fast, suite = build([name], precision="bf16"), build([name])
+    assert fast.describe()[name]["precision"] == "bf16" and "precision" not in suite.describe()[name]
+    exact, rough = suite.score(images, gt)[name], fast.score(images, gt)[name]
+    assert 0 < np.abs(rough - exact).max() < 0.05 * np.abs(exact).max()
+    fast.precision = "fp32"
+    np.testing.assert_allclose(fast.score(images, gt)[name], exact, rtol=0, atol=1e-6)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_as_large_as_the_limit_allows(monkeypatch):
-    batches, sizes = Batches(8, memory_limit=1.0), []
-    monkeypatch.setattr(batches, "_held", lambda: 0.5e9)
+def work_of(size, sizes):
+    """A function of a batch that needs `size` floats an image, and notes how many images it is given."""
 
     def work(part):
         sizes.append(len(part))
-        return part.expand(-1, 25_000_000).sum(dim=1, dtype=torch.float32) + (part + torch.zeros(len(part), 25_000_000)).sum(dim=1)
+        return (part.flatten(1).sum(dim=1, keepdim=True) + torch.zeros(len(part), size)).sum(dim=1) / size
 
-    images = torch.arange(9.0)[:, None]
-    assert torch.equal(batches.run("work", images, work), 2 * 25_000_000 * torch.arange(9.0))
-    assert sizes[0] == 1 and max(sizes[1:]) in (2, 4) and sum(sizes) == 9
-    batches.run("work", images, work, beside=0.3e9)
-    assert max(sizes[-2:]) <= 2
-    with pytest.raises(UserError, match=r"--memory_limit 0\.55: work takes 0\.[12].* GB for one image beside the 0\.50 GB"):
-        small = Batches(8, memory_limit=0.55)
-        monkeypatch.setattr(small, "_held", lambda: 0.5e9)
-        small.run("work", images, work)
+    return work
+
+
+def limited(monkeypatch, limit, held, size=8):
+    batches = Batches(size, memory_limit=limit)
+    monkeypatch.setattr(batches, "_held", lambda: held * 1e9)
+    return batches
+
+
+def test_batches_are_as_large_as_the_limit_allows(monkeypatch):
+    sizes, images = [], torch.arange(9.0)[:, None]
+    batches = limited(monkeypatch, 1.0, 0.5)
+    assert torch.equal(batches.run("work", images, work_of(2**24, sizes)), torch.arange(9.0))
+    [cost] = batches.each.values()
+    assert 2 * 2**26 <= cost < 2.1 * 2**26  # the zeros and the sum
+    assert sizes == [1, 3, 3, 2]  # 0.5 GB of room
+    batches.run("work", images, work_of(2**24, sizes))
+    assert sizes[4:] == [1, 3, 3, 2]
+    with pytest.raises(UserError, match=r"--memory_limit 0\.55: work takes 0\.13 GB for one image beside the 0\.50 GB that are held"):
+        limited(monkeypatch, 0.55, 0.5).run("work", images, work_of(2**24, sizes))
+
+
+def test_what_was_there_before_is_not_counted(monkeypatch):
+    """A group's images, of which one is a view, and weights, of which a layer makes views."""
+    layer, images = torch.nn.Linear(1000, 1000), torch.rand(50, 1000)
+    batches = limited(monkeypatch, 1.0, 0.1)
+    with torch.no_grad():
+        batches.run("layer", images, layer)
+    assert max(batches.each.values()) < 5 * 4 * 1000
+
+
+def test_another_size_of_image_has_its_own_cost_and_one_image_is_enough(monkeypatch):
+    sizes, batches = [], limited(monkeypatch, 1.0, 0.5)
+    batches.run("work", torch.zeros(4, 8), lambda part: work_of(len(part[0]) * 2**18, sizes)(part))
+    batches.run("work", torch.zeros(4, 128), lambda part: work_of(len(part[0]) * 2**18, sizes)(part))
+    assert sizes == [1, 3, 1, 1, 1, 1]
+    assert len(batches.run("alone", torch.zeros(1, 8), work_of(8, sizes))) == 1 and sizes[-1] == 1
+
+
+def test_a_by_product_is_not_taken_for_the_cost_of_its_metric():
+    suite = build(["afine_fr", "afine_nr"], batches=Batches(8, memory_limit=12))
+    gt, images = draw(64)
+    suite.score(images, gt)
+    assert {key[0] for key in suite.batches.each} == {"metric 'afine_fr'"}
+    suite.score(images)
+    assert suite.batches.each["metric 'afine_nr'", 3, 64, 64] > 5e5
 
 
 def test_without_a_limit_all_go_in_batches_of_the_given_size():

@@ -6,15 +6,19 @@ import numpy as np
 import torch
 
 from dp2osr.errors import UserError
+from dp2osr.evaluation.methods import find_gt
 from dp2osr.evaluation.reward_report import Pictures, write_report
+from dp2osr.preference.groups import check_same_candidates
 from dp2osr.preference.pairs import curate
 from dp2osr.provenance import versions
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.inspection import finite_groups, inspect_rewards, sentences
-from dp2osr.rewards.label import pair_gt
+from dp2osr.rewards.maps import has_map
 from dp2osr.rewards.metrics import MetricSuite
+from dp2osr.rewards.reward import reward_shares
 from dp2osr.rewards.table import read_scores, write_table
 from dp2osr.rewards.validation import held_out_crops, validate_reward
+from dp2osr.rewards.weights import check_manifest
 from dp2osr.sampling.decode import load_decoder
 from dp2osr.sampling.store import CandidateStore
 
@@ -30,23 +34,32 @@ def run_inspection(args):
     """
     store, config = CandidateStore(args.candidates_dir), load_reward_config(args.reward_config)
     scores = Path(args.scores or Path(args.candidates_dir) / "scores.parquet")
-    table, left_out = finite_groups(read_scores(scores))
+    table = read_scores(scores)
+    check_same_candidates(store, table)
+    table, left_out, odd = finite_groups(table, config)
     if not table.image_ids:
         raise UserError(f"{scores}: every group has a NaN or infinite score; run label_rewards.py again, and read its warnings")
     top_n = args.top_n or max(1, next(iter(table.scores.values())).shape[1] // 4)
     inspection = inspect_rewards(table, config, top_n)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    gt_paths = pair_gt(args.gt_path, table.image_ids, {}) if args.gt_path else {}
+    gt_paths = find_gt(args.gt_path, table.image_ids) if args.gt_path else {}
+    if args.metrics_dir:
+        check_manifest(args.metrics_dir)
     validation = _validate(config, args, device) if args.validation_image_path else None
     decoder = load_decoder(store.settings, device)
-    suite = MetricSuite(config.fr, device, weights_dir=args.metrics_dir) if gt_paths and config.fr else None
+    suite = MetricSuite([spec for spec in config.fr if has_map(spec.name)], device, weights_dir=args.metrics_dir) if gt_paths else None
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     settings = {
         "candidates": args.candidates_dir,
         "reward": config.name,
         "top_n": top_n,
+        "normalised by": config.normalise,
+        "shares of the weight": ", ".join(
+            f"{name} {share:.3f}" for name, share in reward_shares(table.scores, table.lower_better, config).items()
+        ),
         "groups left out (NaN or infinite)": ", ".join(left_out) or "none",
+        "metrics left out (NaN or infinite)": ", ".join(odd) or "none",
         **versions(),
     }
     pictures = Pictures(store, gt_paths, decoder, suite)
@@ -56,7 +69,7 @@ def run_inspection(args):
 
 
 def _validate(config, args, device):
-    """What distortions the metrics order, on crops as large as the candidates are."""
+    """What distortions the metrics order on crops of `args.resolution` pixels."""
     crops = held_out_crops(args.validation_image_path, args.resolution, args.num_crops)
     return validate_reward(MetricSuite(config.metrics, device, weights_dir=args.metrics_dir), crops)
 

@@ -1,5 +1,6 @@
 """The methods to compare: their candidate stores and raw scores, checked against one another, and bicubic beside them."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,19 +92,24 @@ def _load(name, folder, config, command):
     missing = [spec.name for spec in config.metrics if spec.name not in table.scores]
     if missing:
         raise UserError(f"{path}: the reward '{config.name}' needs {', '.join(missing)}, not in the scores of '{name}'; run: {command}")
+    rewarded, odd = {spec.name for spec in config.metrics}, []
     for metric, values in table.scores.items():
         if not np.isfinite(values).all():
             row, candidate = np.argwhere(~np.isfinite(values))[0]
-            raise UserError(f"{path}: {metric} is not a number for {table.image_ids[row]}, candidate {candidate}; run: {command}")
+            where = f"{metric} is not finite for {table.image_ids[row]}, candidate {candidate}"
+            if metric in rewarded:
+                raise UserError(f"{path}: {where}; look at that image, then run: {command}, or take a reward without {metric}")
+            print(f"warning: {path}: {where}; {metric} is left out of '{name}'", file=sys.stderr)
+            odd.append(metric)
     metadata = table.metadata
     return Method(
         name,
         folder,
         store,
         list(table.image_ids),
-        table.scores,
-        table.gt_scores,
-        metadata["metrics"],
+        {metric: values for metric, values in table.scores.items() if metric not in odd},
+        {metric: values for metric, values in table.gt_scores.items() if metric not in odd},
+        {metric: about for metric, about in metadata["metrics"].items() if metric not in odd},
         str(metadata.get("pyiqa", "unknown")),
     )
 
@@ -261,11 +267,26 @@ def bicubic_scores(method, gt_paths, device="cpu"):
     from dp2osr.rewards.config import MetricSpec
     from dp2osr.rewards.metrics import MetricSuite
 
-    suite = MetricSuite([MetricSpec(name, entry.get("options") or {}) for name, entry in method.metrics.items()], device=device)
+    precisions = {entry.get("precision", "fp32") for entry in method.metrics.values()}
+    suites = {
+        precision: MetricSuite(
+            [
+                MetricSpec(name, entry.get("options") or {})
+                for name, entry in method.metrics.items()
+                if entry.get("precision", "fp32") == precision
+            ],
+            device,
+            precision=precision,
+        )
+        for precision in sorted(precisions)
+    }
     rows = []
     for image_id in tqdm(method.image_ids, desc="score bicubic", unit="image"):
         group = method.store.read(image_id)
         gt = pil_to_tensor(read_gt(gt_paths[image_id], group)).to(device)
         image = pil_to_tensor(upsample_bicubic(group)).to(device)
-        rows.append({name: float(values[0]) for name, values in suite.score(image[None], gt, image_id, candidates=["bicubic"]).items()})
+        scores = {}
+        for suite in suites.values():
+            scores |= suite.score(image[None], gt, image_id, candidates=["bicubic"])
+        rows.append({name: float(values[0]) for name, values in scores.items()})
     return {name: np.array([row[name] for row in rows]) for name in method.metrics}

@@ -108,7 +108,7 @@ def _reward_caption(evaluation):
     config = evaluation.config
     fr, nr = (", ".join(spec.name for spec in metrics) or "none" for metrics in (config.fr, config.nr))
     text = (
-        f"Reward “{config.name}”: FR {fr}; NR {nr}. Every metric is min-max normalised per LR image "
+        f"Reward “{config.name}”: FR {fr}; NR {nr}. Every metric is normalised ({config.normalise}) per LR image "
         f"over the candidates of {', '.join(evaluation.methods)} together. "
         f"Best and Worst of m are expectations over all subsets of m of the {evaluation.num_candidates} candidates, "
         f"averaged over images. Brackets: 95 % interval over photographs."

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dp2osr.data.images import pil_to_tensor, read_image, tensor_to_pil
+from dp2osr.data.images import pil_to_tensor, tensor_to_pil
+from dp2osr.evaluation.methods import read_gt
 from dp2osr.evaluation.report import metric_colours, page, png_data, stacked_bar
 from dp2osr.rewards.inspection import sentences
 from dp2osr.rewards.validation import THRESHOLD
@@ -99,7 +100,7 @@ def _metrics(inspection, validation):
         cells = [
             f"{name} {'↓' if inspection.lower_better[name] else '↑'}",
             f"{inspection.shares[name]:.0%}" if inside else "–",
-            f"{inspection.agreement[name]:+.2f}" if inside else "–",
+            f"{inspection.agreement[name]:+.2f}" if inside and not isnan(inspection.agreement[name]) else "–",
             f"{inspection.decides[name]:.0%}" if inside else "–",
             str(inspection.flat[name]),
             "–" if beaten is None else f"{beaten:.0%}",
@@ -149,7 +150,9 @@ class Pictures:
 
     def gt(self, image_id):
         """(3, H, W) in [0, 1], or None."""
-        return pil_to_tensor(read_image(self.gt_paths[image_id])) if image_id in self.gt_paths else None
+        if image_id not in self.gt_paths:
+            return None
+        return pil_to_tensor(read_gt(self.gt_paths[image_id], self.store.read(image_id)))
 
     def maps(self, image_id, images):
         """metric → (B, H, W); {} without a GT or a suite."""
@@ -202,7 +205,8 @@ def _groups(inspection, config, pictures, count):
     if not panels:
         return ""
     text = (
-        "Candidates in the order of their reward R; the bar splits it into its metrics, its full width being 1. "
+        "Candidates in the order of their reward R; the bar splits it into its metrics, its full width being 1. “By” names a metric "
+        "without which a winner would be in the worse half. "
         "Maps: where the metric finds the candidate unlike the GT, dark = alike; best and worst candidate on one scale."
     )
     return f'<h2>Groups</h2>\n<p class="small">{text}</p>\n<div class="legend">{legend}</div>\n' + "\n".join(panels)
@@ -218,7 +222,7 @@ def _group(inspection, group, colours, pictures):
         parts = {name: float(values[group, number]) for name, values in inspection.parts.items()}
         rank = 1 + int(np.flatnonzero(order == number)[0])
         alone = inspection.decided[group, number]
-        title = f"{rank}. candidate {number}" + (f", by {alone} alone" if alone else "")
+        title = f"{rank}. candidate {number}" + (f", by {alone}" if alone else "")
         tiles.append(_figure(image, title, f"R {rewards[number]:.3f}", stacked_bar(parts, colours)))
     gt = pictures.gt(image_id)
     tiles += [] if gt is None else [_figure(gt, "GT")]
@@ -232,7 +236,7 @@ def _maps(maps, shown):
         return ""
     rows = []
     for name, values in maps.items():
-        top = float(values.quantile(0.995)) or 1.0
+        top = float(np.quantile(values.numpy(), 0.995)) or 1.0
         pictures = [_colour(value / top) for value in values]
         pair = _figure(pictures[0], f"best, candidate {shown[0]}") + _figure(pictures[1], f"worst, candidate {shown[-1]}")
         rows.append(f'<div><h4>{escape(name)}</h4><div class="tiles">{pair}</div></div>')

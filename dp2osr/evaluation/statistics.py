@@ -35,7 +35,7 @@ class Estimate:
 
 
 def pooled_parts(scores, lower_better, config):
-    """Each metric's part of the reward, min-max normalised per LR image over the candidates of *all* methods together.
+    """Each metric's part of the reward, normalised per LR image over the candidates of *all* methods together.
 
     A normalisation of each method alone would give every method the same scale 0…1 and hide the gain.
 
@@ -59,7 +59,7 @@ def pooled_parts(scores, lower_better, config):
 def parts_of_outsider(outsider, scores, lower_better, config):
     """The reward's parts for an image outside the pool (bicubic), on the scale of the pool.
 
-    The pool's minimum and maximum apply and nothing is clipped: below 0 means worse than every candidate of every method.
+    The pool sets the scale. With min-max nothing is clipped: below 0 means worse than every candidate of every method.
 
     Args:
         outsider: {metric: (G,) raw}.

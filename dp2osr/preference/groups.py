@@ -45,15 +45,7 @@ class PreferenceGroups:
     """
 
     def __init__(self, store, table, config, num_candidates, top_n, weighting="both"):
-        absent = sorted(set(table.image_ids) - set(store.ids()))
-        if absent:
-            raise UserError(
-                f"{store.folder}: has no candidates of {len(absent)} scored images ({', '.join(absent[:3])}); sample them or score again"
-            )
-        scored_of = table.metadata.get("candidates") or store.settings
-        if scored_of != store.settings:
-            other = ", ".join(sorted(key for key in {*scored_of, *store.settings} if scored_of.get(key) != store.settings.get(key)))
-            raise UserError(f"{store.folder}: the scores are of candidates with other settings ({other}); run label_rewards.py again")
+        check_same_candidates(store, table)
         promptless = [image_id for image_id in table.image_ids if not store.has_prompt(image_id)]
         if promptless:
             some = ", ".join(promptless[:3])
@@ -110,6 +102,18 @@ class PreferenceGroups:
         return PreferenceGroup(
             group.image_id, chosen, group.latents[chosen].float(), image, prompt, torch.from_numpy(self.weights[index]).float()
         )
+
+
+def check_same_candidates(store, table):
+    """Refuse scores of images that a store lacks, or of candidates with other settings (UserError)."""
+    absent = sorted(set(table.image_ids) - set(store.ids()))
+    if absent:
+        some = ", ".join(absent[:3])
+        raise UserError(f"{store.folder}: has no candidates of {len(absent)} scored images ({some}); sample them or score again")
+    scored_of = table.metadata.get("candidates") or store.settings
+    if scored_of != store.settings:
+        other = ", ".join(sorted(key for key in {*scored_of, *store.settings} if scored_of.get(key) != store.settings.get(key)))
+        raise UserError(f"{store.folder}: the scores are of candidates with other settings ({other}); run label_rewards.py again")
 
 
 def groups_of_step(step, count, num_groups, seed):

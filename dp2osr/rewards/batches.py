@@ -1,11 +1,29 @@
 """How many images go through a network together: a fixed number, or fewer where a memory limit asks for it."""
 
-from contextlib import contextmanager
+import ctypes
+import weakref
+from contextlib import contextmanager, nullcontext, suppress
 from types import SimpleNamespace
 
 import torch
+from torch.utils._pytree import tree_map_only
 
 from dp2osr.errors import UserError
+from dp2osr.planning.cost import PeakMemory
+
+
+class PeakOfNew(PeakMemory):
+    """`PeakMemory` that does not count what was there before: a tensor that is met as an argument before it was a result."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        tree_map_only(torch.Tensor, self.meet, (args, kwargs or {}))
+        return super().__torch_dispatch__(func, types, args, kwargs)
+
+    def meet(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.seen:
+            self.seen.add(storage._cdata)
+            weakref.finalize(storage, self.forget, storage._cdata, 0)
 
 
 class Batches:
@@ -17,40 +35,44 @@ class Batches:
         size: images together at most.
         device: where the work is done; the limit counts this process's memory there.
         memory_limit: GB, of everything that the process holds: weights, images, what a network needs in between. None for no limit.
+
+    Attributes:
+        each: (what is run, shape of an image) → bytes that one image took.
     """
 
     def __init__(self, size, device="cpu", memory_limit=None):
         self.size, self.device = size, torch.device(device)
         self.limit = None if memory_limit is None else memory_limit * 1e9
-        self.each = {}  # what is run → bytes an image
+        self.each = {}
 
-    def run(self, name, images, function, beside=0):
+    def run(self, name, images, function, measure=True):
         """The results of `function`, called on parts of `images`, one after the other.
 
         Args:
-            name: what is run, for errors; its cost an image is measured once.
+            name: what is run, for errors; its cost an image is measured once for each shape.
             images: (M, ...) tensor.
             function: part of `images` → (B, ...) tensor.
-            beside: bytes that will be held beside the function's own.
+            measure: False where what is to be done costs nothing this time, and must not be taken for the rule.
 
         Raises:
             UserError: one image alone does not fit.
         """
-        if self.limit is None:
+        if self.limit is None or not measure:
             return torch.cat([function(part) for part in images.split(self.size)])
-        done = []
-        if name not in self.each:
-            before = self._held()
-            with self._peak() as peak:
-                done.append(function(images[:1]))
-            self.each[name] = peak.bytes
+        first, rest, key = images[:1], images[1:], (name, *images.shape[1:])
+        before = self._held()
+        with self._peak() if key not in self.each else nullcontext() as peak:
+            done = [function(first)]
+        if peak:
+            self.each[key] = peak.bytes
             if before + peak.bytes > self.limit:
                 held, needed = before / 1e9, peak.bytes / 1e9
                 problem = f"{name} takes {needed:.2f} GB for one image beside the {held:.2f} GB that are held"
                 raise UserError(f"--memory_limit {self.limit / 1e9:g}: {problem}; allow at least {held + needed:.2f}")
-        room = self.limit - self._held() - beside
-        together = min(self.size, max(1, int(room // max(self.each[name], 1))))
-        return torch.cat(done + [function(part) for part in images[len(done) :].split(together)])
+        results = 2 * len(images) * done[0].nbytes  # one by one, and then in one piece
+        room = self.limit - self._held() - results
+        together = min(self.size, max(1, int(room // max(self.each[key], 1))))
+        return torch.cat(done + [function(part) for part in rest.split(together) if len(part)])
 
     def _held(self):
         """Bytes that the process holds on the device."""
@@ -58,6 +80,8 @@ class Batches:
             return torch.cuda.memory_allocated(self.device)
         import psutil
 
+        with suppress(OSError, AttributeError):  # glibc may keep what was freed; other libraries do not have this
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
         return psutil.Process().memory_info().rss
 
     @contextmanager
@@ -70,8 +94,6 @@ class Batches:
             yield found
             found.bytes = torch.cuda.max_memory_allocated(self.device) - before
         else:
-            from dp2osr.planning.cost import PeakMemory
-
-            with PeakMemory() as memory:
+            with PeakOfNew() as memory:
                 yield found
             found.bytes = memory.peak

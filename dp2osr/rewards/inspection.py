@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from dp2osr.preference.pairs import curate
-from dp2osr.rewards.reward import hybrid_reward, mean_rank_correlation, reward_parts
+from dp2osr.rewards.reward import check_scored, hybrid_reward, mean_rank_correlation, reward_parts
 
 CONFLICT = -0.1  # mean rank correlation of two metrics below which they are said to pull apart
 OUTLIER = 5.0  # robust standard deviations from a group's median
@@ -37,7 +37,7 @@ class Inspection:
         shares: metric → its share of the reward's within-group variance; they sum to 1.
         agreement: metric → mean within-group rank correlation with the reward of the others.
         decides: metric → share of the winners that would not be among them without it.
-        decided: (G, M) name of the one metric without which a winner falls to the worse half, or "".
+        decided: (G, M) metric without which a winner falls to the worse half, several joined by " or ", or "".
         flat: metric → number of groups without a spread in it.
         gt_beaten: NR metric → mean share of the candidates that it prefers to the GT; only where the GT was scored.
         outliers: `Outlier`s, largest deviation first, at most one a group.
@@ -83,7 +83,7 @@ def inspect_rewards(table, config, top_n):
     """Inspect the reward `config` on a score table; see `Inspection`.
 
     Args:
-        table: `ScoreTable`; groups with a NaN or infinite score of any metric must have been left out.
+        table: `ScoreTable` without NaN or infinite scores (`finite_groups`).
         top_n: N.
 
     Raises:
@@ -106,7 +106,7 @@ def inspect_rewards(table, config, top_n):
         nr=[spec.name for spec in config.nr],
         correlation=np.array([[mean_rank_correlation(aligned[first], aligned[second]) for second in names] for first in names]),
         shares=variance_shares(parts),
-        agreement={name: mean_rank_correlation(parts[name], rewards - parts[name]) for name in rewarded},
+        agreement={name: agreement(table, config, name, aligned[name]) for name in rewarded},
         decides=decides,
         decided=decided,
         flat={name: int((np.ptp(values, axis=1) == 0).sum()) for name, values in aligned.items()},
@@ -125,8 +125,15 @@ def variance_shares(parts):
     return {name: float(((values * centred).mean(axis=1)[spread] / variance[spread]).mean()) for name, values in parts.items()}
 
 
+def agreement(table, config, name, aligned):
+    """Mean within-group rank correlation of a metric's aligned scores with the reward without it; NaN for the only metric."""
+    if len(config.metrics) == 1:
+        return float("nan")
+    return mean_rank_correlation(aligned, hybrid_reward(table.scores, table.lower_better, without(config, name)))
+
+
 def without(config, name):
-    """The config without one metric; the rest of its set shares its weight."""
+    """The config without one metric; the rest of its set shares its weight, or the other set where it was the only one."""
     fr, nr = ([spec for spec in specs if spec.name != name] for specs in (config.fr, config.nr))
     return replace(config, fr=fr, nr=nr, weights={other: weight for other, weight in config.weights.items() if other != name})
 
@@ -145,7 +152,8 @@ def _deciding(table, config, rewards, top_n):
         np.put_along_axis(kept, curate(others, top_n)[0], True, axis=1)
         decides[spec.name] = float((chosen & ~kept).sum() / chosen.sum())
         fallen = chosen & (rankdata(others, axis=1) <= rewards.shape[1] / 2)
-        decided[fallen] = spec.name
+        for group, candidate in np.argwhere(fallen):
+            decided[group, candidate] = " or ".join(filter(None, [decided[group, candidate], spec.name]))
     return decides, decided
 
 
@@ -154,7 +162,9 @@ def gt_beaten(table):
     shares = {}
     for name, of_gt in table.gt_scores.items():
         sign = -1 if table.lower_better[name] else 1
-        shares[name] = float((sign * table.scores[name] > sign * of_gt[:, None]).mean())
+        known = np.isfinite(of_gt)
+        if known.any():
+            shares[name] = float((sign * table.scores[name] > sign * of_gt[:, None])[known].mean())
     return shares
 
 
@@ -177,16 +187,27 @@ def find_outliers(image_ids, aligned):
     return sorted(found.values(), key=lambda outlier: -abs(outlier.deviation))
 
 
-def finite_groups(table):
-    """(the table without the groups that have a NaN or infinite score of any metric, ids of those groups)."""
-    finite = np.all([np.isfinite(values).all(axis=1) for values in table.scores.values()], axis=0)
+def finite_groups(table, config):
+    """(the table as training sees it, ids of the groups that it passes over, names of metrics outside of the reward that are left out).
+
+    Left out are groups with a NaN or infinite score of the reward, and other metrics with one in the groups that remain.
+
+    Raises:
+        UserError: a metric of the config was not scored.
+    """
+    for spec in config.metrics:
+        check_scored(table.scores, spec.name, config.name)
+    finite = np.all([np.isfinite(table.scores[spec.name]).all(axis=1) for spec in config.metrics], axis=0)
+    scores = {name: values[finite] for name, values in table.scores.items()}
+    rewarded = {spec.name for spec in config.metrics}
+    odd = [name for name, values in scores.items() if name not in rewarded and not np.isfinite(values).all()]
     kept = replace(
         table,
         image_ids=[image_id for image_id, good in zip(table.image_ids, finite) if good],
-        scores={name: values[finite] for name, values in table.scores.items()},
-        gt_scores={name: values[finite] for name, values in table.gt_scores.items()},
+        scores={name: values for name, values in scores.items() if name not in odd},
+        gt_scores={name: values[finite] for name, values in table.gt_scores.items() if name not in odd},
     )
-    return kept, [image_id for image_id, good in zip(table.image_ids, finite) if not good]
+    return kept, [image_id for image_id, good in zip(table.image_ids, finite) if not good], odd
 
 
 def sentences(inspection):

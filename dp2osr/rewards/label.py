@@ -5,6 +5,7 @@ new, changed or interrupted, and asking for one more metric computes that metric
 """
 
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
 from pathlib import Path
@@ -78,30 +79,40 @@ class Labeller:
 
         The next group is read while one is scored.
         """
-        todo = [(image_id, missing) for image_id in image_ids if (missing := self._missing(image_id))]
-        progress = tqdm(total=len(image_ids), initial=len(image_ids) - len(todo), desc="score", unit="group", disable=not show_progress)
+        scored = 0
+        progress = tqdm(total=len(image_ids), desc="score", unit="group", disable=not show_progress)
         with progress, ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(self._read, todo[0][0]) if todo else None
-            for index, (image_id, missing) in enumerate(todo):
-                group, gt = coming.result()
-                coming = reader.submit(self._read, todo[index + 1][0]) if index + 1 < len(todo) else None
-                columns, described = self._known(image_id)
-                fresh = self._score(image_id, missing, group, gt)
+            jobs = self._jobs(image_ids, reader, progress)
+            coming = next(jobs, None)
+            while coming:
+                (image_id, missing, provenance, content), coming = coming, next(jobs, None)
+                columns, described = self._known(image_id, provenance)
+                fresh = self._score(image_id, missing, *content.result())
                 kept = {name: values for name, values in columns.items() if name not in missing}
-                described = {**described, **{name: self.wanted[name] for name in missing}}
-                metadata = self._metadata(described, {image_id: self._provenance(image_id)})
+                metadata = self._metadata({**described, **{name: self.wanted[name] for name in missing}}, {image_id: provenance})
                 write_scores(self.parts_dir / f"{image_id}.parquet", {**fresh, **kept}, metadata)
                 progress.update()
-        return len(todo)
+                scored += 1
+        return scored
 
-    def _known(self, image_id):
+    def _jobs(self, image_ids, reader, progress):
+        """(image id, metrics that its scores lack, provenance, its content in the reading) of each group that lacks one."""
+        for image_id in image_ids:
+            provenance = self._provenance(image_id)
+            missing = self._missing(image_id, provenance)
+            if missing:
+                yield image_id, missing, provenance, reader.submit(self._read, image_id)
+            else:
+                progress.update()
+
+    def _known(self, image_id, provenance):
         """Columns and metric descriptions of a group that were made of these latents and this GT."""
         columns, described, of = self._previous(image_id)
-        return (columns, described) if of == self._provenance(image_id) else ({}, {})
+        return (columns, described) if of == provenance else ({}, {})
 
-    def _missing(self, image_id):
+    def _missing(self, image_id, provenance):
         """Names of the metrics that a group's known scores lack, or have as NaN or infinity."""
-        columns, described = self._known(image_id)
+        columns, described = self._known(image_id, provenance)
         return [name for name in self.wanted if described.get(name) != self.wanted[name] or self._bad(name, columns)]
 
     def _bad(self, name, columns):
@@ -149,7 +160,7 @@ class Labeller:
         if problems and self.strict:
             raise UserError(problems[0])
         for problem in problems:
-            tqdm.write(f"warning: {problem}")
+            tqdm.write(f"warning: {problem}", file=sys.stderr)
         return columns
 
     def _check_size(self, image_id, images, gt):
@@ -158,8 +169,15 @@ class Labeller:
             problem = f"the GT is {sizes[0]} pixels, the candidates of '{image_id}' are {sizes[1]}"
             raise UserError(f"{self.gt_paths[image_id]}: {problem}; pass the GT of these LR images")
 
+    def check_version(self):
+        """Refuse to go on with a table of another pyiqa (UserError): its numbers do not mix with this one's, and none shall be lost."""
+        if self._earlier and self._earlier[1].get("pyiqa") != pyiqa_version():
+            there = self._earlier[1].get("pyiqa")
+            problem = f"was scored with pyiqa {there}, and this is {pyiqa_version()}; numbers of two versions do not mix"
+            raise UserError(f"{self.output}: {problem}: name another table by --output, or move this one away")
+
     def bad_groups(self):
-        """Ids of the groups of the written table that have a NaN or infinite score."""
+        """Ids of the groups of the written table of which a candidate, or the GT, has a NaN or infinite score."""
         columns, _ = read_columns(self.output)
         bad = np.zeros(len(columns["candidate"]), bool)
         for name in self.wanted:
@@ -168,9 +186,12 @@ class Labeller:
         return sorted(set(columns["image_id"][bad].astype(str)))
 
     def compare_with_fp32(self, image_id):
-        """Print how well a group is ranked in the suite's precision: Kendall's τ with float32, metric by metric."""
+        """Print how well a group that is to be scored is ranked in the suite's precision: Kendall's τ with float32, metric by metric."""
+        if not self._missing(image_id, self._provenance(image_id)):
+            return
         group, gt = self._read(image_id)
         images = self.decode(group)
+        self._check_size(image_id, images, gt)
         fast = self.suite.score(images, gt, image_id, strict=False)
         with mock.patch.object(self.suite, "precision", "fp32"):
             exact = self.suite.score(images, gt, image_id, strict=False)
@@ -264,6 +285,7 @@ def label_candidates(args):
     output = Path(args.output or Path(args.candidates_dir) / "scores.parquet")
     decode = LazyDecoder(store, state.device, batches)
     labeller = Labeller(store, suite, pair_gt(args.gt_path, image_ids, suite.modes), output, decode, args.strict)
+    labeller.check_version()
     if args.precision != "fp32" and state.is_main_process:
         labeller.compare_with_fp32(image_ids[0])
     labeller.score_missing(image_ids[state.process_index :: state.num_processes], state.is_main_process)
@@ -277,7 +299,7 @@ def label_candidates(args):
         bad = labeller.bad_groups()
         if bad:
             some = ", ".join(bad[:8]) + ", ..." * (len(bad) > 8)
-            print(f"{len(bad)} of them have a NaN or infinite score, training passes them over: {some}")
+            print(f"{len(bad)} of them have a NaN or infinite score; training passes over those whose reward needs it: {some}")
     state.wait_for_everyone()
 
 

@@ -4,6 +4,13 @@ import torch
 from torch.nn import functional as F
 
 
+def has_map(name):
+    """Whether a pyiqa metric is of a kind that `spatial_maps` draws."""
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    return DEFAULT_CONFIGS.get(name, {}).get("metric_opts", {}).get("type") in MAKERS
+
+
 @torch.no_grad()
 def spatial_maps(suite, images, gt):
     """The maps of the suite's metrics that have one, and SSIM's.
@@ -19,10 +26,9 @@ def spatial_maps(suite, images, gt):
         metric → (B, H, W) float32, not negative.
     """
     images, gt = images.to(suite.device), gt.to(suite.device)[None]
-    makers = {"LPIPS": _lpips_map, "DISTS": _feature_map, "CFANet": _feature_map, "GMSD": lambda _, *pair: gmsd_map(*pair)}
     maps = {}
     for name, metric in suite.networks().items():
-        make = makers.get(type(metric.metric.net).__name__)
+        make = MAKERS.get(type(metric.metric.net).__name__)
         if make and suite.modes[name] == "FR":
             maps[name] = make(metric, images, gt)
     maps["ssim"] = ssim_map(images, gt)
@@ -74,3 +80,6 @@ def ssim_map(images, gt):
 
     first, second = (to_y_channel(image, 255).double() for image in (images, gt.expand_as(images)))
     return 1 - ssim(first, second, get_ssim_map=True, data_range=255)[:, 0]
+
+
+MAKERS = {"LPIPS": _lpips_map, "DISTS": _feature_map, "CFANet": _feature_map, "GMSD": lambda _, *pair: gmsd_map(*pair)}

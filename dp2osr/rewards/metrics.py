@@ -3,6 +3,7 @@
 import inspect
 import io
 import logging
+import os
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
@@ -79,7 +80,8 @@ class MetricSuite:
         device: where the metrics run.
         batches: `Batches`, how many images are scored together; 8 by default.
         precision: "fp32", or "bf16": the networks under autocast.
-        weights_dir: folder of `scripts/fetch_metrics.py`; None for the libraries' own places.
+        weights_dir: folder of `scripts/fetch_metrics.py`; None for what the environment variable DP2OSR_METRICS_DIR says, else the
+            libraries' own places.
 
     Attributes:
         specs: name → `MetricSpec`; lower_better: name → bool; modes: name → "FR" | "NR"; both as pyiqa says.
@@ -98,6 +100,7 @@ class MetricSuite:
                 raise UserError(f"metric '{spec.name}' is asked for with {self.specs[spec.name].options} and with {spec.options}; keep one")
         self.device, self.precision = torch.device(device), precision
         self.batches = batches or Batches(8, self.device)
+        weights_dir = weights_dir or os.environ.get("DP2OSR_METRICS_DIR")
         with quiet_imports():
             metrics = {name: _create(spec, self.device, weights_dir) for name, spec in self.specs.items()}
         self.lower_better = {name: bool(metric.lower_better) for name, metric in metrics.items()}
@@ -164,14 +167,15 @@ class MetricSuite:
 
         try:
             if name not in self.drawing:
+                what = f"metric '{name}'" + (f" in {self.precision}" if self.precision != "fp32" else "")
                 with noticing_draws() as drawn:
-                    values = self.batches.run(name, images, scores_of)
+                    values = self.batches.run(what, images, scores_of, measure=not metric.at_hand)
                     if not drawn():
                         return values
                 self.drawing.add(name)
             with random_state_kept():
                 seeded = one_seeded_image_at_a_time(scores_of, self.seed, image_id, iter(numbers))
-                return self.batches.run(name, images, seeded)
+                return self.batches.run(f"metric '{name}'", images, seeded)
         except torch.OutOfMemoryError:
             advice = "lower --batch_size or set --memory_limit"
             raise UserError(f"metric '{name}': out of memory on images of {size}; {advice}") from None
@@ -220,7 +224,11 @@ def _create(spec, device, weights_dir=None):
         raise UserError(f"{problem}; install it, or leave the metric out") from None
     except TypeError as error:
         raise UserError(f"metric '{spec.name}': pyiqa refuses the options {spec.options} ({error})") from None
-    except (RuntimeError, EOFError, UnpicklingError) as error:
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"metric '{spec.name}': out of memory on {device} while its network was built; use fewer metrics at a time"
+        ) from None
+    except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"metric '{spec.name}': a weights file of it cannot be read ({reason}); fetch it again") from None
     except OSError as error:
@@ -237,8 +245,8 @@ def _refuse_old_qalign(name):
 
     if name.startswith("qalign") and int(version("transformers").split(".")[0]) >= 5:
         raise UserError(
-            f"metric '{name}' cannot run under transformers {version('transformers')}; take pyiqa's 'qrealign' in its place, "
-            f"or score the rest with --exclude_metrics {name} and add it by the same command in an environment with transformers < 5"
+            f"metric '{name}' cannot run under transformers {version('transformers')}; take pyiqa's 'qrealign' in its place, or score the "
+            f"rest with --exclude_metrics {name} and add it with a YAML of it alone where transformers < 5 and this pyiqa are installed"
         )
 
 

@@ -55,6 +55,11 @@ class PlainMetric:
     def forget(self):
         """After a group: let go of what was kept for it."""
 
+    @property
+    def at_hand(self):
+        """Whether the next scores were already computed beside another metric's."""
+        return False
+
 
 class FullReference(PlainMetric):
     """A metric that compares with the GT, through a backbone that is seen through `RememberedGt`."""
@@ -119,12 +124,23 @@ class Afine(PlainMetric):
     def forget(self):
         self.ready, self.gt, self.of_gt = [], None, None
 
+    @property
+    def at_hand(self):
+        return bool(self.ready)
+
 
 def _lean_clipiqa(metric):
     """The two learnt prompts are embedded once, not at every call."""
     learner = getattr(metric.net, "prompt_learner", None)
     if learner is not None:
-        learner.forward = cache(learner.forward)
+        embed = learner.forward
+
+        @cache
+        def embed_in_full_precision(clip_model):
+            with torch.autocast(learner.ctx.device.type, enabled=False):
+                return embed(clip_model)
+
+        learner.forward = embed_in_full_precision
     return PlainMetric(metric)
 
 
@@ -194,7 +210,7 @@ def lean(metric, others=()):
         return FullReference(metric, net.net, "forward", turn=0)
     if kind == "DISTS":
         return FullReference(metric, net, "forward_once", turn=1)
-    if kind == "CFANet" and net.use_ref and type(net.semantic_model).__name__ == "FeatureListNet":
+    if kind == "CFANet" and net.use_ref and net.crops == 1 and type(net.semantic_model).__name__ == "FeatureListNet":
         return FullReference(metric, net.semantic_model, "forward", turn=1, expand=True)
     if kind in ("FSIM", "VSI"):
         return GtAnalysedOnce(metric)

@@ -114,12 +114,17 @@ def hybrid_reward(scores, lower_better, config):
     return sum(reward_parts(scores, lower_better, config).values())
 
 
-def _check(scores, name, config_name):
+def check_scored(scores, name, config_name):
+    """Refuse scores without a metric (UserError)."""
     if name not in scores:
         there = ", ".join(sorted(scores))
         raise UserError(
             f"reward config '{config_name}' needs metric '{name}', the scores hold {there}; run label_rewards.py with this config"
         )
+
+
+def _check(scores, name, config_name):
+    check_scored(scores, name, config_name)
     bad = np.argwhere(~np.isfinite(np.asarray(scores[name], np.float64)))
     if len(bad):
         raise UserError(f"metric '{name}' has no finite score for candidate {bad[0][1]} of group {bad[0][0]}; run label_rewards.py again")

@@ -15,9 +15,10 @@ CHECKPOINT_HOLDS_BACKBONE = ("MANIQA", "CFANet")  # pyiqa fetches ImageNet weigh
 
 @contextmanager
 def metric_weights(kind, folder=None):
-    """Within, pyiqa and the libraries beneath it look for weights in `folder`, and download to it; None leaves their own places.
+    """Within, pyiqa, torchvision and CLIP look for weights in `folder`, and download to it; None leaves their own places.
 
-    Layout: `pyiqa/` (pyiqa's own), `checkpoints/` (torchvision's), `clip/`.
+    Layout: `pyiqa/` (pyiqa's own), `checkpoints/` (torchvision's), `clip/`. What a metric takes from the Hugging Face hub, as HyperIQA and
+    NIMA take their backbones, stays in that library's cache (HF_HOME).
 
     Args:
         kind: pyiqa's name of the network that is to be built, such as "LPIPS".
@@ -58,8 +59,8 @@ def write_manifest(folder):
     return entries
 
 
-def check_manifest(folder):
-    """Compare every file that the manifest names with it.
+def check_manifest(folder, complete=True):
+    """Compare every file that the manifest names with it; where the folder need not be `complete`, those that are there.
 
     Raises:
         UserError: no such folder, a file that is missing, cut short or changed.
@@ -76,6 +77,8 @@ def check_manifest(folder):
     for name, entry in entries.items():
         path = folder / name
         if not path.is_file():
+            if not complete:
+                continue
             raise UserError(f"{path}: is missing; run scripts/fetch_metrics.py again")
         if path.stat().st_size != entry["bytes"] or file_sha256(path).hexdigest() != entry["sha256"]:
             raise UserError(
@@ -109,7 +112,7 @@ def fetch_weights(specs, folder):
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    check_manifest(folder)
+    check_manifest(folder, complete=False)
     brought = {}
     for spec in tqdm(specs, desc="fetch", unit="metric"):
         before = set(weight_files(folder))
