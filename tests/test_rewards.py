@@ -11,7 +11,7 @@ from dp2osr.errors import UserError
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import MetricSpec, RewardConfig, load_reward_config
 from dp2osr.rewards.metrics import MetricSuite, check_modes
-from dp2osr.rewards.reward import hybrid_reward, normalise, reward_parts
+from dp2osr.rewards.reward import hybrid_reward, normalise, reward_parts, reward_shares, with_fixed_weights
 from dp2osr.rewards.table import read_columns, read_scores, write_scores
 
 CONFIG = RewardConfig("test", [MetricSpec("a"), MetricSpec("b"), MetricSpec("c")], [MetricSpec("d"), MetricSpec("e")])
@@ -119,6 +119,10 @@ def test_a_metric_against_the_rest_loses_its_weight_where_the_config_is_aware_of
     largest = {name: values.max() for name, values in parts.items()}
     assert largest["a"] == 0 < largest["c"] < largest["b"] and largest["b"] + largest["c"] == pytest.approx(0.5)
     aware, plain = hybrid_reward(scores, up, config), hybrid_reward(scores, up, CONFIG)
+    fixed = with_fixed_weights(config, scores, up)
+    np.testing.assert_allclose(hybrid_reward(scores, up, fixed), aware)
+    others = draw_scores(seed=5)
+    assert fixed.shares() == pytest.approx(reward_shares(others, up, fixed)) and with_fixed_weights(CONFIG, scores, up) is CONFIG
     follows = [np.corrcoef(reward.ravel(), truth.ravel())[0, 1] for reward in (plain, aware)]
     assert follows[1] > follows[0] + 0.03
 

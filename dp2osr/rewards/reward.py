@@ -4,6 +4,8 @@ A reward that compares several models needs one normalisation over their pooled 
 along M first and split the result. Normalising each model alone hides the gain.
 """
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.special import ndtr
 from scipy.stats import rankdata
@@ -76,6 +78,13 @@ def reward_shares(scores, lower_better, config):
     """metric → its share of the weight on these scores; args and errors as `reward_parts`. It depends on them where the config is aware of
     conflicts."""
     return config.shares(agreement_weights(_normalised(scores, lower_better, config), config) if config.conflict_aware else None)
+
+
+def with_fixed_weights(config, scores, lower_better):
+    """The config with the weights that it gives these scores, whatever it is used on next; itself unless it is aware of conflicts."""
+    if not config.conflict_aware:
+        return config
+    return replace(config, weights=reward_shares(scores, lower_better, config), conflict_aware=False)
 
 
 def _normalised(scores, lower_better, config):

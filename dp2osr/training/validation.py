@@ -12,7 +12,7 @@ from dp2osr.errors import UserError
 from dp2osr.evaluation.contact_sheet import draw_sheet
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.metrics import MetricSuite
-from dp2osr.rewards.reward import hybrid_reward
+from dp2osr.rewards.reward import hybrid_reward, with_fixed_weights
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.training.options import sampling_options
 
@@ -40,6 +40,7 @@ class RewardValidator:
         self.shown = shown
         self.base, self.base_pictures = self.scores(reference)
         self.pictures = self.base_pictures
+        self.config = with_fixed_weights(self.config, self.base, self.suite.lower_better)  # G must be one quantity over all steps
 
     def scores(self, controlnet):
         """{metric: (images, m)} raw scores of candidates sampled with `controlnet`, and the first candidate of the first images."""
