@@ -9,7 +9,7 @@ import torch
 from dp2osr.errors import UserError
 from dp2osr.preference.pairs import curate
 from dp2osr.preference.weights import hpo_weights
-from dp2osr.rewards.reward import hybrid_reward
+from dp2osr.rewards.reward import finite_groups_of, hybrid_reward
 from dp2osr.sampling.resize import control_image
 
 
@@ -61,7 +61,7 @@ class PreferenceGroups:
         if num_candidates > scored:
             raise UserError(f"--num_candidates {num_candidates}: only {scored} candidates an image are scored")
         scores = {spec.name: table.scores[spec.name][:, :num_candidates] for spec in config.metrics}
-        finite = np.all([np.isfinite(values).all(axis=1) for values in scores.values()], axis=0)
+        finite = finite_groups_of(scores, config)
         if not finite.any():
             raise UserError(
                 f"scores of {store.folder}: every group has a NaN or infinite score; run label_rewards.py again, and read its warnings"

@@ -13,10 +13,12 @@ from dp2osr.sampling.seeds import stable_seed
 def random_state_kept():
     """Within, whatever is drawn or seeded; afterwards Python's, NumPy's and torch's generators are as they were."""
     python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng():
-        yield
-    random.setstate(python)
-    np.random.set_state(numpy)
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager

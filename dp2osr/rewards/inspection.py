@@ -9,7 +9,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from dp2osr.preference.pairs import curate
-from dp2osr.rewards.reward import check_scored, hybrid_reward, mean_rank_correlation, reward_parts
+from dp2osr.rewards.reward import finite_groups_of, hybrid_reward, mean_rank_correlation, reward_parts
 
 CONFLICT = -0.1  # mean rank correlation of two metrics below which they are said to pull apart
 OUTLIER = 5.0  # robust standard deviations from a group's median
@@ -31,7 +31,7 @@ class Inspection:
 
     Attributes:
         image_ids: G ids; rewards: (G, M); parts: metric of the reward → (G, M), summing to the rewards.
-        scores: metric → (G, M) raw, of all that were scored; lower_better: metric → direction.
+        lower_better: metric → direction, of all that were scored.
         names: all scored metrics, FR before NR of the reward, then those outside of it; fr, nr: those of the reward.
         correlation: (K, K) mean within-group rank correlation of `names`, NaN where no group has a spread in both.
         shares: metric → its share of the reward's within-group variance; they sum to 1.
@@ -47,7 +47,6 @@ class Inspection:
     image_ids: list
     rewards: np.ndarray
     parts: dict
-    scores: dict
     lower_better: dict
     names: list
     fr: list
@@ -99,7 +98,6 @@ def inspect_rewards(table, config, top_n):
         image_ids=table.image_ids,
         rewards=rewards,
         parts=parts,
-        scores=table.scores,
         lower_better=table.lower_better,
         names=names,
         fr=[spec.name for spec in config.fr],
@@ -195,9 +193,7 @@ def finite_groups(table, config):
     Raises:
         UserError: a metric of the config was not scored.
     """
-    for spec in config.metrics:
-        check_scored(table.scores, spec.name, config.name)
-    finite = np.all([np.isfinite(table.scores[spec.name]).all(axis=1) for spec in config.metrics], axis=0)
+    finite = finite_groups_of(table.scores, config)
     scores = {name: values[finite] for name, values in table.scores.items()}
     rewarded = {spec.name for spec in config.metrics}
     odd = [name for name, values in scores.items() if name not in rewarded and not np.isfinite(values).all()]

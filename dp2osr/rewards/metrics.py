@@ -159,6 +159,7 @@ class MetricSuite:
     @torch.no_grad()
     def _call(self, name, images, gt, image_id, numbers):
         metric, size = self._metrics[name], f"{images.shape[-1]} x {images.shape[-2]}"
+        what = f"metric '{name}'" + (f" in {self.precision}" if self.precision != "fp32" else "")
         reference = () if gt is None else (gt,)
 
         def scores_of(part):
@@ -167,7 +168,6 @@ class MetricSuite:
 
         try:
             if name not in self.drawing:
-                what = f"metric '{name}'" + (f" in {self.precision}" if self.precision != "fp32" else "")
                 with noticing_draws() as drawn:
                     values = self.batches.run(what, images, scores_of, measure=not metric.at_hand)
                     if not drawn():
@@ -175,7 +175,7 @@ class MetricSuite:
                 self.drawing.add(name)
             with random_state_kept():
                 seeded = one_seeded_image_at_a_time(scores_of, self.seed, image_id, iter(numbers))
-                return self.batches.run(f"metric '{name}'", images, seeded)
+                return self.batches.run(what, images, seeded)
         except torch.OutOfMemoryError:
             advice = "lower --batch_size or set --memory_limit"
             raise UserError(f"metric '{name}': out of memory on images of {size}; {advice}") from None

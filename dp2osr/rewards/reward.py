@@ -123,8 +123,14 @@ def hybrid_reward(scores, lower_better, config):
     return sum(reward_parts(scores, lower_better, config).values())
 
 
-def check_scored(scores, name, config_name):
-    """Refuse scores without a metric (UserError)."""
+def finite_groups_of(scores, config):
+    """(G,) whether all candidates of a group have finite scores of the config's metrics; UserError where one was not scored."""
+    for spec in config.metrics:
+        _check_scored(scores, spec.name, config.name)
+    return np.all([np.isfinite(scores[spec.name]).all(axis=1) for spec in config.metrics], axis=0)
+
+
+def _check_scored(scores, name, config_name):
     if name not in scores:
         there = ", ".join(sorted(scores))
         raise UserError(
@@ -133,7 +139,7 @@ def check_scored(scores, name, config_name):
 
 
 def _check(scores, name, config_name):
-    check_scored(scores, name, config_name)
+    _check_scored(scores, name, config_name)
     bad = np.argwhere(~np.isfinite(np.asarray(scores[name], np.float64)))
     if len(bad):
         raise UserError(f"metric '{name}' has no finite score for candidate {bad[0][1]} of group {bad[0][0]}; run label_rewards.py again")
