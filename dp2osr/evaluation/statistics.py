@@ -178,3 +178,35 @@ def gain(policy, base, weights):
 def worst_raised(policy, base, weights):
     """Rise of Worst@M as a share of the distance from the base's Worst@M to the base's Mean (1: the floor is at the old mean)."""
     return ratio_of_means(policy.min(axis=1) - base.min(axis=1), base.mean(axis=1) - base.min(axis=1), weights)
+
+
+# ---------------------------------------------------------------- several trainings of one setting
+
+
+def seed_weights(count, resamples, seed):
+    """How often each of `count` trainings is drawn when they are drawn with replacement: (resamples, count)."""
+    return np.random.default_rng((seed, 1)).multinomial(count, np.full(count, 1 / count), size=resamples)
+
+
+def mean_gain(differences, base_spread, weights, weights_of_seeds):
+    """`gain` over several trainings of one setting: intervals draw photographs and trainings, both with replacement.
+
+    Args:
+        differences: (S, G) mean of a training's candidates − what it is compared with, sign aligned.
+        base_spread: (G,) spread of the base's candidates.
+        weights: (B, G) of `bootstrap_weights`, or `None`.
+        weights_of_seeds: (B, S) of `seed_weights`.
+
+    Returns:
+        `Estimate`; NaN where the base has no spread.
+    """
+    sigma = base_spread.mean()
+    if sigma == 0:
+        return Estimate(float("nan"))
+    value = float(differences.mean() / sigma)
+    if weights is None:
+        return Estimate(value)
+    below = weights @ base_spread * weights_of_seeds.sum(axis=1)
+    above = np.einsum("bs,sg,bg->b", weights_of_seeds, differences, weights)
+    low, high = np.percentile(above[below != 0] / below[below != 0], [2.5, 97.5])
+    return Estimate(value, float(low), float(high))

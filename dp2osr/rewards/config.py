@@ -79,7 +79,7 @@ def load_reward_config(name_or_yaml):
     Raises:
         UserError: no such name or file, not YAML, an unknown key, a malformed entry, a metric listed twice, no metric, a bad weight.
     """
-    path = _find(str(name_or_yaml))
+    path = find_reward_config(str(name_or_yaml))
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -121,7 +121,8 @@ def _read_aggregation(path, content):
     return normalise, {str(name): float(value) for name, value in weights.items()}, conflict_aware
 
 
-def _find(name_or_yaml):
+def find_reward_config(name_or_yaml):
+    """The file of a reward config, by name or path; UserError where there is none."""
     path = Path(name_or_yaml)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():

@@ -1,0 +1,119 @@
+"""A grid: trainings that differ in a few flags, each with several seeds, on the same candidates; read from one YAML."""
+
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import yaml
+
+from dp2osr.errors import UserError
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "reproduce"
+STAGES = ("sample", "label", "train", "test", "label_test")
+KEYS = ("title", "stages", "evaluated_by", "seeds", "arms")
+ARM_KEYS = ("train", "reward", "seeds")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One setting of a grid.
+
+    Attributes:
+        train: flags of training that differ from the grid's train.yaml.
+        reward: keys of a reward's YAML that differ from that training's `reward_config`.
+        seeds: of the training.
+    """
+
+    name: str
+    train: dict
+    reward: dict
+    seeds: tuple
+
+    def run_name(self, seed):
+        return f"{self.name}-{seed}"
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All that decides an experiment.
+
+    Attributes:
+        name, title: of the YAML, and what it asks.
+        stages: stage → the YAML of its program (`STAGES`).
+        evaluated_by: reward config by which all policies are compared.
+        arms: the first is the one that the others are compared with.
+    """
+
+    name: str
+    title: str
+    stages: dict
+    evaluated_by: str
+    arms: list
+
+    @property
+    def runs(self):
+        """[(arm, seed)], seed by seed, so that an unfinished grid has all arms of its first seeds."""
+        seeds = sorted({seed for arm in self.arms for seed in arm.seeds})
+        return [(arm, seed) for seed in seeds for arm in self.arms if seed in arm.seeds]
+
+
+def load_grid(name_or_yaml, preset):
+    """Read `configs/reproduce/<preset>/<name>.yaml`, or a YAML by its path.
+
+    Raises:
+        UserError: no such file, not YAML, an unknown or missing key, a stage's YAML that is not there.
+    """
+    path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else CONFIG_DIR / preset / f"{name_or_yaml}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(f"{file.parent.name}/{file.stem}" for file in CONFIG_DIR.glob("*/*.yaml") if file.stem not in STAGES)
+        raise UserError(f"{path}: there is no such experiment; known: {', '.join(known)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
+    _check_keys(path, content, KEYS, "an experiment")
+    for key in KEYS:
+        if key not in content:
+            raise UserError(f"{path}: '{key}' is missing")
+    seeds = _seeds(path, content["seeds"])
+    if not isinstance(content["arms"], dict) or not content["arms"]:
+        raise UserError(f"{path}: 'arms' must name at least one setting")
+    return Grid(
+        path.stem,
+        str(content["title"]),
+        _stages(path, Path(content["stages"])),
+        str(content["evaluated_by"]),
+        [_arm(path, str(name), settings or {}, seeds) for name, settings in content["arms"].items()],
+    )
+
+
+def _arm(path, name, settings, seeds):
+    _check_keys(path, settings, ARM_KEYS, f"arm '{name}'")
+    if not name or set(name) & set("/\\= ,|") or name == "base":
+        raise UserError(f"{path}: arm '{name}': a name without spaces and the signs / = , | that is not 'base'")
+    return Arm(
+        name, dict(settings.get("train") or {}), dict(settings.get("reward") or {}), _seeds(path, settings["seeds"]) if "seeds" in settings else seeds
+    )
+
+
+def _stages(path, folder):
+    stages = {stage: folder / f"{stage}.yaml" for stage in STAGES}
+    for file in stages.values():
+        if not file.is_file():
+            raise UserError(f"{path}: {file} is missing, a stage of this experiment")
+    return stages
+
+
+def _seeds(path, seeds):
+    if not isinstance(seeds, list) or not seeds or not all(isinstance(seed, int) for seed in seeds) or len(set(seeds)) < len(seeds):
+        raise UserError(f"{path}: 'seeds' must be a list of different whole numbers, not {seeds!r}")
+    return tuple(seeds)
+
+
+def _check_keys(path, content, known, what):
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: {what} must be lines of 'key: value'")
+    for key in content:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1, cutoff=0)
+            raise UserError(f"{path}: {what} has no key '{key}'; the nearest known one is '{near[0]}'")
