@@ -204,6 +204,13 @@ def write_json(path, content):
     part.replace(path)
 
 
+def write_text(path, text):
+    """Write beside, then rename: the file is whole or as it was."""
+    part = Path(path).with_name(f".{Path(path).name}.part")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
+
+
 def settle(path, settings, told=(), force=False):
     """Write a run's `settings` to the JSON at `path`, or check that the run already there has the same.
 

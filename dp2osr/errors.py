@@ -25,8 +25,7 @@ def is_full_disk(error):
 
 def run(main):
     """Call a script's `main()`; a `UserError` or a full disk is one line and exit code 2, an interrupt one line and 130."""
-    if PARENT in os.environ:
-        threading.Thread(target=end_with_parent, args=(int(os.environ[PARENT]),), daemon=True).start()
+    end_with_parent()
     try:
         main()
     except UserError as error:
@@ -39,8 +38,17 @@ def run(main):
         stop("error: the disk is full; nothing half-written is kept: free some space and run the same command again", 2)
 
 
-def end_with_parent(parent):
-    """For a thread: ends this process when `parent`, a process id, is gone. A killed parent cannot do it, and its orphans would work on."""
+def end_with_parent(parent=None):
+    """End this process when `parent` is gone: a process id, by default the launcher's, if one started it.
+
+    A killed parent cannot do it, and its orphans would work on.
+    """
+    parent = parent or os.environ.get(PARENT)
+    if parent:
+        threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
+
+
+def _watch(parent):
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)

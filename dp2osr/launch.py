@@ -11,7 +11,7 @@ import signal
 import sys
 import uuid
 
-from dp2osr.errors import PARENT
+from dp2osr.errors import PARENT, end_with_parent
 
 
 def count_processes(threads):
@@ -52,4 +52,5 @@ def main(argv):
 
 
 if __name__ == "__main__":
+    end_with_parent()
     sys.exit(main(sys.argv[1:]))

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import signal
-import threading
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
@@ -41,5 +40,5 @@ def process_map(function, items, num_workers, **bar):
 
 def _start_worker():
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
-    threading.Thread(target=end_with_parent, args=(multiprocessing.parent_process().pid,), daemon=True).start()
+    end_with_parent(multiprocessing.parent_process().pid)
     cv2.setNumThreads(1)

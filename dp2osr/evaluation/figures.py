@@ -233,6 +233,13 @@ def save_png(path, plots):
         for row, line in enumerate(lines):
             for column, (_, _, draw) in enumerate(line):
                 draw(figure.add_subplot(grid[row, column]))
-        part = Path(path).with_name(f".{Path(path).name}.part")
-        figure.savefig(part, format="png", dpi=180, metadata={"Software": None})
+        save_figure(figure, path, dpi=180)
+
+
+def save_figure(figure, path, dpi=150):
+    """Write a figure as what the path's suffix says, PNG or SVG, beside and then renamed; the same figure gives the same bytes."""
+    path = Path(path)
+    kind = path.suffix.removeprefix(".")
+    part = path.with_name(f".{path.name}.part")
+    figure.savefig(part, format=kind, dpi=dpi, metadata={"Software": None} if kind == "png" else {"Date": None})
     part.replace(path)

@@ -3,12 +3,12 @@
 from dataclasses import replace
 from html import escape
 from math import isnan
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dp2osr.config import write_text
 from dp2osr.data.images import pil_to_tensor, tensor_to_pil
 from dp2osr.evaluation.methods import read_gt
 from dp2osr.evaluation.report import metric_colours, page, png_data, stacked_bar
@@ -36,9 +36,7 @@ def write_report(path, inspection, config, settings, pictures, num_groups, valid
         _groups(inspection, config, pictures, num_groups),
         _settings(settings),
     ]
-    part = Path(path).with_name(f".{Path(path).name}.part")
-    part.write_text(page(f"The reward {config.name}, explained", sections), encoding="utf-8")
-    part.replace(path)
+    write_text(path, page(f"The reward {config.name}, explained", sections))
 
 
 def _head(inspection, config):

@@ -4,6 +4,7 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
+from dp2osr.config import write_text
 from dp2osr.evaluation import figures, pictures, report, tables
 from dp2osr.evaluation.methods import bicubic_scores, find_gt, load_methods
 from dp2osr.evaluation.summary import evaluate
@@ -42,10 +43,10 @@ def run_evaluation(args):
     settings = _settings(args, methods)
     plots = figures.result_plots(evaluation) + figures.training_plots(training, validation)
     figures.save_png(output / "curves.png", plots)
-    _write(output / "metrics.csv", tables.metrics_csv(evaluation))
-    _write(output / "summary.json", tables.summary_json(evaluation, settings))
-    _write(output / "summary.md", tables.summary_markdown(evaluation))
-    _write(output / "report.html", report.report_html(evaluation, panels, settings, training, validation))
+    write_text(output / "metrics.csv", tables.metrics_csv(evaluation))
+    write_text(output / "summary.json", tables.summary_json(evaluation, settings))
+    write_text(output / "summary.md", tables.summary_markdown(evaluation))
+    write_text(output / "report.html", report.report_html(evaluation, panels, settings, training, validation))
     print(f"\n{tables.terminal(evaluation)}\n\nreport: {output / 'report.html'}")
     return evaluation
 
@@ -59,10 +60,3 @@ def _settings(args, methods):
         | {name: metadata.version(name) for name in PACKAGES}
         | {"pyiqa (scores)": methods[0].pyiqa},
     }
-
-
-def _write(path, text):
-    """Beside, then renamed: the file is whole or absent."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -92,7 +92,10 @@ def _arm(path, name, settings, seeds):
     if not name or set(name) & set("/\\= ,|") or name == "base":
         raise UserError(f"{path}: arm '{name}': a name without spaces and the signs / = , | that is not 'base'")
     return Arm(
-        name, dict(settings.get("train") or {}), dict(settings.get("reward") or {}), _seeds(path, settings["seeds"]) if "seeds" in settings else seeds
+        name,
+        dict(settings.get("train") or {}),
+        dict(settings.get("reward") or {}),
+        _seeds(path, settings["seeds"]) if "seeds" in settings else seeds,
     )
 
 

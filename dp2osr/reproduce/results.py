@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dp2osr.config import write_json
+from dp2osr.config import write_json, write_text
 from dp2osr.evaluation import statistics
-from dp2osr.evaluation.figures import BETTER, METHODS, MUTED, WORSE, style
+from dp2osr.evaluation.figures import BETTER, METHODS, MUTED, WORSE, save_figure, style
 from dp2osr.evaluation.methods import load_methods
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown
@@ -98,14 +98,12 @@ def write_results(grid, folders, output, resamples=2000):
     results = collect(grid, folders, resamples)
     output.mkdir(parents=True, exist_ok=True)
     text = results_markdown(results)
-    _write(output / "results.md", text)
-    _write(output / "results.csv", results_csv(results))
+    write_text(output / "results.md", text)
+    write_text(output / "results.csv", results_csv(results))
     draw_results(results, output)
     arms = {arm.name: {"train": arm.train, "reward": arm.reward, "seeds": arm.seeds} for arm in grid.arms}
     about = {"title": grid.title, "stages": {stage: str(path) for stage, path in grid.stages.items()}, "evaluated_by": grid.evaluated_by}
-    write_json(
-        output / "settings.json", about | {"arms": arms, "bootstrap": resamples, "runs": folders, "versions": versions()}
-    )
+    write_json(output / "settings.json", about | {"arms": arms, "bootstrap": resamples, "runs": folders, "versions": versions()})
     print(f"\n{text}\nfiles: {output}/results.md, .csv, .png, .svg and settings.json")
     return results
 
@@ -116,8 +114,8 @@ def results_markdown(results):
     photographs, crops = results.num_photographs, results.num_images
     lines = [
         f"# {results.grid.title}",
-        f"{crops} images of {photographs} held-out photographs × {results.num_candidates} seeds. Change in units of the base's spread within a "
-        "group, + is better, 95 % interval over photographs and trainings; ± is the standard deviation over trainings. "
+        f"{crops} images of {photographs} held-out photographs × {results.num_candidates} seeds. Change in units of the base's spread "
+        "within a group, + is better, 95 % interval over photographs and trainings; ± is the standard deviation over trainings. "
         f"The reward is `{results.grid.evaluated_by}`, pooled over all runs; metrics with * are in it.",
         "## Against the base",
         table(results, results.arms, lambda arm: arm.changes),
@@ -179,9 +177,7 @@ def draw_results(results, output):
             panel.axis("off")
         figure.supxlabel("change in σ of the base, right is better (* in the reward)", fontsize=9, color=MUTED)
         for kind in ("png", "svg"):
-            part = output / f".results.{kind}.part"
-            figure.savefig(part, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else {"Software": None})
-            part.replace(output / f"results.{kind}")
+            save_figure(figure, output / f"results.{kind}")
 
 
 def _draw_metric(axes, results, name):
@@ -195,9 +191,3 @@ def _draw_metric(axes, results, name):
     axes.set_yticks(range(len(results.arms)), [arm.name for arm in results.arms])
     axes.set_ylim(len(results.arms) - 0.5, -0.5)
     axes.grid(axis="y", visible=False)
-
-
-def _write(path, text):
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)

@@ -16,7 +16,7 @@ from pathlib import Path
 import yaml
 from tqdm import tqdm
 
-from dp2osr.config import write_json
+from dp2osr.config import write_json, write_text
 from dp2osr.errors import PARENT, UserError
 from dp2osr.provenance import versions
 from dp2osr.rewards.config import find_reward_config
@@ -38,14 +38,12 @@ class GridTasks:
         missing = [name for name, task in self.held_out.items() if not task.is_done() and name != "base"]
         steps = sum(self.held_out[name].settings["train"].get("max_train_steps", 1000) for name in missing)
         first = "" if self.shared.is_done() else "the candidates of all trainings, "
-        return (
-            f"{self.grid.name}: {self.grid.title}. {len(self.held_out) - 1} trainings, {len(missing)} of them missing"
-            + (f": {first}{steps} steps in all, and held-out candidates of each policy" if missing else "")
-        )
+        doing = f": {first}{steps} steps in all, and held-out candidates of each policy" if missing else ""
+        return f"{self.grid.name}: {self.grid.title}. {len(self.held_out) - 1} trainings, {len(missing)} of them missing{doing}"
 
 
 def plan_grid(grid, output):
-    """The `GridTasks` of a grid under `output`. A folder is named by a hash of all its settings, so grids share what they have in common."""
+    """The `GridTasks` of a grid under `output`; a folder is named by a hash of its settings, so grids share what they have in common."""
     read = {stage: yaml.safe_load(path.read_text(encoding="utf-8")) for stage, path in grid.stages.items()}
     shared = candidates_of(read["sample"], read["label"], output)
     held_out = {"base": candidates_of(read["test"], read["label_test"], output)}
@@ -64,10 +62,10 @@ def run_grid(tasks, jobs=None):
     Raises:
         UserError: a program failed; its log is named.
     """
-    if any(not task.is_done() for task in [tasks.shared, *tasks.held_out.values()]):
-        pool = Pool(jobs or default_jobs())
-        pool.run([tasks.shared], "candidates", side_by_side=False)
-        pool.run(tasks.held_out.values(), tasks.grid.name)
+    if not tasks.shared.is_done():
+        run_alone(tasks.shared)
+    if not all(task.is_done() for task in tasks.held_out.values()):
+        Pool(jobs or default_jobs()).run(tasks.held_out.values(), tasks.grid.name)
     return {name: task.folder / CANDIDATES for name, task in tasks.held_out.items()}
 
 
@@ -167,9 +165,7 @@ class Task:
 
 
 def write_yaml(path, content):
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(yaml.safe_dump(content, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    part.replace(path)
+    write_text(path, yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
 
 
 class Pool:
@@ -178,14 +174,12 @@ class Pool:
     def __init__(self, jobs):
         self.jobs, self.children, self.lock, self.stopping = jobs, set(), threading.Lock(), False
 
-    def run(self, tasks, title, side_by_side=True):
-        """Run what is not done of `tasks`, with a progress bar in tasks."""
+    def run(self, tasks, title):
+        """Run what is not done of `tasks`, with a progress bar in runs; what the programs print is in each task's log."""
         missing = [task for task in tasks if not task.is_done()]
-        if not missing:
-            return
-        jobs = self.jobs if side_by_side else 1
-        with tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="run", desc=title) as bar, ThreadPoolExecutor(jobs) as executor:
-            waiting = {executor.submit(self.run_task, task, jobs) for task in missing}
+        bar = tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="run", desc=title)
+        with bar, ThreadPoolExecutor(self.jobs) as executor:
+            waiting = {executor.submit(self.run_task, task) for task in missing}
             try:
                 while waiting:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -204,32 +198,47 @@ class Pool:
             for child in self.children:
                 child.terminate()
 
-    def run_task(self, task, jobs):
+    def run_task(self, task):
         task.prepare()
         with open(task.folder / "log.txt", "a", encoding="utf-8") as log:
             for program in task.programs:
-                self.run_program(program.script, task.folder / f"{program.name}.yaml", log, jobs)
+                self.run_program(program.script, task.folder / f"{program.name}.yaml", log)
         task.finish()
 
-    def run_program(self, script, settings, log, jobs):
+    def run_program(self, script, settings, log):
         """Raises UserError, with the program's own last line, where it fails."""
-        launcher = [] if jobs > 1 else ["-m", "dp2osr.launch"]
-        environment = {**os.environ, PARENT: str(os.getpid())}
-        if jobs > 1:
-            environment["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))
         with self.lock:
             if self.stopping:
                 raise UserError("stopped")
-            child = subprocess.Popen(
-                [sys.executable, *launcher, str(REPOSITORY / script), "--config", str(settings)],
-                env=environment, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            )  # fmt: skip
+            child = start(script, settings, self.jobs, stdout=log, stderr=subprocess.STDOUT)
             self.children.add(child)
         code = child.wait()
         with self.lock:
             self.children.discard(child)
         if code:
-            raise UserError(f"{script} stopped with exit code {code}: {last_line(log.name)} (all of it: {log.name}); the same command goes on")
+            said = f"{last_line(log.name)} (all of it: {log.name})"
+            raise UserError(f"{script} stopped with exit code {code}: {said}; the same command goes on")
+
+
+def run_alone(task):
+    """Run a task with all that the machine has; its programs show their own progress."""
+    task.prepare()
+    for program in task.programs:
+        child = start(program.script, task.folder / f"{program.name}.yaml", jobs=1)
+        code = child.wait()
+        if code:
+            raise UserError(f"{program.script} stopped with exit code {code}; the same command goes on")
+    task.finish()
+
+
+def start(script, settings, jobs, **streams):
+    """Start a program under a YAML: one process with its share of the threads where there are several jobs, else `dp2osr.launch`'s."""
+    environment = {**os.environ, PARENT: str(os.getpid())}
+    if jobs > 1:
+        environment["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))
+    launcher = [] if jobs > 1 else ["-m", "dp2osr.launch"]
+    command = [sys.executable, *launcher, str(REPOSITORY / script), "--config", str(settings)]
+    return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **streams)
 
 
 def threads():
@@ -242,5 +251,3 @@ def last_line(path):
     said = [line.strip() for line in lines if line.strip()]
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     return (errors or said or ["nothing was said"])[-1]
-
-

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from unittest import mock
 
+from dp2osr.config import write_text
 from dp2osr.errors import UserError
 from dp2osr.provenance import file_sha256
 
@@ -53,9 +54,7 @@ def write_manifest(folder):
         path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path).hexdigest()}
         for path in weight_files(folder)
     }
-    part = folder / f".{MANIFEST}.part"
-    part.write_text(json.dumps(entries, indent=1), encoding="utf-8")
-    part.replace(folder / MANIFEST)
+    write_text(folder / MANIFEST, json.dumps(entries, indent=1))
     return entries
 
 

@@ -2,6 +2,8 @@
 
 import json
 
+from dp2osr.config import write_text
+
 
 class TrainingLog:
     """A JSONL of records; what a killed run wrote beyond its last checkpoint is dropped when it goes on. `records`: those that are kept."""
@@ -17,9 +19,7 @@ class TrainingLog:
                 if record["step"] <= step and step:
                     kept.append(line)
                     self.records.append(record)
-        part = path.with_name(f".{path.name}.part")
-        part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        part.replace(path)
+        write_text(path, "".join(f"{line}\n" for line in kept))
         self.path = path
 
     def write(self, record):

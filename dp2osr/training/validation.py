@@ -9,6 +9,7 @@ from dp2osr.backbones import load_backbone
 from dp2osr.backbones.loading import cast
 from dp2osr.data.images import list_images, pil_to_tensor, read_image, tensor_to_pil
 from dp2osr.errors import UserError
+from dp2osr.evaluation import statistics
 from dp2osr.evaluation.contact_sheet import draw_sheet
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.metrics import MetricSuite
@@ -20,7 +21,7 @@ from dp2osr.training.options import sampling_options
 class RewardValidator:
     """Called with a policy, returns pooled rewards of held-out images and the gain G; `sheet` has the first `shown` of them as pictures.
 
-    G = (mean reward of the policy − mean of the base) / mean within-group spread of the base.
+    G as in `statistics.gain`.
     """
 
     def __init__(self, args, backbone, reference, control_scale=1.0, shown=6):
@@ -67,7 +68,7 @@ class RewardValidator:
             "val_reward_best": float(tuned.max(axis=1).mean()),
             "val_reward_worst": float(tuned.min(axis=1).mean()),
             "val_base_mean": float(base.mean()),
-            "G": float((tuned.mean() - base.mean()) / base.std(axis=1).mean()),
+            "G": statistics.gain(tuned, base, None).value,
         }
 
     def sheet(self):

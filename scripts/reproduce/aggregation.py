@@ -1,4 +1,4 @@
-"""Ways to make one reward of the metrics: the paper's min-max, ranks, z-scores, weights that heed conflicts; by what they do to all metrics.
+"""Ways to make one reward of the metrics, the paper's min-max, ranks, z-scores, weights that heed conflicts, by what they do to all metrics.
 
     python scripts/reproduce/aggregation.py
 """

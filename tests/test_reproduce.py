@@ -1,0 +1,262 @@
+"""Experiments of many trainings: what is read, what is shared, what is run again, and the numbers against plain loops."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT, assert_one_clear_line, run_program
+
+from dp2osr.config import flags_of
+from dp2osr.errors import UserError
+from dp2osr.evaluation import statistics
+from dp2osr.reproduce.grid import CONFIG_DIR, Arm, load_grid
+from dp2osr.reproduce.runs import plan_grid
+from dp2osr.rewards.config import load_reward_config
+from dp2osr.rewards.table import read_scores
+
+EXPERIMENTS = sorted(CONFIG_DIR.glob("*/*.yaml"))
+
+
+def experiment(folder, **changes):
+    """An experiment of two short trainings on three photographs; returns the path of its YAML."""
+    stages = folder / "stages"
+    stages.mkdir(parents=True, exist_ok=True)
+    model = {
+        "pretrained_model_name_or_path": "preset/models/tiny-sd2",
+        "controlnet_model_name_or_path": "preset/models/c-tiny-sd2",
+    }
+    sampling = {"num_inference_steps": 1, "guidance_scale": 1.0, "batch_size": 4, "num_candidates": 4}
+    reward = folder / "psnr.yaml"
+    reward.write_text("fr: [psnr, gmsd]\n", encoding="utf-8")
+    content = {
+        "sample": model | sampling | {"image_path": "preset/train/lr", "max_images": 3},
+        "label": {"gt_path": "preset/train/gt", "reward_config": str(reward)},
+        "train": model
+        | {"reward_config": str(reward), "top_n": 2, "groups_per_step": 2, "max_train_steps": 2}
+        | {"learning_rate": 1e-3, "report_to": "none"},
+        "test": model | sampling | {"image_path": "preset/test/lr", "max_images": 3, "seed": 1},
+        "label_test": {"gt_path": "preset/test/gt", "reward_config": str(reward), "extra_metrics": ["ssim"]},
+    }
+    for name, settings in content.items():
+        (stages / f"{name}.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
+    grid = {
+        "title": "A small one",
+        "stages": str(stages),
+        "evaluated_by": str(reward),
+        "seeds": [0, 1],
+        "arms": {"plain": {}, "ranks": {"reward": {"normalise": "rank"}, "train": {"top_n": 1}, "seeds": [1]}},
+    } | changes
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(grid, sort_keys=False), encoding="utf-8")
+    return path
+
+
+# ---------------------------------------------------------------- what is read
+
+
+def test_an_experiment_runs_all_arms_of_a_seed_before_the_next_seed(tmp_path):
+    grid = load_grid(experiment(tmp_path), "tiny")
+    assert [(arm.name, seed) for arm, seed in grid.runs] == [("plain", 0), ("plain", 1), ("ranks", 1)]
+    assert grid.arms[1] == Arm("ranks", {"top_n": 1}, {"normalise": "rank"}, (1,))
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_experiment_of_the_repository_gives_its_programs_flags_that_they_know(path, tmp_path, monkeypatch):
+    import importlib
+
+    monkeypatch.chdir(ROOT)
+    grid = load_grid(path.stem, path.parent.name)
+    tasks = plan_grid(grid, tmp_path)
+    assert len(tasks.held_out) == 1 + len(grid.runs)
+    for task in [tasks.shared, *tasks.held_out.values()]:
+        task.prepare()
+        for program in task.programs:
+            parser = importlib.import_module(program.script.removesuffix(".py")).build_parser()
+            args = parser.parse_args(flags_of(parser, task.folder / f"{program.name}.yaml"))
+            if "reward_config" in vars(args):
+                load_reward_config(args.reward_config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "mentions"),
+    [
+        ({"arm": {}}, ["unknown", "arms"]),
+        ({"seeds": [0, 0]}, ["seeds", "different"]),
+        ({"seeds": 3}, ["seeds", "list"]),
+        ({"arms": {}}, ["arms"]),
+        ({"arms": {"a b": {}}}, ["arm 'a b'"]),
+        ({"arms": {"base": {}}}, ["arm 'base'"]),
+        ({"arms": {"a": {"trian": {}}}}, ["arm 'a'", "trian", "train"]),
+        ({"stages": "nowhere"}, ["nowhere/sample.yaml", "missing"]),
+    ],
+)
+def test_a_mistake_in_an_experiment_is_named(tmp_path, changes, mentions):
+    path = experiment(tmp_path, **changes)
+    with pytest.raises(UserError) as error:
+        load_grid(path, "tiny")
+    for mention in [str(path), *mentions]:
+        assert mention.replace("unknown", "no key") in str(error.value)
+
+
+def test_an_experiment_that_is_not_there_lists_those_that_are():
+    with pytest.raises(UserError, match="tiny/aggregation"):
+        load_grid("agregation", "tiny")
+
+
+# ---------------------------------------------------------------- what is shared
+
+
+def test_the_same_training_in_two_experiments_is_one_run_and_another_setting_is_another(tmp_path):
+    grid = load_grid(experiment(tmp_path), "tiny")
+    arm = grid.arms[0]
+
+    def folder_of(**changes):
+        return plan_grid(replace(grid, arms=[replace(arm, **changes)]), tmp_path).held_out[f"{changes.get('name', arm.name)}-0"].folder
+
+    assert folder_of(name="renamed") == folder_of()
+    changes = ({}, {"train": {"top_n": 1}}, {"reward": {"normalise": "rank"}}, {"reward": {"normalise": "z_score"}})
+    different = [folder_of(**change) for change in changes]
+    assert len(set(different)) == 4
+    other_candidates = replace(grid, stages=grid.stages | {"sample": grid.stages["test"]})
+    assert plan_grid(other_candidates, tmp_path).held_out["plain-0"].folder not in different
+    assert plan_grid(other_candidates, tmp_path).held_out["base"].folder == plan_grid(grid, tmp_path).held_out["base"].folder
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_the_mean_gain_of_one_training_is_its_gain():
+    rng = np.random.default_rng(0)
+    base, policy = rng.normal(size=(6, 5)), rng.normal(0.3, size=(6, 5))
+    weights = statistics.bootstrap_weights(list("aabbcd"), 500, 0)
+    expected = statistics.gain(policy, base, weights)
+    difference = (policy.mean(axis=1) - base.mean(axis=1))[None]
+    got = statistics.mean_gain(difference, statistics.spread(base), weights, statistics.seed_weights(1, 500, 0))
+    assert (got.value, got.low, got.high) == pytest.approx((expected.value, expected.low, expected.high))
+
+
+def test_the_interval_of_several_trainings_is_that_of_a_loop_over_resamples():
+    rng = np.random.default_rng(1)
+    differences, spread = rng.normal(size=(3, 4)), rng.random(4) + 0.5
+    weights, of_seeds = statistics.bootstrap_weights(list("aabc"), 200, 0), statistics.seed_weights(3, 200, 0)
+    values = []
+    for images, seeds in zip(weights, of_seeds, strict=True):
+        above = sum(images[g] * seeds[s] * differences[s, g] for s in range(3) for g in range(4))
+        below = sum(images[g] * seeds[s] * spread[g] for s in range(3) for g in range(4))
+        values.append(above / below)
+    got = statistics.mean_gain(differences, spread, weights, of_seeds)
+    assert got.value == pytest.approx(differences.mean() / spread.mean())
+    assert [got.low, got.high] == pytest.approx(list(np.percentile(values, [2.5, 97.5])))
+    one = statistics.mean_gain(differences[:1], spread, weights, statistics.seed_weights(1, 200, 0))
+    assert np.isfinite([one.low, one.high]).all()
+
+
+# ---------------------------------------------------------------- the whole of it
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An experiment that was run; (path of its YAML, output folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("experiment")
+    path, output = experiment(folder), folder / "out"
+    flags = ["--experiment", path, "--output_dir", output, "--jobs", "2", "--bootstrap", "200"]
+    done = run_program("scripts/reproduce/aggregation.py", *flags)
+    return path, output, done.stdout
+
+
+def test_an_experiment_ends_with_tables_that_equal_loops_over_the_scores(finished):
+    path, output, printed = finished
+    rows = list(csv.DictReader((output / "small" / "results.csv").open(encoding="utf-8")))
+    tasks = plan_grid(load_grid(path, "tiny"), output)
+    scores = {name: read_scores(task.folder / "candidates" / "scores.parquet") for name, task in tasks.held_out.items()}
+    sigma = np.mean([np.std(row, ddof=1) for row in scores["base"].scores["ssim"]])
+    for arm, seeds in (("plain", [0, 1]), ("ranks", [1])):
+        [row] = [row for row in rows if row["arm"] == arm and row["metric"] == "ssim"]
+        changes = [(scores[f"{arm}-{seed}"].scores["ssim"].mean() - scores["base"].scores["ssim"].mean()) / sigma for seed in seeds]
+        assert float(row["change"]) == pytest.approx(np.mean(changes), rel=1e-4)
+        assert [float(row[f"seed_{seed}"]) for seed in seeds] == pytest.approx(changes, rel=1e-4)
+    gmsd = (scores["base"].scores["gmsd"].mean() - scores["ranks-1"].scores["gmsd"].mean()) / np.mean(
+        [np.std(row, ddof=1) for row in scores["base"].scores["gmsd"]]
+    )
+    [row] = [row for row in rows if row["arm"] == "ranks" and row["metric"] == "gmsd"]
+    assert float(row["change"]) == pytest.approx(gmsd, rel=1e-4)  # lower is better, so a fall is a gain
+    both = scores["ranks-1"].scores["ssim"].mean() - scores["plain-1"].scores["ssim"].mean()
+    [row] = [row for row in rows if row["arm"] == "ranks" and row["metric"] == "ssim"]
+    assert float(row["difference"]) == pytest.approx(both / sigma, rel=1e-4)
+    assert "Against plain" in printed and (output / "small" / "results.svg").stat().st_size > 1000
+
+
+def test_an_experiment_that_is_done_is_not_run_again(finished):
+    path, output, printed = finished
+    before = {file: file.stat().st_mtime_ns for file in output.glob("*/*/*/*.parquet")}
+    started = time.time()
+    again = run_program("scripts/reproduce/aggregation.py", "--experiment", path, "--output_dir", output, "--bootstrap", "200")
+    logs = [file for file in output.glob("*/*/log.txt") if file.stat().st_mtime > started]
+    assert before and before == {file: file.stat().st_mtime_ns for file in before} and not logs
+    assert "3 trainings, 0 of them missing" in again.stdout
+    assert again.stdout[again.stdout.index("# A small one") :] == printed[printed.index("# A small one") :]
+
+
+def test_a_program_that_fails_is_named_with_its_own_words_and_its_log(tmp_path, finished):
+    path = experiment(tmp_path, arms={"plain": {"train": {"top_n": 3}}})  # of M = 4, at most 2
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "candidates").symlink_to(finished[1] / "candidates")
+    done = run_program("scripts/reproduce/aggregation.py", "--experiment", path, "--output_dir", output, "--jobs", "2", check=False)
+    assert_one_clear_line(done, "train_sd2_dpo.py stopped", "top_n", "log.txt")
+
+
+def test_a_killed_experiment_leaves_no_program_behind(tmp_path):
+    path = experiment(tmp_path)
+    environment = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    words = [sys.executable, "scripts/reproduce/aggregation.py", "--experiment", str(path), "--output_dir", str(tmp_path / "out")]
+    parent = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        child = wait_for(lambda: running_under(tmp_path))
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        assert child and wait_for(lambda: not running_under(tmp_path)), running_under(tmp_path)
+    finally:
+        parent.kill()
+    assert not list((tmp_path / "out").glob("*/*/done.json"))
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := condition():
+            return found
+        time.sleep(0.2)
+    return condition()
+
+
+def running_under(folder):
+    """Process ids of programs whose settings are in `folder`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0")
+            except OSError:
+                continue
+            if "--config" in words and str(folder) in words[words.index("--config") + 1]:
+                found.append(int(entry.name))
+    return found
+
+
+def test_settings_of_a_run_tell_what_it_was(finished):
+    path, output, _ = finished
+    settings = json.loads((output / "small" / "settings.json").read_text(encoding="utf-8"))
+    run = Path(settings["runs"]["ranks-1"]).parent
+    assert yaml.safe_load((run / "reward.yaml").read_text())["normalise"] == "rank"
+    assert json.loads((run / "settings.json").read_text())["train"]["top_n"] == 1
+    assert settings["arms"]["ranks"]["seeds"] == [1]
