@@ -4,11 +4,12 @@
     python label_rewards.py --config configs/tiny_sd2/quickstart/label.yaml
     python bench/time_to_gain.py --candidates_dir runs/quickstart/candidates --output_dir runs/time_to_gain
 
-Both start from the same model, candidates, reward and pairs (the quickstart's settings, a constant rate after the warm-up) and differ in the
-step: the group form visits 6 groups with all N² pairs at one timestep each; pairwise draws single pairs of random groups, each with its own
-timestep and one noise for the two, and passes winner and loser through two whole models, policy and reference, as public Diffusion-DPO code
-does. Its batch is either the group form's 216 pairs, or 24. Every rate is tried with the first seed; the best goes on to the others. G is that of validation
-during training, 26 held-out crops, and is not timed. Runs have one thread each, two side by side; times are the processor's.
+Both start from the same model, candidates, reward and pairs (the quickstart's settings, a constant rate after the warm-up) and differ in
+the step: the group form visits 6 groups with all N² pairs at one timestep each; pairwise draws single pairs of random groups, each with its
+own timestep and one noise for the two, and passes winner and loser through two whole models, policy and reference, as public Diffusion-DPO
+code does. Its batch is either the group form's 216 pairs, or 24. Every rate is tried with the first seed; the best goes on to the others.
+G is that of validation during training, 26 held-out crops, and is not timed. Runs have one thread each, two side by side; times are the
+processor's.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Ways to make one reward of the metrics, the paper's min-max, ranks, z-scores, weights that heed conflicts, by what they do to all metrics.
+"""Ways to make one reward of the metrics (the paper's min-max, ranks, z-scores, weights that heed conflicts), by what they do to each.
 
-    python scripts/reproduce/aggregation.py
+python scripts/reproduce/aggregation.py
 """
 
 import sys

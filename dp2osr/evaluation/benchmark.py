@@ -1,0 +1,280 @@
+"""Tables of SR methods on a test set: means, spread over samples, intervals over photographs, paired tests, beside published values."""
+
+import csv
+import io
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import yaml
+from scipy.stats import wilcoxon
+
+from dp2osr.errors import UserError
+from dp2osr.evaluation import statistics
+from dp2osr.evaluation.statistics import Estimate
+from dp2osr.evaluation.summary import interval
+from dp2osr.evaluation.tables import markdown, number
+from dp2osr.rewards.config import nearest
+
+PUBLISHED_DIR = Path(__file__).resolve().parents[2] / "configs" / "paper"
+
+
+@dataclass(frozen=True)
+class Result:
+    """A method on one metric: mean and its interval, std over samples of the mean over images (NaN for one sample), and against the
+    reference method the paired difference (method − reference, raw) with its interval and the p-value of Wilcoxon's signed-rank test over
+    photographs."""
+
+    mean: Estimate
+    std: float
+    difference: Estimate | None = None
+    p_value: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """`results[method][metric]`; `lower_better[metric]`; `left_out[metric]` images on which the metric failed."""
+
+    methods: list
+    reference: str
+    metrics: list
+    lower_better: dict
+    results: dict
+    num_images: int
+    num_photographs: int
+    num_samples: dict
+    left_out: dict
+    published: dict = field(default_factory=dict)
+
+
+def compare(scores, image_ids, suite, resamples=2000, seed=0, crop_suffix=statistics.CROP_SUFFIX, published=None):
+    """A `Benchmark` of raw scores.
+
+    Args:
+        scores: {metric: {method: (G, S)}}, NaN where a metric failed; the first method is the reference.
+        image_ids: G ids.
+        suite: `MetricSuite`, for the directions.
+        resamples, seed: of the bootstrap over photographs.
+        crop_suffix: what an image id has beyond its photograph's name.
+        published: of `load_published`, or None.
+    """
+    methods = list(next(iter(scores.values())))
+    photographs = np.array(statistics.photographs_of(image_ids, crop_suffix))
+    results, left_out = {method: {} for method in methods}, {}
+    for metric, of_metric in scores.items():
+        whole = np.all([np.isfinite(values).all(axis=1) for values in of_metric.values()], axis=0)
+        if not whole.all():
+            left_out[metric] = [image_id for image_id, good in zip(image_ids, whole, strict=True) if not good]
+        if not whole.any():
+            continue
+        weights = statistics.bootstrap_weights(photographs[whole], resamples, seed)
+        reference = of_metric[methods[0]][whole].mean(axis=1)
+        for method in methods:
+            values = of_metric[method][whole]
+            against = {} if method == methods[0] else _against(values.mean(axis=1), reference, photographs[whole], weights)
+            std = float(values.mean(axis=0).std(ddof=1)) if values.shape[1] > 1 else float("nan")
+            results[method][metric] = Result(_mean(values.mean(axis=1), weights), std, **against)
+    return Benchmark(
+        methods,
+        methods[0],
+        [metric for metric in scores if metric in results[methods[0]]],
+        dict(suite.lower_better),
+        results,
+        len(image_ids),
+        len(set(photographs)),
+        {method: next(iter(scores.values()))[method].shape[1] for method in methods},
+        left_out,
+        published or {},
+    )
+
+
+def _mean(values, weights):
+    return statistics.ratio_of_means(values, np.ones_like(values), weights)
+
+
+def _against(values, reference, photographs, weights):
+    """{"difference", "p_value"} of paired values; crops of one photograph count as one in the test."""
+    differences = values - reference
+    of_photographs = [differences[photographs == name].mean() for name in np.unique(photographs)]
+    tested = len(of_photographs) > 1 and np.any(of_photographs)
+    return {
+        "difference": _mean(differences, weights),
+        "p_value": float(wilcoxon(of_photographs).pvalue) if tested else float("nan"),
+    }
+
+
+def load_published(name_or_yaml):
+    """Published values: a name in `configs/paper` or a YAML {source, metrics, methods: {method: {metric: value}}}.
+
+    Raises:
+        UserError: no such file, not of this form, a value that is no number or of a metric that is not listed.
+    """
+    path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else PUBLISHED_DIR / f"{name_or_yaml}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such published table{nearest(path.stem, [file.stem for file in PUBLISHED_DIR.glob('*.yaml')])}"
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in (("metrics", list), ("methods", dict))):
+        raise UserError(f"{path}: must have 'metrics', a list, and 'methods', a name with its values each")
+    for method, values in content["methods"].items():
+        for metric, value in values.items():
+            if metric not in content["metrics"] or not isinstance(value, (int, float)):
+                raise UserError(f"{path}: '{method}', '{metric}': {value!r} is no number of a metric of this table")
+    return content
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def arrow(benchmark, metric):
+    return "↓" if benchmark.lower_better[metric] else "↑"
+
+
+def places(benchmark):
+    """{metric: {method: 1 for the best mean, 2 for the next}}, of at least two methods."""
+    found = {}
+    for metric in benchmark.metrics:
+        sign = 1 if benchmark.lower_better[metric] else -1
+        order = sorted(benchmark.methods, key=lambda method: sign * benchmark.results[method][metric].mean.value)
+        found[metric] = {method: place for place, method in enumerate(order[:2], 1)} if len(order) > 1 else {}
+    return found
+
+
+def cell(result):
+    """`0.4045 ± 0.0091`."""
+    return number(result.mean.value) + ("" if np.isnan(result.std) else f" ± {number(result.std, result.mean.value)}")
+
+
+def benchmark_markdown(benchmark, settings):
+    """The text of table.md: means, differences to the reference, published values, settings."""
+    header = ["method", *(f"{metric} {arrow(benchmark, metric)}" for metric in benchmark.metrics)]
+    place = places(benchmark)
+    rows = []
+    for method in benchmark.methods:
+        texts = {metric: cell(benchmark.results[method][metric]) for metric in benchmark.metrics}
+        rows.append([method, *(f"**{text}**" if place[metric].get(method) == 1 else text for metric, text in texts.items())])
+    count = f"{benchmark.num_images} images" + (
+        f" of {benchmark.num_photographs} photographs" if benchmark.num_photographs < benchmark.num_images else ""
+    )
+    samples = ", ".join(f"{name} {count}" for name, count in benchmark.num_samples.items() if count > 1)
+    blocks = [
+        f"# {count}",
+        "Mean over images and samples"
+        + (f" ± standard deviation over samples of the mean over images ({samples} samples)" if samples else ""),
+        markdown(header, rows),
+    ]
+    if len(benchmark.methods) > 1:
+        blocks += [
+            f"## Against {benchmark.reference}",
+            "Difference of the means, 95 % bootstrap interval over photographs, p of Wilcoxon's signed-rank test over photographs; "
+            "bold where the interval leaves zero out.",
+            markdown(header, [[method, *_differences(benchmark, method)] for method in benchmark.methods[1:]]),
+        ]
+    if benchmark.published:
+        blocks += _published_blocks(benchmark, header)
+    if benchmark.left_out:
+        blocks.append("Left out: " + "; ".join(f"{metric} on {', '.join(ids)}" for metric, ids in benchmark.left_out.items()))
+    blocks += ["## Protocol", "\n".join(f"- {key}: {value}" for key, value in settings.items())]
+    return "\n\n".join(blocks) + "\n"
+
+
+def _differences(benchmark, method):
+    texts = []
+    for metric in benchmark.metrics:
+        result = benchmark.results[method][metric]
+        digits = 2 if abs(result.mean.value) >= 10 else 4
+        p = "" if np.isnan(result.p_value) else f", p = {result.p_value:.2g}"
+        text = interval(result.difference, digits, signed=True) + p
+        texts.append(f"**{text}**" if result.difference.verdict != "unclear" else text)
+    return texts
+
+
+def _published_blocks(benchmark, header):
+    """The published rows, and for a method of the same name ours − published."""
+    rows = []
+    for method, values in benchmark.published["methods"].items():
+        rows.append([method, *(number(values[metric]) if metric in values else "" for metric in benchmark.metrics)])
+        if method in benchmark.methods:
+            rows.append([f"ours − {method}", *_distances(benchmark, method, values)])
+    return [f"## Published: {benchmark.published.get('source', '')}", markdown(header, rows)]
+
+
+def _distances(benchmark, method, values):
+    """Ours − published; ! where the published value is outside our interval."""
+    texts = []
+    for metric in benchmark.metrics:
+        mean = benchmark.results[method][metric].mean
+        if metric not in values:
+            texts.append("")
+            continue
+        outside = not np.isnan(mean.low) and not mean.low <= values[metric] <= mean.high
+        texts.append(f"{mean.value - values[metric]:+.{2 if abs(mean.value) >= 10 else 4}f}" + (" !" if outside else ""))
+    return texts
+
+
+def benchmark_latex(benchmark):
+    """A booktabs table: the best mean bold, the next underlined."""
+    place = places(benchmark)
+    wraps = {1: r"\textbf{%s}", 2: r"\underline{%s}"}
+    lines = [r"\begin{tabular}{l" + "c" * len(benchmark.metrics) + "}", r"\toprule"]
+    arrows = {True: r"$\downarrow$", False: r"$\uparrow$"}
+    lines.append(
+        " & ".join(["Method", *(f"{_tex(metric)} {arrows[benchmark.lower_better[metric]]}" for metric in benchmark.metrics)]) + r" \\"
+    )
+    lines.append(r"\midrule")
+    for method in benchmark.methods:
+        cells = []
+        for metric in benchmark.metrics:
+            text = cell(benchmark.results[method][metric]).replace("-", r"$-$").replace("±", r"$\pm$")
+            cells.append(wraps.get(place[metric].get(method), "%s") % text)
+        lines.append(" & ".join([_tex(method), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _tex(text):
+    return "".join(f"\\{letter}" if letter in "_&%#$" else letter for letter in text)
+
+
+def benchmark_csv(benchmark):
+    """One row a method and metric."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    columns = [
+        "mean",
+        "mean_low",
+        "mean_high",
+        "std_over_samples",
+        "difference",
+        "difference_low",
+        "difference_high",
+        "p_value",
+        "published",
+    ]
+    writer.writerow(["method", "metric", "lower_better", *columns])
+    published = benchmark.published.get("methods", {})
+    for method in benchmark.methods:
+        for metric in benchmark.metrics:
+            result = benchmark.results[method][metric]
+            difference = result.difference or Estimate(float("nan"))
+            values = [result.mean.value, result.mean.low, result.mean.high, result.std, difference.value, difference.low, difference.high]
+            values += [result.p_value, published.get(method, {}).get(metric, float("nan"))]
+            writer.writerow(
+                [method, metric, benchmark.lower_better[metric], *("" if np.isnan(value) else f"{value:.8g}" for value in values)]
+            )
+    return stream.getvalue()
+
+
+def per_image_csv(scores, image_ids):
+    """One row an image, method and sample: every metric's raw score."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["image", "method", "sample", *scores])
+    for row, image_id in enumerate(image_ids):
+        for method, values in next(iter(scores.values())).items():
+            for sample in range(values.shape[1]):
+                writer.writerow([image_id, method, sample, *(f"{scores[metric][method][row, sample]:.8g}" for metric in scores)])
+    return stream.getvalue()

@@ -1,0 +1,95 @@
+"""Folders of SR images of any method, paired with the GT by name."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dp2osr.data.images import list_images
+from dp2osr.errors import UserError
+
+SAMPLE = re.compile(r"(.+)_(\d+)")  # photo_00, photo_01: samples of photo, as the test programs name them
+LISTED = 8
+
+
+@dataclass(frozen=True)
+class ImageMethod:
+    """One method's SR images: `samples[image id]` are the paths of its samples, as many for every image."""
+
+    name: str
+    samples: dict
+
+    @property
+    def num_samples(self):
+        return len(next(iter(self.samples.values())))
+
+
+def parse_folders(arguments):
+    """`["ours=DIR", "ours=DIR2", "SeeSR=DIR"]` → {"ours": [Path, Path], "SeeSR": [Path]}: a further folder has further samples."""
+    folders = {}
+    for argument in arguments:
+        name, equals, folder = argument.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"--images {argument}: not of the form NAME=DIR; write for example SeeSR=results/seesr ours=results/ours")
+        folders.setdefault(name, []).append(Path(folder))
+    return folders
+
+
+def pair_images(folders, gt_path=None):
+    """The methods' images and their GT.
+
+    An SR image has the name of its GT, or that with `_` and the sample's number. Without GT, images are paired among the methods.
+
+    Args:
+        folders: of `parse_folders`.
+        gt_path: folder of GT images, or None.
+
+    Returns:
+        (list of `ImageMethod` with the same image ids, {image id: GT path}, empty without GT).
+
+    Raises:
+        UserError: an image without GT or a GT without image (all sides are listed), or numbers of samples that differ.
+    """
+    gt = {path.stem: path for path in list_images(gt_path)} if gt_path else {}
+    methods = []
+    for name, paths in folders.items():
+        samples = {}
+        for folder in paths:
+            for path in list_images(folder):
+                samples.setdefault(image_id_of(path.stem, gt), []).append(path)
+        methods.append(ImageMethod(name, samples))
+    _check_names(methods, gt, gt_path)
+    _check_samples(methods)
+    return methods, gt
+
+
+def image_id_of(stem, gt):
+    """The GT's name that an SR image's stem stands for; without GT, or where none fits, the stem itself."""
+    match = SAMPLE.fullmatch(stem)
+    return match[1] if match and stem not in gt and match[1] in gt else stem
+
+
+def _check_names(methods, gt, gt_path):
+    expected, where = (set(gt), gt_path) if gt else (set(methods[0].samples), methods[0].name)
+    problems = []
+    for method in methods:
+        there = set(method.samples)
+        sides = ((there - expected, f"only in {method.name}"), (expected - there, f"only in {where}, not in {method.name}"))
+        problems += [f"{words}: {_listed(ids)}" for ids, words in sides if ids]
+    if problems:
+        raise UserError(
+            f"the images do not have the same names ({'; '.join(problems)}); an SR image has its GT's name, and _00, _01 ... for samples"
+        )
+
+
+def _listed(names):
+    names = sorted(names)
+    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
+
+
+def _check_samples(methods):
+    for method in methods:
+        counts = {len(paths) for paths in method.samples.values()}
+        if len(counts) > 1:
+            fewest = min(method.samples, key=lambda image_id: len(method.samples[image_id]))
+            found = f"{len(method.samples[fewest])} samples of {fewest} and {max(counts)} of other images"
+            raise UserError(f"'{method.name}' has {found}; give as many of each")

@@ -1,0 +1,126 @@
+"""Scores of folders of SR images: every file is read once, every score is kept, and a second run computes what is missing."""
+
+import json
+import sys
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from dp2osr.data.images import pil_to_tensor, read_image
+from dp2osr.errors import UserError
+from dp2osr.provenance import file_sha256
+from dp2osr.rewards.metrics import pyiqa_version
+
+PIXEL_METRICS = ("psnr", "ssim")  # those of which the channel and the border are settings
+
+
+def protocol_specs(config, channel=None, crop_border=None, exclude=()):
+    """The `MetricSpec`s of a protocol, with another channel ("y" or "rgb") or border, pixels, of PSNR and SSIM where they are given."""
+    changes = {} if channel is None else {"test_y_channel": channel == "y"}
+    changes |= {} if crop_border is None else {"crop_border": crop_border}
+    specs = [replace(spec, options=spec.options | changes) if spec.name in PIXEL_METRICS else spec for spec in config.metrics]
+    unknown = set(exclude) - {spec.name for spec in specs}
+    if unknown:
+        raise UserError(f"--exclude_metrics {' '.join(sorted(unknown))}: not in the protocol ({', '.join(spec.name for spec in specs)})")
+    return [spec for spec in specs if spec.name not in exclude]
+
+
+class ImageScorer:
+    """Scores the images of methods with one suite.
+
+    Args:
+        suite: `MetricSuite`.
+        gt: {image id: path}, or {}: then the NR metrics alone.
+        cache: JSONL that keeps the scores, one line an image of a method, filed under the hashes of the image and its GT.
+        center_crop: side of the middle square of SR and GT that is scored, pixels; None for all.
+    """
+
+    def __init__(self, suite, gt, cache, center_crop=None):
+        self.suite, self.gt, self.cache, self.center_crop = suite, gt, cache, center_crop
+        self.names = [name for name, mode in suite.modes.items() if mode == "NR" or gt]
+        described = suite.describe()
+        self.keys = {name: json.dumps([name, described[name], pyiqa_version(), center_crop], sort_keys=True) for name in self.names}
+        self.known = self._read_cache()
+
+    def _read_cache(self):
+        """{(hash of image, hash of GT): {key of a metric: score}} of the lines that are whole."""
+        known = {}
+        if self.cache.exists():
+            for line in self.cache.read_text(encoding="utf-8").splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:  # the line that a kill cut
+                    continue
+                known.setdefault((record["image"], record["gt"]), {}).update(record["scores"])
+        return known
+
+    def score(self, methods):
+        """{metric: {method: (G, S)}} raw scores in the order of the sorted image ids, NaN where a metric failed on an image."""
+        image_ids = sorted(methods[0].samples)
+        values = {name: {method.name: [] for method in methods} for name in self.names}
+        with open(self.cache, "a", encoding="utf-8") as self.stream:
+            if self.stream.tell():
+                self.stream.write("\n")  # a cut line ends here
+            for image_id in tqdm(image_ids, desc="score", unit="image"):
+                paths = [(method.name, path) for method in methods for path in method.samples[image_id]]
+                for name, scores in self._scores_of(image_id, [path for _, path in paths]).items():
+                    for method in methods:
+                        own = [score for (owner, _), score in zip(paths, scores, strict=True) if owner == method.name]
+                        values[name][method.name].append(own)
+        return {name: {method: np.array(rows) for method, rows in of_metric.items()} for name, of_metric in values.items()}
+
+    def _scores_of(self, image_id, paths):
+        """{metric: a score for each of the paths}."""
+        gt_path = self.gt.get(image_id)
+        of_gt = _hash(gt_path) if gt_path else ""
+        known = [self.known.setdefault((_hash(path), of_gt), {}) for path in paths]
+        missing = [name for name in self.names if any(self.keys[name] not in scores for scores in known)]
+        if missing:
+            images, gt = self._read(paths, gt_path)
+            for name in missing:
+                for scores, value in zip(known, self._metric(name, images, gt, paths), strict=True):
+                    scores[self.keys[name]] = value
+            for path, scores in zip(paths, known, strict=True):
+                finite = {self.keys[name]: scores[self.keys[name]] for name in missing if np.isfinite(scores[self.keys[name]])}
+                self.stream.write(json.dumps({"image": _hash(path), "gt": of_gt, "scores": finite}) + "\n")
+            self.stream.flush()
+        return {name: [scores[self.keys[name]] for scores in known] for name in self.names}
+
+    def _read(self, paths, gt_path):
+        """SR images (B, 3, H, W) and their GT (3, H, W) or None, in [0, 1], cropped."""
+        tensors = {path: pil_to_tensor(read_image(path)) for path in [*paths, *([gt_path] if gt_path else [])]}
+        first = gt_path or paths[0]
+        for path, tensor in tensors.items():
+            if tensor.shape != tensors[first].shape:
+                sizes = [f"{part.shape[-1]} x {part.shape[-2]}" for part in (tensor, tensors[first])]
+                raise UserError(f"{path}: is {sizes[0]} pixels, {first} is {sizes[1]}; nothing is resized here, make them the same size")
+        cropped = {path: self._crop(path, tensor) for path, tensor in tensors.items()}
+        return torch.stack([cropped[path] for path in paths]), cropped.get(gt_path)
+
+    def _crop(self, path, image):
+        side = self.center_crop
+        if side is None:
+            return image
+        height, width = image.shape[1:]
+        if min(height, width) < side:
+            raise UserError(f"{path}: is {width} x {height} pixels, smaller than --center_crop {side}")
+        top, left = (height - side) // 2, (width - side) // 2
+        return image[:, top : top + side, left : left + side]
+
+    def _metric(self, name, images, gt, paths):
+        """A metric's scores of the images of one GT; those it fails on are NaN, and told."""
+        try:
+            return self.suite.score(images, gt, paths[0].stem, names=[name])[name].tolist()
+        except UserError as error:
+            if len(paths) > 1:  # which of them?
+                return [self._metric(name, image[None], gt, [path])[0] for image, path in zip(images, paths, strict=True)]
+            tqdm.write(f"warning: {paths[0]}: {error}; the image is left out of {name}, for all methods", file=sys.stderr)
+            return [float("nan")]
+
+
+@cache
+def _hash(path):
+    return file_sha256(path).hexdigest()[:24]

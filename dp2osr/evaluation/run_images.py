@@ -1,0 +1,64 @@
+"""Folders of SR images from files to tables."""
+
+from pathlib import Path
+
+from dp2osr.config import write_json, write_text
+from dp2osr.errors import UserError
+from dp2osr.evaluation import benchmark
+from dp2osr.evaluation.image_folders import pair_images, parse_folders
+from dp2osr.evaluation.image_scores import ImageScorer, protocol_specs
+from dp2osr.provenance import versions
+from dp2osr.rewards.config import CONFIG_DIR, load_reward_config
+from dp2osr.rewards.metrics import MetricSuite, check_modes
+
+PROTOCOL_DIR = CONFIG_DIR.parent / "evaluation"
+
+
+def run_image_evaluation(args):
+    """Score folders of SR images; writes table.md, table.tex, table.csv, per_image.csv and settings.json to `args.output_dir`.
+
+    Args:
+        args: the flags of scripts/evaluate.py.
+
+    Returns:
+        `Benchmark`; table.md is also printed.
+    """
+    import torch
+
+    published = benchmark.load_published(args.published) if args.published else None
+    named = PROTOCOL_DIR / f"{args.protocol}.yaml"
+    config = load_reward_config(named if named.is_file() else args.protocol)
+    specs = protocol_specs(config, args.channel, args.crop_border, args.exclude_metrics)
+    methods, gt = pair_images(parse_folders(args.images), args.gt_path)
+    if not gt:
+        specs = [spec for spec in specs if spec in config.nr]
+        if not specs:
+            raise UserError(f"--protocol {args.protocol}: has no metric that does without GT; give --gt_path")
+    suite = MetricSuite(specs, "cuda" if torch.cuda.is_available() else "cpu", weights_dir=args.metrics_dir)
+    check_modes(config, suite)
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    scores = ImageScorer(suite, gt, output / "scores.jsonl", args.center_crop).score(methods)
+
+    image_ids = sorted(methods[0].samples)
+    found = benchmark.compare(scores, image_ids, suite, args.bootstrap, args.seed, args.crop_suffix, published)
+    settings = {
+        "images": " ".join(args.images),
+        "GT": args.gt_path or "none",
+        "metrics": ", ".join(_named(spec) for spec in specs),
+        "center crop": args.center_crop or "none",
+        "photographs": f"image ids without /{args.crop_suffix}/" if args.crop_suffix else "every image is one",
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items() if name in ("pyiqa", "torch")),
+    }
+    text = benchmark.benchmark_markdown(found, settings)
+    write_text(output / "table.md", text)
+    write_text(output / "table.tex", benchmark.benchmark_latex(found))
+    write_text(output / "table.csv", benchmark.benchmark_csv(found))
+    write_text(output / "per_image.csv", benchmark.per_image_csv(scores, image_ids))
+    write_json(output / "settings.json", {"flags": vars(args), "metrics": suite.describe(), "versions": versions()})
+    print(f"\n{text}\nfiles: {output}/table.md, .tex, .csv, per_image.csv and settings.json")
+    return found
+
+
+def _named(spec):
+    return spec.name + (f" ({', '.join(f'{key} {value}' for key, value in spec.options.items())})" if spec.options else "")

@@ -1,0 +1,283 @@
+"""Folders of SR images of any method: pairing by name, scores against pyiqa called directly, tables against plain loops."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import ROOT, assert_one_clear_line, run_program, save_noise
+from PIL import Image, ImageFilter
+
+from dp2osr.errors import UserError
+from dp2osr.evaluation import benchmark
+from dp2osr.evaluation.image_folders import pair_images, parse_folders
+from dp2osr.evaluation.image_scores import ImageScorer, protocol_specs
+from dp2osr.rewards.config import load_reward_config
+from dp2osr.rewards.metrics import MetricSuite
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+SIDE = 96
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory):
+    """`gt`, `sharp` and `soft`: twenty crops of held-out photographs, and two methods' idea of them; `soft` has two samples."""
+    folder = tmp_path_factory.mktemp("sr")
+    for name in ("gt", "sharp", "soft"):
+        (folder / name).mkdir()
+    for index, path in enumerate(sorted((ROOT / "preset/test/gt").glob("*.png"))[:20]):
+        image = Image.open(path).convert("RGB").crop((0, 0, SIDE, SIDE))
+        image.save(folder / "gt" / f"image{index}.png")
+        image.filter(ImageFilter.UnsharpMask(2, 120)).save(folder / "sharp" / f"image{index}.png")
+        for sample in range(2):
+            image.filter(ImageFilter.GaussianBlur(1 + sample)).save(folder / "soft" / f"image{index}_{sample:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def protocol(tmp_path_factory):
+    path = tmp_path_factory.mktemp("protocol") / "quick.yaml"
+    path.write_text("fr: [psnr: {test_y_channel: true, crop_border: 0}, ssim, gmsd, fsim]\nnr: [piqe]\n", encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def evaluated(photographs, protocol, tmp_path_factory):
+    """(output folder, what was printed) of a whole run."""
+    output = tmp_path_factory.mktemp("table")
+    flags = ["--images", f"sharp={photographs / 'sharp'}", f"soft={photographs / 'soft'}", "--gt_path", photographs / "gt"]
+    done = run_program(
+        "scripts/evaluate.py", *flags, "--protocol", protocol, "--crop_border", 4, "--crop_suffix", "", "--output_dir", output
+    )
+    return output, done.stdout
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.open(encoding="utf-8")))
+
+
+# ---------------------------------------------------------------- numbers
+
+
+def test_every_score_is_pyiqa_s_own_of_that_image(evaluated, photographs):
+    import pyiqa
+
+    options = {"psnr": {"test_y_channel": True, "crop_border": 4}, "ssim": {"crop_border": 4}}
+    rows = rows_of(evaluated[0] / "per_image.csv")
+    assert len(rows) == 60
+    for name in ("psnr", "ssim", "gmsd", "fsim", "piqe"):
+        metric = pyiqa.create_metric(name, device=torch.device("cpu"), **options.get(name, {}))
+        for row in rows:
+            suffix = f"_{int(row['sample']):02d}" if row["method"] == "soft" else ""
+            path, gt = photographs / row["method"] / f"{row['image']}{suffix}.png", photographs / "gt" / f"{row['image']}.png"
+            expected = metric(str(path)) if name == "piqe" else metric(str(path), str(gt))
+            assert float(row[name]) == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_the_table_s_numbers_are_those_of_loops_over_the_scores(evaluated):
+    output, _ = evaluated
+    rows = rows_of(output / "per_image.csv")
+    table = {(row["method"], row["metric"]): row for row in rows_of(output / "table.csv")}
+    for metric in ("psnr", "piqe"):
+        sharp = np.array([float(row[metric]) for row in rows if row["method"] == "sharp"])
+        soft = np.array([[float(row[metric]) for row in rows if row["method"] == "soft" and row["sample"] == str(s)] for s in range(2)])
+        of_soft = table["soft", metric]
+        assert float(of_soft["mean"]) == pytest.approx(soft.mean(), rel=1e-6)
+        assert float(of_soft["std_over_samples"]) == pytest.approx(soft.mean(axis=1).std(ddof=1), rel=1e-6)
+        differences = soft.mean(axis=0) - sharp
+        assert float(of_soft["difference"]) == pytest.approx(differences.mean(), rel=1e-6)
+        draws = np.random.default_rng(7).choice(differences, (4000, len(differences))).mean(axis=1)
+        spread = differences.std() / np.sqrt(len(differences))
+        assert [float(of_soft["difference_low"]), float(of_soft["difference_high"])] == pytest.approx(
+            list(np.percentile(draws, [2.5, 97.5])), abs=0.2 * spread
+        )
+        assert table["sharp", metric]["std_over_samples"] == table["sharp", metric]["difference"] == ""
+
+
+def test_the_p_value_is_that_of_signed_ranks_by_enumeration():
+    """Six photographs, one with two crops, which count as one: all 2⁶ signs of the ranks."""
+    differences = np.array([0.3, 0.5, -0.1, 0.9, 1.2, 0.7, 0.8])
+    scores = {"psnr": {"a": np.full((7, 1), 20.0), "b": 20.0 + differences[:, None]}}
+    suite = MetricSuite(load_reward_config_of("fr: [psnr]").metrics)
+    found = benchmark.compare(scores, ["p_00", "p_01", "q_00", "r_00", "s_00", "t_00", "u_00"], suite)
+    merged = np.array([differences[:2].mean(), *differences[2:]])
+    ranks = np.argsort(np.argsort(np.abs(merged))) + 1
+    statistic = min(ranks[merged > 0].sum(), ranks[merged < 0].sum())
+    sums = [sum(rank for rank, bit in zip(ranks, f"{signs:06b}") if bit == "1") for signs in range(64)]
+    expected = 2 * np.mean([value <= statistic for value in sums])
+    assert found.num_photographs == 6 and found.results["b"]["psnr"].p_value == pytest.approx(expected)
+
+
+def load_reward_config_of(text):
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "protocol.yaml"
+        path.write_text(text, encoding="utf-8")
+        return load_reward_config(path)
+
+
+def test_a_smaller_border_or_another_channel_is_another_number(photographs):
+    config = load_reward_config(ROOT / "configs/evaluation/offline.yaml")
+    specs = {spec.name: spec.options for spec in protocol_specs(config, "rgb", 4)}
+    assert specs["psnr"] == specs["ssim"] == {"test_y_channel": False, "crop_border": 4} and specs["gmsd"] == {}
+    with pytest.raises(UserError, match="lpips"):
+        protocol_specs(config, exclude=["lpips"])
+
+
+def test_the_middle_of_the_images_is_scored_where_asked(photographs, tmp_path):
+    methods, gt = pair_images({"sharp": [photographs / "sharp"]}, photographs / "gt")
+    suite = MetricSuite(load_reward_config_of("fr: [psnr]").metrics)
+    [score, *_] = ImageScorer(suite, gt, tmp_path / "scores.jsonl", 32).score(methods)["psnr"]["sharp"][:, 0]
+    name, box = sorted(gt)[0], (32, 32, 64, 64)
+    images = [np.asarray(Image.open(photographs / part / f"{name}.png").crop(box), float) for part in ("sharp", "gt")]
+    assert score == pytest.approx(10 * np.log10(255**2 / np.square(images[0] - images[1]).mean()), abs=1e-3)
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_tables_mark_the_best_and_tell_their_protocol(evaluated, photographs):
+    output, printed = evaluated
+    text = (output / "table.md").read_text(encoding="utf-8")
+    assert text in printed and "psnr (test_y_channel True, crop_border 4)" in text and "20 images" in text
+    table = {(row["method"], row["metric"]): float(row["mean"]) for row in rows_of(output / "table.csv")}
+    better = "sharp" if table["sharp", "gmsd"] < table["soft", "gmsd"] else "soft"
+    header, lines = next(
+        (line.split("|"), text.splitlines()[number + 2 :]) for number, line in enumerate(text.splitlines()) if "gmsd" in line
+    )
+    [row] = [line.split("|") for line in lines[:2] if line.split("|")[1].strip() == better]
+    assert row[header.index(" gmsd ↓ ")].strip().startswith("**")
+    tex = (output / "table.tex").read_text(encoding="utf-8")
+    assert tex.count(r"\textbf") == 5 == tex.count(r"\underline") and tex.count("&") == 3 * 5 and r"$\pm$" in tex
+
+
+def test_published_values_stand_beside_and_the_difference_is_told(evaluated, photographs, protocol, tmp_path):
+    published = {"source": "a paper", "metrics": ["psnr", "lpips"], "methods": {"sharp": {"psnr": 10.0}, "other": {"psnr": 31.5}}}
+    (tmp_path / "paper.yaml").write_text(yaml.safe_dump(published), encoding="utf-8")
+    flags = ["--images", f"sharp={photographs / 'sharp'}", "--gt_path", photographs / "gt", "--protocol", protocol]
+    done = run_program("scripts/evaluate.py", *flags, "--published", tmp_path / "paper.yaml", "--output_dir", tmp_path / "out")
+    [row] = [row for row in rows_of(tmp_path / "out" / "table.csv") if row["metric"] == "psnr"]
+    assert row["published"] == "10" and "a paper" in done.stdout and "31.50" in done.stdout
+    [line] = [line for line in done.stdout.splitlines() if line.startswith("| ours − sharp")]
+    assert f"{float(row['mean']) - 10:+.2f} !" in line
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/paper").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_paper_s_tables_are_readable_and_their_metrics_known(path):
+    content = benchmark.load_published(path.stem)
+    known = {spec.name for spec in load_reward_config(ROOT / "configs/evaluation/paper.yaml").metrics}
+    assert set(content["metrics"]) <= known and {"C-SD2", "DP2O-SD2", "C-FLUX", "DP2O-FLUX"} <= set(content["methods"])
+
+
+# ---------------------------------------------------------------- run again
+
+
+def test_a_second_run_scores_what_is_new_alone(photographs, tmp_path, monkeypatch):
+    suite = MetricSuite(load_reward_config_of("fr: [psnr, gmsd]").metrics)
+    methods, gt = pair_images({"sharp": [photographs / "sharp"]}, photographs / "gt")
+    cache, scored = tmp_path / "scores.jsonl", []
+    first = ImageScorer(suite, gt, cache).score(methods)
+    lines = cache.read_text(encoding="utf-8").splitlines()
+    cut = sum("image" in line for line in lines) - 1
+    cache.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:20], encoding="utf-8")  # killed in the middle of a line
+    original = MetricSuite.score
+    monkeypatch.setattr(MetricSuite, "score", lambda self, *words, **flags: scored.append(words) or original(self, *words, **flags))
+    second = ImageScorer(suite, gt, cache).score(methods)
+    assert cut == 19 and len(scored) == 2  # one image, two metrics
+    for name in first:
+        assert np.array_equal(first[name]["sharp"], second[name]["sharp"])
+    changed = photographs.parent / "changed"
+    changed.mkdir(exist_ok=True)
+    for path in (photographs / "sharp").iterdir():
+        (changed / path.name).write_bytes(path.read_bytes())
+    save_noise(changed / "image3.png", (SIDE, SIDE))
+    scored.clear()
+    methods, gt = pair_images({"sharp": [changed]}, photographs / "gt")
+    third = ImageScorer(suite, gt, cache).score(methods)
+    assert len(scored) == 2 and (third["psnr"]["sharp"] != first["psnr"]["sharp"]).sum() == 1
+
+
+def test_an_image_that_a_metric_cannot_score_is_left_out_of_it_for_all_methods(photographs, tmp_path, capsys):
+    suite = MetricSuite(load_reward_config_of("fr: [psnr, gmsd]").metrics)
+    methods, gt = pair_images({"a": [photographs / "sharp"], "b": [photographs / "gt"]}, photographs / "gt")
+    scores = ImageScorer(suite, gt, tmp_path / "scores.jsonl").score(methods)
+    scores["psnr"]["b"][4, 0] = np.nan
+    found = benchmark.compare(scores, sorted(gt), suite, crop_suffix="")
+    assert found.left_out == {"psnr": [sorted(gt)[4]]}
+    assert found.results["a"]["psnr"].mean.value == pytest.approx(np.delete(scores["psnr"]["a"][:, 0], 4).mean())
+    assert f"Left out: psnr on {sorted(gt)[4]}" in benchmark.benchmark_markdown(found, {})
+
+
+def test_a_metric_that_fails_on_an_image_is_told_and_the_others_go_on(photographs, tmp_path, monkeypatch, capsys):
+    suite = MetricSuite(load_reward_config_of("fr: [psnr, gmsd]").metrics)
+    methods, gt = pair_images({"a": [photographs / "sharp"]}, photographs / "gt")
+    original = MetricSuite.score
+
+    def score(self, images, reference, image_id, names):
+        if names == ["gmsd"] and image_id == "image5":
+            raise UserError("gmsd cannot")
+        return original(self, images, reference, image_id, names=names)
+
+    monkeypatch.setattr(MetricSuite, "score", score)
+    scores = ImageScorer(suite, gt, tmp_path / "scores.jsonl").score(methods)
+    assert np.isnan(scores["gmsd"]["a"]).sum() == 1 and np.isfinite(scores["psnr"]["a"]).all()
+    assert "image5.png" in capsys.readouterr().err
+    monkeypatch.undo()
+    again = ImageScorer(suite, gt, tmp_path / "scores.jsonl").score(methods)  # tried again
+    assert np.isfinite(again["gmsd"]["a"]).all()
+
+
+# ---------------------------------------------------------------- mistakes
+
+
+def test_samples_are_paired_with_their_image(photographs):
+    folders = parse_folders([f"soft={photographs / 'soft'}", f"sharp={photographs / 'sharp'}", f"sharp={photographs / 'gt'}"])
+    methods, _ = pair_images(folders, photographs / "gt")
+    assert [method.num_samples for method in methods] == [2, 2]
+    assert [path.parent.name for path in methods[1].samples["image3"]] == ["sharp", "gt"]
+    assert [path.name for path in methods[0].samples["image3"]] == ["image3_00.png", "image3_01.png"]
+
+
+def test_names_that_do_not_match_are_listed_on_both_sides(photographs, tmp_path):
+    for path in sorted((photographs / "gt").iterdir())[:3]:
+        (tmp_path / f"{path.stem}_sr.png").write_bytes(path.read_bytes())
+    flags = ["--images", f"mine={tmp_path}", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "out"]
+    done = run_program("scripts/evaluate.py", *flags, check=False)
+    assert_one_clear_line(done, "only in mine: image0_sr, image10_sr, image1_sr", "not in mine: image0, image1", "and 12 more")
+
+
+def test_sizes_that_differ_are_named_with_both_sizes(photographs, tmp_path):
+    for path in (photographs / "gt").iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    save_noise(tmp_path / "image7.png", (80, SIDE))
+    flags = ["--images", f"mine={tmp_path}", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "out"]
+    done = run_program("scripts/evaluate.py", *flags, "--exclude_metrics", "vif", "vsi", "fsim", "ssim", "nlpd", "brisque", check=False)
+    assert_one_clear_line(done, "image7.png", "80 x 96", "96 x 96")
+
+
+@pytest.mark.parametrize(
+    ("flags", "mentions"),
+    [
+        (["--images", "mine"], ["NAME=DIR"]),
+        (["--images", "mine=nowhere"], ["nowhere"]),
+        (["--images", "a=preset/test/gt", "--published", "table9"], ["table9", "table1_realsr"]),
+        (["--images", "a=preset/test/gt", "--protocol", "offlin"], ["offlin"]),
+        (["--images", "a=preset/test/gt", "--candidates", "a=b"], ["not allowed with"]),
+        (["--candidates", "a=b"], ["--gt_path"]),
+    ],
+)
+def test_a_mistake_is_one_clear_line(flags, mentions, tmp_path):
+    assert_one_clear_line(run_program("scripts/evaluate.py", *flags, "--output_dir", tmp_path / "out", check=False), *mentions)
+
+
+def test_without_gt_the_no_reference_metrics_are_left(photographs, protocol, tmp_path):
+    flags = ["--images", f"sharp={photographs / 'sharp'}", "--protocol", protocol, "--output_dir", tmp_path]
+    run_program("scripts/evaluate.py", *flags)
+    assert {row["metric"] for row in rows_of(tmp_path / "table.csv")} == {"piqe"}
+    assert "gt" not in json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["metrics"]
