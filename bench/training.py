@@ -3,6 +3,7 @@
     python bench/training.py                                                 # the tiny model, N = 4 and 8
     python bench/training.py --full_size --top_n 4 --pairwise_pairs 4 --repeats 1     # SD2-base's sizes at 256², random weights
     python bench/training.py --full_size --memory                            # peak memory of one step with a batch of two
+    python bench/training.py --logging runs/quickstart/candidates            # what logging adds to a step of the quickstart's training
 
 Pairwise, as public code has it: policy and reference are whole models, a pair is two policy passes with gradient and two reference passes
 without. Both sides see the same latents, noise and timestep, and their gradients are compared. The steps alternate; medians are kept.
@@ -24,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from bench.models import memory, models
 from dp2osr.config import TIMESTEP_FLAGS
 
-MEMORY_METHODS = ("group", "group, LoRA 16", "pairwise, two models")
+MEMORY_METHODS = ("group", "group, micro-batches of 1", "group, LoRA 16", "pairwise, two models")
 
 
 def build_parser():
@@ -38,6 +39,7 @@ def build_parser():
         "--full_size", action="store_true", help="Stable Diffusion 2-base with random weights at 256² instead of the tiny model"
     )
     parser.add_argument("--memory", action="store_true", help="peak memory of one step with N = 1 instead of times")
+    parser.add_argument("--logging", metavar="CANDIDATES_DIR", help="time a training's logging, on these candidates")
     parser.add_argument("--model", help=argparse.SUPPRESS)
     parser.add_argument("--peak_of", choices=MEMORY_METHODS, help=argparse.SUPPRESS)
     return parser
@@ -180,6 +182,37 @@ def compare_times(args):
             print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
+def time_logging(args, steps=20):
+    """Print the seconds of the steps of a training with TensorBoard, of what it logs, and their ratio."""
+    import torch
+
+    from dp2osr.config import parse_args
+    from dp2osr.training.log import TrainingLog
+    from dp2osr.training.trainer import DISTANCE_STEPS, PreferenceTrainer
+    from train_sd2_dpo import build_parser as training_parser
+
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        flags = ["--config", "configs/tiny_sd2/quickstart/train.yaml", "--candidates_dir", args.logging, "--output_dir", folder]
+        flags += ["--scores", f"{args.logging}/scores.parquet", "--report_to", "tensorboard"]
+        trainer = PreferenceTrainer(parse_args(training_parser(), flags))
+        trainer.accelerator.init_trackers("dp2o")
+        log, stepping, logging = TrainingLog(Path(folder) / "train_log.jsonl", 0), 0.0, 0.0
+        for step in range(-1, steps):  # the first one warms up
+            started = time.perf_counter()
+            record, _ = trainer.train_step()
+            trainer.step += 1
+            stepped = time.perf_counter()
+            if trainer.step % DISTANCE_STEPS == 0:
+                record["distance"] = trainer.distance()
+            trainer.log(log, record)
+            if step >= 0:
+                stepping, logging = stepping + stepped - started, logging + time.perf_counter() - stepped
+        trainer.accelerator.end_training()
+    each = 1000 * logging / steps
+    print(f"{steps} steps: {stepping / steps:.3f} s each, and {each:.2f} ms of logging each: {logging / stepping:.2%} of a step")
+
+
 def peak_of(args):
     """Print the most memory, GB, that this process held in three steps of one method with N = 1."""
     import torch
@@ -192,6 +225,8 @@ def peak_of(args):
         bench.policy.requires_grad_(False)
         bench.policy = bench.objective.policy = add_adapters(bench.policy, 16)
         bench.objective.reference = WithoutAdapters(bench.policy)
+    if "micro-batches" in args.peak_of:
+        bench.objective.args.micro_batch_size = 1
     optimizer = bench.optimizer()
     unets = [bench.backbone.unet, deepcopy(bench.backbone.unet)] if args.peak_of.startswith("pairwise") else None
     del bench.backbone.text_encoder
@@ -219,6 +254,8 @@ def main():
     args = build_parser().parse_args()
     if args.peak_of:
         return peak_of(args)
+    if args.logging:
+        return time_logging(args)
     with models(args.full_size) as args.model:
         (compare_memory if args.memory else compare_times)(args)
 

@@ -35,13 +35,13 @@ def parse_folders(arguments):
 
 
 def pair_images(folders, gt_path=None):
-    """The methods' images and their GT.
+    """The methods' images and what they are named after: their GT, or their LR images.
 
     An SR image has the name of its GT, or that with `_` and the sample's number. Without GT, images are paired among the methods.
 
     Args:
         folders: of `parse_folders`.
-        gt_path: folder of GT images, or None.
+        gt_path: folder of the GT (or LR) images, or None.
 
     Returns:
         (list of `ImageMethod` with the same image ids, {image id: GT path}, empty without GT).

@@ -11,7 +11,7 @@ from dp2osr.errors import UserError
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "reproduce"
 STAGES = ("sample", "label", "train", "test", "label_test")
 KEYS = ("title", "stages", "evaluated_by", "seeds", "arms")
-ARM_KEYS = ("train", "reward", "seeds")
+ARM_KEYS = ("train", "reward", "seeds", "line", "at")
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,15 @@ class Arm:
         train: flags of training that differ from the grid's train.yaml.
         reward: keys of a reward's YAML that differ from that training's `reward_config`.
         seeds: of the training.
+        line, at: where a grid has an axis, the curve that the arm belongs to, and its place on the axis.
     """
 
     name: str
     train: dict
     reward: dict
     seeds: tuple
+    line: str = ""
+    at: float | None = None
 
     def run_name(self, seed):
         return f"{self.name}-{seed}"
@@ -42,6 +45,7 @@ class Grid:
         stages: stage → the YAML of its program (`STAGES`).
         evaluated_by: reward config by which all policies are compared.
         arms: the first is the one that the others are compared with.
+        axis: what the arms' `at` is, or None.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Grid:
     stages: dict
     evaluated_by: str
     arms: list
+    axis: str | None = None
 
     @property
     def runs(self):
@@ -71,31 +76,38 @@ def load_grid(name_or_yaml, preset):
         raise UserError(f"{path}: there is no such experiment; known: {', '.join(known)}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
-    _check_keys(path, content, KEYS, "an experiment")
+    _check_keys(path, content, (*KEYS, "axis"), "an experiment")
     for key in KEYS:
         if key not in content:
             raise UserError(f"{path}: '{key}' is missing")
     seeds = _seeds(path, content["seeds"])
     if not isinstance(content["arms"], dict) or not content["arms"]:
         raise UserError(f"{path}: 'arms' must name at least one setting")
+    axis = content.get("axis")
     return Grid(
         path.stem,
         str(content["title"]),
         _stages(path, Path(content["stages"])),
         str(content["evaluated_by"]),
-        [_arm(path, str(name), settings or {}, seeds) for name, settings in content["arms"].items()],
+        [_arm(path, str(name), settings or {}, seeds, axis) for name, settings in content["arms"].items()],
+        axis,
     )
 
 
-def _arm(path, name, settings, seeds):
+def _arm(path, name, settings, seeds, axis):
     _check_keys(path, settings, ARM_KEYS, f"arm '{name}'")
     if not name or set(name) & set("/\\= ,|") or name == "base":
         raise UserError(f"{path}: arm '{name}': a name without spaces and the signs / = , | that is not 'base'")
+    at = settings.get("at")
+    if (axis is None) != (at is None) or not isinstance(at, (int, float, type(None))):
+        raise UserError(f"{path}: arm '{name}': 'at' must be a number where the experiment has an 'axis', and only there")
     return Arm(
         name,
         dict(settings.get("train") or {}),
         dict(settings.get("reward") or {}),
         _seeds(path, settings["seeds"]) if "seeds" in settings else seeds,
+        str(settings.get("line", "")),
+        at,
     )
 
 

@@ -101,6 +101,8 @@ def write_results(grid, folders, output, resamples=2000):
     write_text(output / "results.md", text)
     write_text(output / "results.csv", results_csv(results))
     draw_results(results, output)
+    if grid.axis:
+        draw_axis(results, output)
     arms = {arm.name: {"train": arm.train, "reward": arm.reward, "seeds": arm.seeds} for arm in grid.arms}
     about = {"title": grid.title, "stages": {stage: str(path) for stage, path in grid.stages.items()}, "evaluated_by": grid.evaluated_by}
     write_json(output / "settings.json", about | {"arms": arms, "bootstrap": resamples, "runs": folders, "versions": versions()})
@@ -178,6 +180,34 @@ def draw_results(results, output):
         figure.supxlabel("change in σ of the base, right is better (* in the reward)", fontsize=9, color=MUTED)
         for kind in ("png", "svg"):
             save_figure(figure, output / f"results.{kind}")
+
+
+def draw_axis(results, output):
+    """The reward's change against the experiment's axis, one curve a line of the grid, with intervals: `axis.png` and `axis.svg`."""
+    from matplotlib.figure import Figure
+
+    lines = {}
+    for arm, setting in zip(results.arms, results.grid.arms, strict=True):
+        lines.setdefault(setting.line, []).append((setting.at, arm.changes[REWARD]))
+    with style():
+        figure = Figure(figsize=(4.4, 3.1), layout="constrained")
+        axes = figure.add_subplot()
+        for colour, (line, points) in zip(METHODS[1:], lines.items(), strict=False):
+            points = sorted(points, key=lambda point: point[0])
+            places, estimates = zip(*points, strict=True)
+            axes.plot(places, [estimate.value for estimate in estimates], marker="o", color=colour, label=line)
+            axes.vlines(places, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.5)
+        axes.axhline(0, color=MUTED, linewidth=1)
+        axes.set_xscale("log", base=2)
+        places = sorted({setting.at for setting in results.grid.arms})
+        axes.set_xticks(places, [f"{place:g}" if place > 1 else f"1/{1 / place:g}" for place in places])
+        axes.minorticks_off()
+        axes.set_xlabel(results.grid.axis)
+        axes.set_ylabel("change of the reward, σ of the base")
+        if len(lines) > 1:
+            axes.legend()
+        for kind in ("png", "svg"):
+            save_figure(figure, output / f"axis.{kind}")
 
 
 def _draw_metric(axes, results, name):

@@ -1,0 +1,155 @@
+"""A blind user study: one page that needs nothing but itself, its key, and what the votes say (the paper's user study, Sec. 5)."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dp2osr.config import read_json, write_json, write_text
+from dp2osr.data.images import read_image
+from dp2osr.errors import UserError
+from dp2osr.evaluation.image_folders import pair_images
+from dp2osr.evaluation.report import png_data
+from dp2osr.evaluation.statistics import Estimate
+
+TEMPLATE = Path(__file__).with_name("user_study.html")
+MOST_METHODS = 9  # number keys
+
+
+def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which is the best restoration of the image on the left?"):
+    """Write a study's page, and beside it its key, which tells what the page does not: which candidate is whose.
+
+    Args:
+        folders: {method: [folders of SR images]}; the first sample of each image is shown.
+        lr_path: folder of the LR images, named as the SR images.
+        output: the page, .html; the key is `<stem>.key.json`.
+        num_images: images shown, drawn at random with `seed`; None for all.
+        title: the question.
+
+    Raises:
+        UserError: names that do not match, a method too few or too many, images of one name that differ in size.
+    """
+    if not 2 <= len(folders) <= MOST_METHODS:
+        raise UserError(f"--images: {len(folders)} methods; a study compares 2 to {MOST_METHODS}")
+    methods, lr = pair_images(folders, lr_path)
+    image_ids = sorted(lr)
+    if num_images is not None:
+        if num_images > len(image_ids):
+            raise UserError(f"--num_images {num_images}: there are {len(image_ids)}")
+        image_ids = sorted(np.random.default_rng(seed).permutation(image_ids)[:num_images].tolist())
+    pictures = {image_id: _pictures(image_id, methods, lr) for image_id in image_ids}
+    secret = hashlib.sha256(json.dumps([seed, pictures]).encode()).hexdigest()
+
+    def token(*words):
+        """A name that tells nothing, of this study alone."""
+        return hashlib.sha256("\0".join([secret, *words]).encode()).hexdigest()[:10]
+
+    trials, key = [], {}
+    for image_id, (low, restored) in pictures.items():
+        owners = {token(image_id, name): name for name in restored}
+        candidates = [{"id": name, "data": restored[owners[name]]} for name in sorted(owners)]  # by hash: not in the methods' order
+        trials.append({"id": token(image_id), "lr": low, "candidates": candidates})
+        key[token(image_id)] = {"image": image_id, "candidates": owners}
+    study = {"id": token("study"), "title": title, "trials": trials}
+    output = Path(output)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(study).replace("<", "\\u003c")
+    write_text(output, TEMPLATE.read_text(encoding="utf-8").replace("/*STUDY*/null", content))
+    write_json(output.with_suffix(".key.json"), {"study": study["id"], "methods": [method.name for method in methods], "trials": key})
+
+
+def _pictures(image_id, methods, lr):
+    """(the LR image, bicubic at the methods' size; {method: its first sample}), as data URIs."""
+    images = {method.name: read_image(method.samples[image_id][0]) for method in methods}
+    sizes = {image.size for image in images.values()}
+    if len(sizes) > 1:
+        raise UserError(f"'{image_id}': the methods' images have different sizes ({sorted(sizes)}); a size would tell them apart")
+    low = read_image(lr[image_id]).resize(sizes.pop(), Image.Resampling.BICUBIC)
+    return png_data(low), {name: png_data(image) for name, image in images.items()}
+
+
+# ---------------------------------------------------------------- votes
+
+
+@dataclass(frozen=True)
+class Votes:
+    """One participant's votes: `choices[trial id]` is the method that was chosen, `places[trial id]` where it stood, from 0."""
+
+    participant: str
+    choices: dict
+    places: dict
+
+
+def read_votes(paths, key_path):
+    """(methods, list of `Votes`).
+
+    Raises:
+        UserError: a file that is no JSON of a study's page, of another study, or of a participant who is there already.
+    """
+    key = read_json(key_path)
+    if not isinstance(key, dict) or "trials" not in key:
+        raise UserError(f"{key_path}: not the key of a study; scripts/user_study.py writes it beside the page")
+    everyone, origin = [], {}
+    for path in paths:
+        found = read_json(path)
+        try:
+            participant, choices, places = str(found["participant"]), {}, {}
+            if found["study"] != key["study"]:
+                raise UserError(f"{path}: votes of another study than {key_path}")
+            for vote in found["votes"]:
+                owners = key["trials"][vote["trial"]]["candidates"]
+                choices[vote["trial"]] = owners[vote["choice"]]
+                places[vote["trial"]] = vote["shown"].index(vote["choice"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(
+                f"{path}: not the votes of this study's page ({type(error).__name__}: {error}); ask for the file again"
+            ) from None
+        if participant in origin:
+            raise UserError(f"{path}: its participant's votes are in {origin[participant]} already; leave one out")
+        if not choices:
+            raise UserError(f"{path}: holds no vote; leave it out")
+        origin[participant] = path
+        everyone.append(Votes(participant, choices, places))
+    return key["methods"], everyone
+
+
+def shares(methods, everyone, resamples=2000, seed=0):
+    """{method: `Estimate` of its share of all votes}; the 95 % intervals draw participants and images, both with replacement."""
+    images = sorted({trial for votes in everyone for trial in votes.choices})
+    cast = np.array([[trial in votes.choices for trial in images] for votes in everyone], float)
+    rng = np.random.default_rng(seed)
+    of_people = rng.multinomial(len(everyone), np.full(len(everyone), 1 / len(everyone)), size=resamples)
+    of_images = rng.multinomial(len(images), np.full(len(images), 1 / len(images)), size=resamples)
+    result = {}
+    for method in methods:
+        won = np.array([[votes.choices.get(trial) == method for trial in images] for votes in everyone], float)
+        value = float(won.sum() / cast.sum())
+        below = np.einsum("bp,pi,bi->b", of_people, cast, of_images)
+        drawn = np.einsum("bp,pi,bi->b", of_people, won, of_images)[below > 0] / below[below > 0]
+        bounds = np.percentile(drawn, [2.5, 97.5]) if len(images) > 1 else (float("nan"),) * 2
+        result[method] = Estimate(value, float(bounds[0]), float(bounds[1]))
+    return result
+
+
+def votes_table(methods, everyone, resamples=2000):
+    """Markdown: the percentages with their intervals, and how often each place on the page was chosen."""
+    total = sum(len(votes.choices) for votes in everyone)
+    images = len({trial for votes in everyone for trial in votes.choices})
+    lines = [
+        f"{total} votes of {len(everyone)} participants on {images} images",
+        "",
+        "| method | chosen | 95 % interval |",
+        "|---|---|---|",
+    ]
+    for method, share in sorted(shares(methods, everyone, resamples).items(), key=lambda item: -item[1].value):
+        bounds = "" if np.isnan(share.low) else f"{share.low:.1%} to {share.high:.1%}"
+        lines.append(f"| {method} | {share.value:.1%} | {bounds} |")
+    places = np.bincount([place for votes in everyone for place in votes.places.values()], minlength=len(methods)) / total
+    lines += [
+        "",
+        "By place on the page, left to right: " + ", ".join(f"{share:.0%}" for share in places) + f" (chance {1 / len(methods):.0%})",
+    ]
+    return "\n".join(lines)
