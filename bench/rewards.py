@@ -4,6 +4,7 @@
     python bench/rewards.py --metrics lpips-vgg dists --num_candidates 8
     python bench/rewards.py --memory_limit 3 --metrics lpips-vgg dists topiq_fr musiq     # the peak of this process instead of times
     python bench/rewards.py --rows 200000                        # a score table: read, reward, curate, weigh
+    python bench/rewards.py --fast bf16 --num_candidates 16      # our suite in bf16, or compiled, against itself in fp32
 
 Both sides score the same candidates: one held-out photograph's crop, distorted more and more. A full-reference metric passes 2M images
 where M + 1 are different; that ratio is the most that keeping the GT's features can give.
@@ -29,6 +30,7 @@ def build_parser():
     )
     parser.add_argument("--size", type=int, default=512, help="side of an image, pixels (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="images scored together by our suite (default: %(default)s)")
+    parser.add_argument("--fast", choices=["bf16", "compile"], help="time our suite in fp32 and like this, and compare the rankings")
     parser.add_argument("--memory_limit", type=float, help="GB: score one group under this limit and print the most that the process held")
     parser.add_argument("--rows", type=int, help="time a synthetic score table of so many rows instead, 64 candidates a group")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: %(default)s)")
@@ -87,6 +89,46 @@ def compare(name, gt, candidates, batch_size):
     loop_time, expected = timed(loop)
     our_time, scores = timed(ours)
     return loop_time, our_time, (scores - expected.double()).abs().max().item(), expected.std().item()
+
+
+def compare_fast(args, names):
+    """Print one row a metric: seconds in fp32 and `args.fast`, their ratio, Kendall's τ of the candidates, largest difference, spread."""
+    from scipy.stats import kendalltau
+
+    from dp2osr.rewards.batches import Batches
+    from dp2osr.rewards.config import MetricSpec
+    from dp2osr.rewards.metrics import MetricSuite
+
+    gt, candidates = make_candidates(args.num_candidates, args.size)
+    header = f"{'metric':14} {'images':>6} {'fp32, s':>9} {args.fast + ', s':>10} {'ratio':>6} {'tau':>6}"
+    print(f"{header}  largest difference (spread of the scores)", flush=True)
+    totals = [0.0, 0.0]
+    for name in names:
+        chosen = candidates[: args.maniqa_candidates] if name.startswith("maniqa") else candidates
+        times, found = [], []
+        for fast in (False, True):
+            with random_weights():
+                suite = MetricSuite(
+                    [MetricSpec(name)], batches=Batches(args.batch_size), precision="bf16" if fast and args.fast == "bf16" else "fp32"
+                )
+            if fast and args.fast == "compile":
+                compile_networks(suite.networks()[name].metric.net)
+            suite.score(chosen[: args.batch_size], gt)  # warm: and what compiles, compiles here
+            seconds, scores = timed(lambda suite=suite, chosen=chosen: suite.score(chosen, gt))
+            times.append(seconds)
+            found.append(scores[name])
+        tau = kendalltau(*found).statistic
+        totals = [total + seconds / len(chosen) for total, seconds in zip(totals, times, strict=True)]
+        row = f"{name:14} {len(chosen):6} {times[0]:9.2f} {times[1]:10.2f} {times[0] / times[1]:6.2f} {tau:6.3f}"
+        print(f"{row}  {abs(found[0] - found[1]).max():.1e} ({found[0].std():.1e})", flush=True)
+    print(f"{'all':14} {'':6} {totals[0]:9.3f} {totals[1]:10.3f} {totals[0] / totals[1]:6.2f}  seconds an image")
+
+
+def compile_networks(net):
+    """`torch.compile` of a transformer's blocks, or of the whole network where it has none."""
+    blocks = [module for module in net.modules() if type(module).__name__ in ("Block", "ResidualAttentionBlock", "SwinTransformerBlock")]
+    for module in blocks or [net]:
+        module.compile()
 
 
 def peak_under_a_limit(args, names):
@@ -154,6 +196,9 @@ def main():
     if args.memory_limit:
         with quiet_imports():
             return peak_under_a_limit(args, names)
+    if args.fast:
+        with quiet_imports():
+            return compare_fast(args, names)
     gt, candidates = make_candidates(args.num_candidates, args.size)
     print(
         f"{args.num_candidates} candidates of {args.size} x {args.size}, random weights, "

@@ -53,7 +53,11 @@ def experiment(folder, **changes):
         "stages": str(stages),
         "evaluated_by": str(reward),
         "seeds": [0, 1],
-        "arms": {"plain": {}, "ranks": {"reward": {"normalise": "rank"}, "train": {"top_n": 1}, "seeds": [1]}},
+        "axis": "N/M",
+        "arms": {
+            "plain": {"at": 0.5},
+            "ranks": {"reward": {"normalise": "rank"}, "train": {"top_n": 1}, "seeds": [1], "line": "ranks", "at": 0.25},
+        },
     } | changes
     path = folder / "small.yaml"
     path.write_text(yaml.safe_dump(grid, sort_keys=False), encoding="utf-8")
@@ -66,7 +70,7 @@ def experiment(folder, **changes):
 def test_an_experiment_runs_all_arms_of_a_seed_before_the_next_seed(tmp_path):
     grid = load_grid(experiment(tmp_path), "tiny")
     assert [(arm.name, seed) for arm, seed in grid.runs] == [("plain", 0), ("plain", 1), ("ranks", 1)]
-    assert grid.arms[1] == Arm("ranks", {"top_n": 1}, {"normalise": "rank"}, (1,))
+    assert grid.arms[1] == Arm("ranks", {"top_n": 1}, {"normalise": "rank"}, (1,), "ranks", 0.25)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -97,6 +101,8 @@ def test_every_experiment_of_the_repository_gives_its_programs_flags_that_they_k
         ({"arms": {"base": {}}}, ["arm 'base'"]),
         ({"arms": {"a": {"trian": {}}}}, ["arm 'a'", "trian", "train"]),
         ({"stages": "nowhere"}, ["nowhere/sample.yaml", "missing"]),
+        ({"axis": None}, ["arm 'plain'", "'at'"]),
+        ({"arms": {"a": {}}}, ["arm 'a'", "'at'"]),
     ],
 )
 def test_a_mistake_in_an_experiment_is_named(tmp_path, changes, mentions):
@@ -105,6 +111,12 @@ def test_a_mistake_in_an_experiment_is_named(tmp_path, changes, mentions):
         load_grid(path, "tiny")
     for mention in [str(path), *mentions]:
         assert mention.replace("unknown", "no key") in str(error.value)
+
+
+def test_what_an_experiment_needs_is_looked_for_before_it_starts(tmp_path):
+    done = run_program("scripts/reproduce/table3.py", "--preset", "paper", "--output_dir", tmp_path / "out", check=False)
+    assert_one_clear_line(done, "preset/models/stable-diffusion-2-base", "data/RealSR/gt (gt_path of label_test.yaml)", "metrics_dir")
+    assert "4 trainings, 4 of them missing" in done.stdout and not (tmp_path / "out").exists()
 
 
 def test_an_experiment_that_is_not_there_lists_those_that_are():
@@ -192,7 +204,9 @@ def test_an_experiment_ends_with_tables_that_equal_loops_over_the_scores(finishe
     both = scores["ranks-1"].scores["ssim"].mean() - scores["plain-1"].scores["ssim"].mean()
     [row] = [row for row in rows if row["arm"] == "ranks" and row["metric"] == "ssim"]
     assert float(row["difference"]) == pytest.approx(both / sigma, rel=1e-4)
-    assert "Against plain" in printed and (output / "small" / "results.svg").stat().st_size > 1000
+    assert "Against plain" in printed
+    for name in ("results.png", "results.svg", "axis.png", "axis.svg"):
+        assert (output / "small" / name).stat().st_size > 1000
 
 
 def test_an_experiment_that_is_done_is_not_run_again(finished):
@@ -207,7 +221,7 @@ def test_an_experiment_that_is_done_is_not_run_again(finished):
 
 
 def test_a_program_that_fails_is_named_with_its_own_words_and_its_log(tmp_path, finished):
-    path = experiment(tmp_path, arms={"plain": {"train": {"top_n": 3}}})  # of M = 4, at most 2
+    path = experiment(tmp_path, arms={"plain": {"at": 1, "train": {"top_n": 3}}})  # of M = 4, at most 2
     output = tmp_path / "out"
     output.mkdir()
     (output / "candidates").symlink_to(finished[1] / "candidates")

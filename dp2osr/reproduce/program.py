@@ -11,7 +11,7 @@ def build_parser(description):
     parser.add_argument("--preset", choices=["tiny", "paper"], default="tiny", help="configs/reproduce/<preset> (default: %(default)s)")
     parser.add_argument("--experiment", metavar="YAML", help="another experiment of the same form (default: the preset's)")
     parser.add_argument("--output_dir", default="runs/reproduce", help="of all experiments, which share runs (default: %(default)s)")
-    parser.add_argument("--jobs", type=at_least(1), help="trainings side by side (default: the cores where there is no GPU, else 1)")
+    parser.add_argument("--jobs", type=at_least(1), help="trainings side by side (default: the cores, eight at most; with a GPU 1)")
     parser.add_argument("--plan", action="store_true", help="say what is missing and stop")
     parser.add_argument("--bootstrap", type=at_least(1), default=2000, help="resamples for the intervals (default: %(default)s)")
     return parser
@@ -21,12 +21,13 @@ def run_experiment(name, description):
     """The whole of an experiment of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
     args = parse_args(build_parser(description))
     from dp2osr.reproduce.grid import load_grid
-    from dp2osr.reproduce.runs import plan_grid, run_grid
+    from dp2osr.reproduce.runs import check_inputs, plan_grid, run_grid
 
     grid = load_grid(args.experiment or name, args.preset)
     output = Path(args.output_dir)
     tasks = plan_grid(grid, output)
     print(tasks.summary(), flush=True)
+    check_inputs(grid)
     if args.plan:
         return
     folders = run_grid(tasks, args.jobs)

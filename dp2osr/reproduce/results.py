@@ -10,6 +10,7 @@ from dp2osr.config import write_json, write_text
 from dp2osr.evaluation import statistics
 from dp2osr.evaluation.figures import BETTER, METHODS, MUTED, WORSE, save_figure, style
 from dp2osr.evaluation.methods import load_methods
+from dp2osr.evaluation.statistics import Estimate
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown
 from dp2osr.provenance import versions
@@ -19,15 +20,21 @@ REWARD = "reward"
 
 
 @dataclass(frozen=True)
+class Change:
+    """In the base's spread within a group, + is better: the mean over trainings with its interval, and each training's."""
+
+    estimate: Estimate
+    by_seed: np.ndarray
+
+
+@dataclass(frozen=True)
 class ArmResult:
-    """One arm: `changes[metric]` against the base, `differences[metric]` against the first arm (empty for that arm), both `Estimate`s in
-    the base's σ, + is better; `by_seed[metric]` one change a training."""
+    """One arm: `changes[metric]` against the base, `differences[metric]` against the first arm (empty for that arm), both `Change`s."""
 
     name: str
     seeds: tuple
     changes: dict
     differences: dict
-    by_seed: dict
 
 
 @dataclass(frozen=True)
@@ -74,22 +81,17 @@ def collect(grid, folders, resamples=2000, seed=0):
     def means(arm, seeds, name):
         return np.stack([values[arm.run_name(number)][name].mean(axis=1) for number in seeds])
 
-    def estimate(differences, name):
-        return statistics.mean_gain(differences, spreads[name], weights, statistics.seed_weights(len(differences), resamples, seed))
+    def change(differences, name):
+        of_seeds = statistics.seed_weights(len(differences), resamples, seed)
+        estimate = statistics.mean_gain(differences, spreads[name], weights, of_seeds)
+        return Change(estimate, differences.mean(axis=1) / spreads[name].mean())
 
     arms, first = [], grid.arms[0]
     for arm in grid.arms:
-        over_base = {name: means(arm, arm.seeds, name) - values[BASE][name].mean(axis=1) for name in metrics}
-        common = [number for number in arm.seeds if number in first.seeds] if arm is not first else []
-        arms.append(
-            ArmResult(
-                arm.name,
-                arm.seeds,
-                {name: estimate(over_base[name], name) for name in metrics},
-                {name: estimate(means(arm, common, name) - means(first, common, name), name) for name in metrics} if common else {},
-                {name: over_base[name].mean(axis=1) / spreads[name].mean() for name in metrics},
-            )
-        )
+        changes = {name: change(means(arm, arm.seeds, name) - values[BASE][name].mean(axis=1), name) for name in metrics}
+        common = [number for number in arm.seeds if number in first.seeds and arm is not first]
+        over_first = {name: change(means(arm, common, name) - means(first, common, name), name) for name in metrics} if common else {}
+        arms.append(ArmResult(arm.name, arm.seeds, changes, over_first))
     return GridResults(grid, metrics, arms, len(base.image_ids), len(set(photographs)), base.num_candidates)
 
 
@@ -132,17 +134,17 @@ def table(results, arms, of_arm):
     """Metrics in rows, arms in columns."""
     rows = []
     for name, (mode, rewarded) in results.metrics.items():
-        cells = [_cell(of_arm(arm)[name], arm.by_seed[name]) for arm in arms]
+        cells = [_cell(of_arm(arm)[name]) for arm in arms]
         rows.append([f"{name}{'*' if rewarded and name != REWARD else ''}", mode, *cells])
     return markdown(["metric", "set", *(arm.name for arm in arms)], rows)
 
 
-def _cell(estimate, by_seed):
-    text = interval(estimate, signed=True)
-    if len(by_seed) > 1:
+def _cell(change):
+    text = interval(change.estimate, signed=True)
+    if len(change.by_seed) > 1:
         value, rest = text.split(" ", 1) if " " in text else (text, "")
-        text = f"{value} ± {by_seed.std(ddof=1):.2f} {rest}".strip()
-    return f"**{text}**" if estimate.verdict != "unclear" else text
+        text = f"{value} ± {change.by_seed.std(ddof=1):.2f} {rest}".strip()
+    return f"**{text}**" if change.estimate.verdict != "unclear" else text
 
 
 def results_csv(results):
@@ -155,9 +157,10 @@ def results_csv(results):
     for arm in results.arms:
         for name, (mode, rewarded) in results.metrics.items():
             row = [arm.name, name, mode, rewarded]
-            for estimate in (arm.changes[name], arm.differences.get(name)):
-                row += ["", "", ""] if estimate is None else [f"{value:.6g}" for value in (estimate.value, estimate.low, estimate.high)]
-            by_seed = dict(zip(arm.seeds, arm.by_seed[name], strict=True))
+            for change in (arm.changes[name], arm.differences.get(name)):
+                estimate = change and change.estimate
+                row += [f"{value:.6g}" for value in (estimate.value, estimate.low, estimate.high)] if estimate else ["", "", ""]
+            by_seed = dict(zip(arm.seeds, arm.changes[name].by_seed, strict=True))
             writer.writerow([*row, *(f"{by_seed[seed]:.6g}" if seed in by_seed else "" for seed in seeds)])
     return stream.getvalue()
 
@@ -188,7 +191,7 @@ def draw_axis(results, output):
 
     lines = {}
     for arm, setting in zip(results.arms, results.grid.arms, strict=True):
-        lines.setdefault(setting.line, []).append((setting.at, arm.changes[REWARD]))
+        lines.setdefault(setting.line, []).append((setting.at, arm.changes[REWARD].estimate))
     with style():
         figure = Figure(figsize=(4.4, 3.1), layout="constrained")
         axes = figure.add_subplot()
@@ -212,11 +215,11 @@ def draw_axis(results, output):
 
 def _draw_metric(axes, results, name):
     for y, arm in enumerate(results.arms):
-        estimate = arm.changes[name]
+        estimate = arm.changes[name].estimate
         colour = {"better": BETTER, "worse": WORSE, "unclear": METHODS[0]}[estimate.verdict]
         axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2, solid_capstyle="round")
         axes.plot(estimate.value, y, marker="o", color=colour, markersize=5)
-        axes.plot(arm.by_seed[name], [y] * len(arm.seeds), marker="|", linestyle="", color=METHODS[0], markersize=7)
+        axes.plot(arm.changes[name].by_seed, [y] * len(arm.seeds), marker="|", linestyle="", color=METHODS[0], markersize=7)
     axes.axvline(0, color=MUTED, linewidth=1)
     axes.set_yticks(range(len(results.arms)), [arm.name for arm in results.arms])
     axes.set_ylim(len(results.arms) - 0.5, -0.5)

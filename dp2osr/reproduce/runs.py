@@ -21,6 +21,10 @@ from dp2osr.errors import PARENT, UserError
 from dp2osr.provenance import versions
 from dp2osr.rewards.config import find_reward_config
 
+INPUTS = (  # flags that name what must be there beforehand
+    "pretrained_model_name_or_path", "controlnet_model_name_or_path", "image_path", "gt_path", "prompt_file", "ram_path", "dape_path",
+    "metrics_dir",
+)  # fmt: skip
 REPOSITORY = Path(__file__).resolve().parents[2]
 CANDIDATES, SCORES, REWARD, DONE = "candidates", "scores.parquet", "reward.yaml", "done.json"
 
@@ -51,13 +55,25 @@ def plan_grid(grid, output):
     return GridTasks(grid, shared, held_out)
 
 
+def check_inputs(grid):
+    """Raise `UserError` unless everything that the stages read is there: what is missing is listed before the first expensive second."""
+    missing = {}
+    for path in grid.stages.values():
+        for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            if key in INPUTS and not Path(value).exists():
+                missing.setdefault(value, f"{key} of {path.name}")
+    if missing:
+        some = ", ".join(f"{value} ({where})" for value, where in missing.items())
+        raise UserError(f"{grid.name}: not on this machine: {some}; put them there, or name others in {path.parent}")
+
+
 def run_grid(tasks, jobs=None):
     """Do what is missing; returns {name: held-out candidate folder}, the base first.
 
     Args:
         tasks: `GridTasks`.
         jobs: trainings side by side, one process each; 1: one after the other, each on all GPUs, or on two processes of a CPU.
-            By default as many as there are cores where there is no GPU, else 1.
+            By default as many as there are cores, eight at most, where there is no GPU, else 1.
 
     Raises:
         UserError: a program failed; its log is named.
@@ -72,7 +88,7 @@ def run_grid(tasks, jobs=None):
 def default_jobs():
     import torch
 
-    return 1 if torch.cuda.is_available() else threads()
+    return 1 if torch.cuda.is_available() else min(8, threads())
 
 
 def candidates_of(sample, label, output):
