@@ -109,10 +109,11 @@ def compare_fast(args, names):
         for fast in (False, True):
             with random_weights():
                 suite = MetricSuite(
-                    [MetricSpec(name)], batches=Batches(args.batch_size), precision="bf16" if fast and args.fast == "bf16" else "fp32"
+                    [MetricSpec(name)],
+                    batches=Batches(args.batch_size),
+                    precision="bf16" if fast and args.fast == "bf16" else "fp32",
+                    compiled=fast and args.fast == "compile",
                 )
-            if fast and args.fast == "compile":
-                compile_networks(suite.networks()[name].metric.net)
             suite.score(chosen[: args.batch_size], gt)  # warm: and what compiles, compiles here
             seconds, scores = timed(lambda suite=suite, chosen=chosen: suite.score(chosen, gt))
             times.append(seconds)
@@ -122,13 +123,6 @@ def compare_fast(args, names):
         row = f"{name:14} {len(chosen):6} {times[0]:9.2f} {times[1]:10.2f} {times[0] / times[1]:6.2f} {tau:6.3f}"
         print(f"{row}  {abs(found[0] - found[1]).max():.1e} ({found[0].std():.1e})", flush=True)
     print(f"{'all':14} {'':6} {totals[0]:9.3f} {totals[1]:10.3f} {totals[0] / totals[1]:6.2f}  seconds an image")
-
-
-def compile_networks(net):
-    """`torch.compile` of a transformer's blocks, or of the whole network where it has none."""
-    blocks = [module for module in net.modules() if type(module).__name__ in ("Block", "ResidualAttentionBlock", "SwinTransformerBlock")]
-    for module in blocks or [net]:
-        module.compile()
 
 
 def peak_under_a_limit(args, names):

@@ -285,6 +285,9 @@ def test_label_candidates_from_config_to_table(store, gt_path, tmp_path, monkeyp
     label_candidates(label_args(*words, "--precision", "bf16", "--memory_limit", "8"))
     assert "bf16 against fp32 on the 3 candidates of 'a', Kendall's tau: gmsd " in capsys.readouterr().out
     assert read_scores(store.folder / "scores.parquet").metadata["metrics"]["gmsd"]["precision"] == "bf16"
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(UserError, match="--compile: needs a C"):
+        label_candidates(label_args(*words, "--compile"))
     with pytest.raises(UserError, match="--exclude_metrics gmds: .* 'small' does not have it; did you mean 'gmsd'"):
         label_candidates(label_args(*words, "--exclude_metrics", "gmds"))
     with pytest.raises(UserError, match="leaves no metric"):

@@ -19,7 +19,7 @@ from dp2osr.config import flags_of
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.reproduce.grid import CONFIG_DIR, Arm, load_grid
-from dp2osr.reproduce.runs import plan_grid
+from dp2osr.reproduce.tasks import plan_grid
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
 
@@ -56,7 +56,7 @@ def experiment(folder, **changes):
         "axis": "N/M",
         "arms": {
             "plain": {"at": 0.5},
-            "ranks": {"reward": {"normalise": "rank"}, "train": {"top_n": 1}, "seeds": [1], "line": "ranks", "at": 0.25},
+            "ranks": {"reward": {"normalise": "rank"}, "train": {"top_n": 1}, "seeds": [1], "line": "ranks", "at": 0.25, "rounds": 2},
         },
     } | changes
     path = folder / "small.yaml"
@@ -70,7 +70,7 @@ def experiment(folder, **changes):
 def test_an_experiment_runs_all_arms_of_a_seed_before_the_next_seed(tmp_path):
     grid = load_grid(experiment(tmp_path), "tiny")
     assert [(arm.name, seed) for arm, seed in grid.runs] == [("plain", 0), ("plain", 1), ("ranks", 1)]
-    assert grid.arms[1] == Arm("ranks", {"top_n": 1}, {"normalise": "rank"}, (1,), "ranks", 0.25)
+    assert grid.arms[1] == Arm("ranks", {"top_n": 1}, {"normalise": "rank"}, (1,), "ranks", 0.25, rounds=2)
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -81,7 +81,7 @@ def test_every_experiment_of_the_repository_gives_its_programs_flags_that_they_k
     grid = load_grid(path.stem, path.parent.name)
     tasks = plan_grid(grid, tmp_path)
     assert len(tasks.held_out) == 1 + len(grid.runs)
-    for task in [tasks.shared, *tasks.held_out.values()]:
+    for task in [*tasks.shared, *tasks.held_out.values()]:
         task.prepare()
         for program in task.programs:
             parser = importlib.import_module(program.script.removesuffix(".py")).build_parser()
@@ -101,6 +101,8 @@ def test_every_experiment_of_the_repository_gives_its_programs_flags_that_they_k
         ({"arms": {"base": {}}}, ["arm 'base'"]),
         ({"arms": {"a": {"trian": {}}}}, ["arm 'a'", "trian", "train"]),
         ({"stages": "nowhere"}, ["nowhere/sample.yaml", "missing"]),
+        ({"arms": {"a": {"at": 1, "rounds": 0}}}, ["arm 'a'", "rounds"]),
+        ({"arms": {"a": {"at": 1, "reference": "gone"}}}, ["arm 'a'", "reference", "moved, fixed"]),
         ({"axis": None}, ["arm 'plain'", "'at'"]),
         ({"arms": {"a": {}}}, ["arm 'a'", "'at'"]),
     ],
@@ -141,6 +143,31 @@ def test_the_same_training_in_two_experiments_is_one_run_and_another_setting_is_
     other_candidates = replace(grid, stages=grid.stages | {"sample": grid.stages["test"]})
     assert plan_grid(other_candidates, tmp_path).held_out["plain-0"].folder not in different
     assert plan_grid(other_candidates, tmp_path).held_out["base"].folder == plan_grid(grid, tmp_path).held_out["base"].folder
+
+
+def test_a_further_round_samples_other_images_with_the_policy_and_starts_from_it(tmp_path):
+    grid = load_grid(experiment(tmp_path), "tiny")
+    arms = [
+        replace(grid.arms[0], name=reference, rounds=3, reference=reference, sample={"max_images": 2}) for reference in ("moved", "fixed")
+    ]
+    tasks = plan_grid(replace(grid, arms=arms), tmp_path)
+    assert len(tasks.shared) == 1 and tasks.shared[0].settings["sample"]["max_images"] == 2
+    for reference in ("moved", "fixed"):
+        task = tasks.held_out[f"{reference}-1"]
+        task.prepare()
+        names = [program.name for program in task.programs]
+        assert names == ["train", *(f"{stage}-{number}" for number in (2, 3) for stage in ("sample", "label", "train")), "sample", "label"]
+        flags = {name: yaml.safe_load((task.folder / f"{name}.yaml").read_text()) for name in names}
+        policies = [str(task.folder / name) for name in ("policy", "policy-2", "policy-3")]
+        assert flags["train"]["controlnet_model_name_or_path"] == "preset/models/c-tiny-sd2"
+        assert [flags[f"{stage}-2"]["controlnet_model_name_or_path"] for stage in ("sample", "train")] == policies[:1] * 2
+        assert [flags[f"{stage}-3"]["controlnet_model_name_or_path"] for stage in ("sample", "train")] == policies[1:2] * 2
+        assert flags["sample"]["controlnet_model_name_or_path"] == policies[2] == flags["train-3"]["output_dir"]
+        assert flags["train-3"]["candidates_dir"] == flags["sample-3"]["output_dir"] == flags["label-3"]["candidates_dir"]
+        assert flags["sample-2"]["images_offset"] == 1 and flags["sample-2"]["seed"] != flags["sample-3"]["seed"]
+        anchor = flags["train-3"].get("reference_controlnet_model_name_or_path")
+        assert anchor == ("preset/models/c-tiny-sd2" if reference == "fixed" else None)
+    assert tasks.held_out["moved-1"].folder != tasks.held_out["fixed-1"].folder
 
 
 # ---------------------------------------------------------------- statistics

@@ -1,5 +1,7 @@
 """pyiqa's networks with repeated work taken out, against pyiqa on one image at a time: the same random weights on both sides."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -127,6 +129,22 @@ def test_bf16_is_another_precision_of_the_same_score(name):
     assert 0 < np.abs(rough - exact).max() < 0.05 * np.abs(exact).max()
     fast.precision = "fp32"
     np.testing.assert_allclose(fast.score(images, gt)[name], exact, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.parametrize("name", ["lpips", "maniqa-pipal"])
+def test_a_compiled_metric_gives_the_same_score(name):
+    from torch._dynamo.utils import counters
+
+    gt, images = draw(225 if "maniqa" in name else 64, count=2)
+    exact = build([name]).score(images, gt)[name]
+    counters.clear()
+    suite = build([name], compiled=True)
+    np.testing.assert_allclose(suite.score(images, gt)[name], exact, rtol=0, atol=1e-5)
+    assert counters["stats"]["unique_graphs"] > 0
+    counters.clear()
+    with torch.compiler.set_stance("force_eager"):
+        np.testing.assert_array_equal(suite.score(images, gt)[name], exact)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

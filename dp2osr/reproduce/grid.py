@@ -1,6 +1,6 @@
 """A grid: trainings that differ in a few flags, each with several seeds, on the same candidates; read from one YAML."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -11,7 +11,8 @@ from dp2osr.errors import UserError
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "reproduce"
 STAGES = ("sample", "label", "train", "test", "label_test")
 KEYS = ("title", "stages", "evaluated_by", "seeds", "arms")
-ARM_KEYS = ("train", "reward", "seeds", "line", "at")
+ARM_KEYS = ("train", "reward", "sample", "rounds", "reference", "seeds", "line", "at")
+REFERENCES = ("moved", "fixed")
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Arm:
         train: flags of training that differ from the grid's train.yaml.
         reward: keys of a reward's YAML that differ from that training's `reward_config`.
         seeds: of the training.
+        sample: flags of sampling the candidates that differ from the grid's sample.yaml.
+        rounds: of sampling and training; a further one samples other images with the policy, scores them and starts from it.
+        reference: of a further round, "moved" to the policy that it starts from, or "fixed", the base.
         line, at: where a grid has an axis, the curve that the arm belongs to, and its place on the axis.
     """
 
@@ -31,6 +35,9 @@ class Arm:
     seeds: tuple
     line: str = ""
     at: float | None = None
+    sample: dict = field(default_factory=dict)
+    rounds: int = 1
+    reference: str = "moved"
 
     def run_name(self, seed):
         return f"{self.name}-{seed}"
@@ -101,6 +108,9 @@ def _arm(path, name, settings, seeds, axis):
     at = settings.get("at")
     if (axis is None) != (at is None) or not isinstance(at, (int, float, type(None))):
         raise UserError(f"{path}: arm '{name}': 'at' must be a number where the experiment has an 'axis', and only there")
+    rounds, reference = settings.get("rounds", 1), settings.get("reference", "moved")
+    if not isinstance(rounds, int) or rounds < 1 or reference not in REFERENCES:
+        raise UserError(f"{path}: arm '{name}': 'rounds' is a whole number from 1, 'reference' one of {', '.join(REFERENCES)}")
     return Arm(
         name,
         dict(settings.get("train") or {}),
@@ -108,6 +118,9 @@ def _arm(path, name, settings, seeds, axis):
         _seeds(path, settings["seeds"]) if "seeds" in settings else seeds,
         str(settings.get("line", "")),
         at,
+        dict(settings.get("sample") or {}),
+        rounds,
+        reference,
     )
 
 

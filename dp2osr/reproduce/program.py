@@ -21,7 +21,8 @@ def run_experiment(name, description):
     """The whole of an experiment of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
     args = parse_args(build_parser(description))
     from dp2osr.reproduce.grid import load_grid
-    from dp2osr.reproduce.runs import check_inputs, plan_grid, run_grid
+    from dp2osr.reproduce.runs import run_grid
+    from dp2osr.reproduce.tasks import check_inputs, plan_grid
 
     grid = load_grid(args.experiment or name, args.preset)
     output = Path(args.output_dir)

@@ -185,18 +185,21 @@ class Labeller:
             bad |= ~np.isfinite(columns[name]) & of_interest
         return sorted(set(columns["image_id"][bad].astype(str)))
 
-    def compare_with_fp32(self, image_id):
-        """Print how well a group that is to be scored is ranked in the suite's precision: Kendall's τ with float32, metric by metric."""
+    def compare_with_exact(self, image_id):
+        """Print how well the suite ranks a group that is to be scored: Kendall's τ with float32 and nothing compiled, metric by metric."""
         if not self._missing(image_id, self._provenance(image_id)):
             return
         group, gt = self._read(image_id)
         images = self.decode(group)
         self._check_size(image_id, images, gt)
         fast = self.suite.score(images, gt, image_id, strict=False)
-        with mock.patch.object(self.suite, "precision", "fp32"):
+        import torch
+
+        with mock.patch.object(self.suite, "precision", "fp32"), torch.compiler.set_stance("force_eager"):
             exact = self.suite.score(images, gt, image_id, strict=False)
         agreement = ", ".join(f"{name} {kendalltau(fast[name], exact[name]).statistic:.3f}" for name in exact)
-        print(f"{self.suite.precision} against fp32 on the {len(images)} candidates of '{image_id}', Kendall's tau: {agreement}")
+        how = self.suite.precision + (", compiled," if self.suite.compiled else "")
+        print(f"{how} against fp32 on the {len(images)} candidates of '{image_id}', Kendall's tau: {agreement}")
 
     def report_draws(self, image_id):
         """Print how much a metric that draws random numbers depends on the draw: pairs of a group's candidates that change places."""
@@ -280,14 +283,14 @@ def label_candidates(args):
         check_manifest(args.metrics_dir)
     batches = Batches(args.batch_size, state.device, args.memory_limit)
     specs = chosen_metrics(config, args.extra_metrics, args.exclude_metrics)
-    suite = MetricSuite(specs, state.device, batches, args.precision, args.metrics_dir)
+    suite = MetricSuite(specs, state.device, batches, args.precision, args.metrics_dir, args.compile)
     check_modes(config, suite)
     output = Path(args.output or Path(args.candidates_dir) / "scores.parquet")
     decode = LazyDecoder(store, state.device, batches)
     labeller = Labeller(store, suite, pair_gt(args.gt_path, image_ids, suite.modes), output, decode, args.strict)
     labeller.check_version()
-    if args.precision != "fp32" and state.is_main_process:
-        labeller.compare_with_fp32(image_ids[0])
+    if (args.compile or args.precision != "fp32") and state.is_main_process:
+        labeller.compare_with_exact(image_ids[0])
     labeller.score_missing(image_ids[state.process_index :: state.num_processes], state.is_main_process)
     if state.is_main_process:
         labeller.report_draws(image_ids[0])

@@ -4,6 +4,7 @@ import inspect
 import io
 import logging
 import os
+import shutil
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from pickle import UnpicklingError
@@ -80,6 +81,7 @@ class MetricSuite:
         device: where the metrics run.
         batches: `Batches`, how many images are scored together; 8 by default.
         precision: "fp32", or "bf16": the networks under autocast.
+        compiled: whether the networks go through `torch.compile`, at the first image of each size; scores change by rounding alone.
         weights_dir: folder of `scripts/fetch_metrics.py`; None for what the environment variable DP2OSR_METRICS_DIR says, else the
             libraries' own places.
 
@@ -93,12 +95,14 @@ class MetricSuite:
             that are not on this machine.
     """
 
-    def __init__(self, specs, device="cpu", batches=None, precision="fp32", weights_dir=None):
+    def __init__(self, specs, device="cpu", batches=None, precision="fp32", weights_dir=None, compiled=False):
+        if compiled:
+            check_compiler(device)
         self.specs = {}
         for spec in specs:
             if self.specs.setdefault(spec.name, spec) != spec:
                 raise UserError(f"metric '{spec.name}' is asked for with {self.specs[spec.name].options} and with {spec.options}; keep one")
-        self.device, self.precision = torch.device(device), precision
+        self.device, self.precision, self.compiled = torch.device(device), precision, compiled
         self.batches = batches or Batches(8, self.device)
         weights_dir = weights_dir or os.environ.get("DP2OSR_METRICS_DIR")
         with quiet_imports():
@@ -109,6 +113,8 @@ class MetricSuite:
         self._metrics = {}
         for name, metric in metrics.items():
             self._metrics[name] = lean(metric, self._metrics.values())
+            if compiled and any(True for _ in metric.net.parameters()):  # a formula has none, and gains nothing
+                compile_network(metric.net)
 
     def describe(self):
         """name → {"lower_better", "mode", "options", "precision"}, for the score table's metadata; fp32 goes without saying."""
@@ -181,8 +187,27 @@ class MetricSuite:
             raise UserError(f"metric '{name}': out of memory on images of {size}; {advice}") from None
         except (AssertionError, RuntimeError, ValueError, IndexError) as error:
             reason = " ".join(str(error).split())
+            if self.compiled and ("compile" in reason.lower() or "inductor" in reason.lower()):
+                raise UserError(f"{what}: torch.compile fails ({reason[:300]}); leave --compile out") from None
             problem = f"metric '{name}' cannot score image '{image_id}' of {size} pixels ({reason})"
             raise UserError(f"{problem}; it may need a bigger image, leave the metric out") from None
+
+
+COMPILED_BLOCKS = ("Block", "ResidualAttentionBlock", "SwinTransformerBlock")  # of transformers: what is around them changes
+
+
+def compile_network(net):
+    """`torch.compile`, in place, of a transformer's blocks, or of the whole network where it has none."""
+    blocks = [module for module in net.modules() if type(module).__name__ in COMPILED_BLOCKS]
+    for module in blocks or [net]:
+        module.compile()
+
+
+def check_compiler(device):
+    """Raise `UserError` where `torch.compile` has nothing to compile with."""
+    compilers = [os.environ.get("CXX"), "g++", "clang++"]
+    if torch.device(device).type == "cpu" and not any(name and shutil.which(name) for name in compilers):
+        raise UserError("--compile: needs a C++ compiler on a CPU (Debian: apt install g++ python3-dev); leave it out, or install one")
 
 
 def bad_score(name, values, image_id, candidates=None):
