@@ -1,5 +1,6 @@
 """Folders of images: listing, reading with clear errors, writing."""
 
+import csv
 import io
 from pathlib import Path
 
@@ -12,17 +13,20 @@ EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
 
 def list_images(folder):
-    """Image paths of a folder (or the one file named), sorted by name; each stem once.
+    """Image paths of a folder, of a manifest.csv (column `file`, paths from its own folder), or the one file named, sorted; each stem once.
 
     Raises:
-        UserError: no such path, no image in it, or two images with one stem.
+        UserError: no such path, no image in it, two images with one stem, or an unreadable manifest.
     """
     folder = Path(folder)
-    if folder.is_file():
+    if folder.suffix == ".csv" and folder.is_file():
+        paths = _listed_in(folder)
+    elif folder.is_file():
         return [folder]
-    if not folder.is_dir():
+    elif folder.is_dir():
+        paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
+    else:
         raise UserError(f"{folder}: no such folder of images")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS)
     if not paths:
         raise UserError(f"{folder}: holds no image ({', '.join(sorted(EXTENSIONS))})")
     by_stem = {}
@@ -32,6 +36,18 @@ def list_images(folder):
                 f"{folder}: {by_stem[path.stem].name} and {path.name} share the stem '{path.stem}', which is the image id; rename one"
             )
         by_stem[path.stem] = path
+    return paths
+
+
+def _listed_in(manifest):
+    try:
+        with open(manifest, encoding="utf-8", newline="") as stream:
+            paths = sorted(manifest.parent / row["file"] for row in csv.DictReader(stream))
+    except (KeyError, TypeError, UnicodeDecodeError, csv.Error):
+        raise UserError(f"{manifest}: not a manifest with a column 'file'; scripts/prepare_data.py writes one") from None
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"{manifest}: {len(missing)} of its {len(paths)} images are not there, the first is {missing[0]}")
     return paths
 
 

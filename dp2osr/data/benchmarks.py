@@ -1,0 +1,201 @@
+"""The test sets of real-world super-resolution, from what is distributed to `lr/` and `gt/` of one name and size."""
+
+import csv
+import io
+import re
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dp2osr.config import write_text
+from dp2osr.data.images import EXTENSIONS, list_images, read_image, save_image
+from dp2osr.errors import UserError
+from dp2osr.provenance import file_sha256
+
+
+@dataclass(frozen=True)
+class TestSet:
+    """What a test set should hold: its number of images, the LR side, pixels (None: any), whether it has GT, and where it comes from."""
+
+    __test__ = False  # not one of pytest's
+
+    count: int
+    lr_size: int | None
+    has_gt: bool
+    origin: str
+
+
+TEST_SETS = {
+    "RealSR": TestSet(100, 128, True, "RealSRVal_crop128 of StableSR's test sets, or the Test/4 folders of RealSR (version 3)"),
+    "DRealSR": TestSet(93, 128, True, "DrealSRVal_crop128 of StableSR's test sets, or Test_x4 of DRealSR"),
+    "DIV2K-Val": TestSet(3000, 128, True, "DIV2K_V2_val of StableSR's test sets"),
+    "RealLR200": TestSet(200, None, False, "SeeSR's release"),
+    "RealLQ250": TestSet(250, 256, False, "DreamClear's release"),
+}
+LR_NAMES, GT_NAMES = ("test_lr", "lr", "lq", "input"), ("test_hr", "hr", "gt", "target")
+SUFFIX = re.compile(r"_?(LR4?|HR|x1|x4)$", re.IGNORECASE)  # Canon_001_LR4, panasonic_12_x1
+SCALE = 4
+
+
+def prepare(name, source, output_dir, any_count=False):
+    """Write `<output_dir>/<name>/lr/<id>.png`, `gt/<id>.png` and `manifest.csv`; images larger than the set's are cut to their middle.
+
+    Args:
+        name: in `TEST_SETS`.
+        source: folder or archive (zip, tar) as distributed.
+        any_count: accept another number of images than is expected.
+
+    Returns:
+        Number of images.
+
+    Raises:
+        UserError: no images found, pairs that do not match in name or size, another number than is expected.
+    """
+    wanted, target = TEST_SETS[name], Path(output_dir) / name
+    with opened(source) as folder:
+        pairs = find_pairs(folder) if wanted.has_gt else {path.stem: (path, None) for path in list_images(_largest_folder(folder))}
+        if len(pairs) != wanted.count and not any_count:
+            raise UserError(
+                f"{source}: {len(pairs)} images, {name} has {wanted.count} ({wanted.origin}); give that, or --any_count for these"
+            )
+        part = target.with_name(f".{name}.part")
+        shutil.rmtree(part, ignore_errors=True)
+        for kind in ("lr", "gt") if wanted.has_gt else ("lr",):
+            (part / kind).mkdir(parents=True)
+        for image_id, (lr, gt) in tqdm(sorted(pairs.items()), desc=name, unit="image"):
+            _write_pair(image_id, lr, gt, part, wanted.lr_size)
+    write_manifest(part)
+    shutil.rmtree(target, ignore_errors=True)
+    part.rename(target)
+    return len(pairs)
+
+
+@contextmanager
+def opened(source):
+    """Within, the folder that `source` is, or that an archive was unpacked to."""
+    source = Path(source)
+    if source.is_dir():
+        yield source
+        return
+    if not source.is_file():
+        raise UserError(f"{source}: no such folder or archive")
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            if zipfile.is_zipfile(source):
+                with zipfile.ZipFile(source) as archive:
+                    archive.extractall(folder)
+            else:
+                with tarfile.open(source) as archive:
+                    archive.extractall(folder, filter="data")
+        except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+            raise UserError(f"{source}: not a readable zip or tar archive ({error}); download it again") from None
+        yield Path(folder)
+
+
+def find_pairs(folder):
+    """{id: (LR path, GT path)}: two folders with the usual names under one parent, or files told apart by their endings.
+
+    Raises:
+        UserError: nothing of the kind, or several, or an image without its other half.
+    """
+    folders = [folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir())]
+    images = {path: _images(path) for path in folders}
+    parents = {}
+    for path in folders:
+        kind = "lr" if path.name.lower() in LR_NAMES else "gt" if path.name.lower() in GT_NAMES else None
+        if kind and images[path]:
+            parents.setdefault(path.parent, {})[kind] = path
+    whole = [sides for sides in parents.values() if len(sides) == 2]
+    if len(whole) > 1:
+        raise UserError(f"{folder}: holds several sets ({', '.join(str(sides['lr'].parent) for sides in whole)}); name one of them")
+    if whole:
+        lr, gt = images[whole[0]["lr"]], images[whole[0]["gt"]]
+    else:
+        every = [path for paths in images.values() for path in paths]
+        lr = [path for path in every if re.search(r"_?(LR4?|x4)$", path.stem, re.IGNORECASE)]
+        gt = [path for path in every if re.search(r"_?(HR|x1)$", path.stem, re.IGNORECASE)]
+    by_id = {kind: {SUFFIX.sub("", path.stem): path for path in paths} for kind, paths in (("lr", lr), ("gt", gt))}
+    if not by_id["lr"] or not by_id["gt"]:
+        raise UserError(
+            f"{folder}: no LR and GT images found; expected folders such as test_LR and test_HR, or files such as x_LR4 and x_HR"
+        )
+    lonely = sorted(by_id["lr"].keys() ^ by_id["gt"].keys())
+    if lonely:
+        raise UserError(f"{folder}: {len(lonely)} images have no other half, the first is {lonely[0]}; LR and GT must have the same names")
+    return {image_id: (path, by_id["gt"][image_id]) for image_id, path in by_id["lr"].items()}
+
+
+def _images(folder):
+    names = (path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+    return sorted(path for path in names if path.is_file())
+
+
+def _largest_folder(folder):
+    """The folder with the most images, `folder` or below it."""
+    folders = [folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir())]
+    return max(folders, key=lambda path: len(_images(path)))
+
+
+def _write_pair(image_id, lr, gt, target, lr_size):
+    """Both as PNG; the file itself where it is one of the right size."""
+    low = read_image(lr)
+    high = read_image(gt) if gt else None
+    if high and high.size != (SCALE * low.width, SCALE * low.height):
+        raise UserError(f"{gt}: is {high.width} x {high.height} pixels, not {SCALE} times its LR image's {low.width} x {low.height}")
+    if gt and lr_size and min(low.size) < lr_size:
+        raise UserError(f"{lr}: is {low.width} x {low.height} pixels, smaller than {lr_size}")
+    for path, image, kind, scale in ((lr, low, "lr", 1), (gt, high, "gt", SCALE)):
+        if image is None:
+            continue
+        side, file = lr_size and gt and scale * lr_size, target / kind / f"{image_id}.png"
+        if side and image.size != (side, side):
+            left, top = scale * ((low.width - lr_size) // 2), scale * ((low.height - lr_size) // 2)
+            save_image(image.crop((left, top, left + side, top + side)), file)
+        elif path.suffix.lower() == ".png":
+            shutil.copyfile(path, file)
+        else:
+            save_image(image, file)
+
+
+# ---------------------------------------------------------------- manifests
+
+
+def write_manifest(folder, least=0):
+    """Write `manifest.csv` of a folder: each image's path in it, width, height and SHA-256; returns the number of images.
+
+    Args:
+        least: leave out images of which a side has fewer pixels.
+    """
+    folder, stream = Path(folder), io.StringIO()
+    writer, count = csv.writer(stream, lineterminator="\n"), 0
+    writer.writerow(["file", "width", "height", "sha256"])
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in EXTENSIONS)
+    for path in tqdm(paths, desc="manifest", unit="image"):
+        image = read_image(path)
+        if min(image.size) >= least:
+            count += 1
+            writer.writerow([path.relative_to(folder).as_posix(), *image.size, file_sha256(path).hexdigest()])
+    write_text(folder / "manifest.csv", stream.getvalue())
+    return count
+
+
+def check_manifest(folder, other):
+    """Raise `UserError` unless the images of `folder` are those of the manifest `other`: what is missing, more or different is named."""
+    rows, here = _hashes(other), _hashes(Path(folder) / "manifest.csv")
+    differing = sorted(name for name in rows.keys() | here.keys() if rows.get(name) != here.get(name))
+    if differing:
+        raise UserError(f"{folder}: {len(differing)} of {len(rows)} images are not those of {other}, the first is {differing[0]}")
+
+
+def _hashes(manifest):
+    try:
+        with open(manifest, encoding="utf-8", newline="") as stream:
+            return {row["file"]: row["sha256"] for row in csv.DictReader(stream)}
+    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{manifest}: not a manifest with the columns file and sha256 ({error})") from None

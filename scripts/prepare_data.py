@@ -1,0 +1,56 @@
+"""Test sets as they are distributed → data/<set>/{lr,gt}/<id>.png; any folder of HR photographs → a manifest to train from.
+
+    python scripts/prepare_data.py RealSR --source StableSR_testsets/RealSRVal_crop128
+    python scripts/prepare_data.py RealLR200 --source RealLR200.zip
+    python scripts/prepare_data.py HR --source photographs --min_side 512      # photographs/manifest.csv
+
+Each set gets a manifest.csv with sizes and hashes; --manifest compares it with somebody else's, so that two laboratories know that they
+measure on the same files. scripts/make_lr_pairs.py takes a manifest of photographs for --image_path.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+
+def make_parser():
+    from dp2osr.config import at_least
+    from dp2osr.data.benchmarks import TEST_SETS
+
+    sets = "\n".join(f"  {name}: {entry.count} images, from {entry.origin}" for name, entry in TEST_SETS.items())
+    parser = argparse.ArgumentParser(description=f"{__doc__}\n{sets}", formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=[*TEST_SETS, "HR"], help="the set, or HR for photographs to train from")
+    parser.add_argument("--source", required=True, help="folder, or zip or tar archive, as distributed")
+    parser.add_argument("--output_dir", default="data", help="gets a folder of the set's name (default: %(default)s)")
+    parser.add_argument("--any_count", action="store_true", help="accept another number of images than the set has")
+    parser.add_argument("--manifest", help="manifest.csv of the same set made elsewhere, to compare with")
+    parser.add_argument("--min_side", type=at_least(1), default=512, help="HR: least side of a photograph, pixels (default: %(default)s)")
+    return parser
+
+
+def main():
+    from dp2osr.config import parse_args
+    from dp2osr.data import benchmarks
+
+    args = parse_args(make_parser())
+    if args.name == "HR":
+        folder = Path(args.source)
+        if not folder.is_dir():
+            from dp2osr.errors import UserError
+
+            raise UserError(f"{folder}: no such folder of photographs")
+        count = benchmarks.write_manifest(folder, args.min_side)
+    else:
+        folder = Path(args.output_dir) / args.name
+        count = benchmarks.prepare(args.name, args.source, args.output_dir, args.any_count)
+    if args.manifest:
+        benchmarks.check_manifest(folder, args.manifest)
+    print(f"{folder}: {count} images, listed in manifest.csv" + (f", the same as in {args.manifest}" if args.manifest else ""))
+
+
+if __name__ == "__main__":
+    from dp2osr.errors import run
+
+    run(main)
