@@ -1,0 +1,118 @@
+"""Where a policy changed the base's images, from two candidate folders to a figure, a table and a few sentences."""
+
+import csv
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from dp2osr.config import write_json, write_text
+from dp2osr.data.images import pil_to_tensor, tensor_to_pil
+from dp2osr.errors import UserError
+from dp2osr.evaluation import statistics
+from dp2osr.evaluation.figures import MUTED, save_figure, style
+from dp2osr.evaluation.locality import concentration, correlations, explained_by_filters, image_change
+from dp2osr.evaluation.methods import find_gt, parse_candidates, read_gt
+from dp2osr.evaluation.pictures import detail_window
+from dp2osr.evaluation.summary import interval
+from dp2osr.evaluation.tables import markdown
+from dp2osr.sampling.decode import decode_group, load_decoder
+from dp2osr.sampling.store import CandidateStore
+
+ZOOM = 64  # pixels: side of the window that the figure shows
+GAIN = 4  # differences are drawn so many times as strong
+
+
+def run_locality(args):
+    """Write fig6.png, fig6.svg, locality.csv, locality.md and settings.json to `args.output_dir`, and print the table.
+
+    Args:
+        args: the flags of scripts/reproduce/fig6.py.
+
+    Raises:
+        UserError: not two folders, of the same images and seeds, with GT.
+    """
+    folders = parse_candidates(args.candidates)
+    if len(folders) != 2:
+        raise UserError("--candidates: takes two folders, base=DIR policy=DIR")
+    base, policy = (CandidateStore(folder) for folder in folders.values())
+    ids = base.ids()
+    if ids != policy.ids() or base.settings["seed"] != policy.settings["seed"]:
+        raise UserError(f"{policy.folder}: other images or another seed than {base.folder}; a change is seen between the same seeds")
+    gt_paths = find_gt(args.gt_path, ids)
+    decoders = [load_decoder(store.settings) for store in (base, policy)]
+    changes = []
+    for image_id in tqdm(ids, desc="compare", unit="image"):
+        groups = [store.read(image_id) for store in (base, policy)]
+        images = [
+            decode_group(decoder, _first(group, args.num_candidates), store.settings["align_method"])
+            for decoder, group, store in zip(decoders, groups, (base, policy), strict=True)
+        ]
+        gt = pil_to_tensor(read_gt(gt_paths[image_id], groups[0]))
+        changes.append(image_change(image_id, groups[0].lr, *images, gt))
+    photographs = statistics.photographs_of(ids, args.crop_suffix)
+    weights = statistics.bootstrap_weights(photographs, args.bootstrap, seed=0)
+    found = {f"correlation of the change with: {name}": estimate for name, estimate in correlations(changes, weights).items()}
+    found["share of the squared change in the tenth of the pixels that change most"] = concentration(changes, weights)
+    filters = explained_by_filters(changes, photographs, weights)
+    found |= {f"share of the squared change explained by {name}": value for name, value in filters.items()}
+
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    text = markdown(
+        ["what", "mean [95 % interval over photographs]"], [[name, interval(value, signed=True)] for name, value in found.items()]
+    )
+    write_text(output / "locality.md", text + "\n")
+    write_text(output / "locality.csv", _csv(found))
+    write_json(output / "settings.json", {"flags": vars(args), "base": base.settings, "policy": policy.settings})
+    draw(changes, output, args.num_shown)
+    print(f"\n{text}\n\nfiles: {output}/fig6.png, fig6.svg, locality.md, locality.csv, settings.json")
+    return found
+
+
+def _first(group, count):
+    """A group with its first `count` candidates."""
+    return replace(group, latents=group.latents[:count])
+
+
+def _csv(found):
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["what", "mean", "low", "high"])
+    writer.writerows([name, f"{value.value:.6g}", f"{value.low:.6g}", f"{value.high:.6g}"] for name, value in found.items())
+    return stream.getvalue()
+
+
+def draw(changes, output, count):
+    """LR, base, policy, GT, the change and the base's spread over seeds, of `count` images evenly over how much they changed."""
+    from matplotlib.figure import Figure
+
+    order = np.argsort([-image.maps["change"].mean() for image in changes])
+    chosen = [changes[index] for index in order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]]
+    titles = ["LR", "base", "policy", "GT", f"|policy − base| × {GAIN}", f"base, spread × {GAIN}"]
+    with style():
+        figure = Figure(figsize=(1.7 * len(titles), 1.75 * len(chosen) + 0.2), layout="constrained")
+        panels = figure.subplots(len(chosen), len(titles), squeeze=False)
+        for row, image in zip(panels, chosen, strict=True):
+            for axes, title, picture in zip(row, titles, _pictures(image), strict=True):
+                axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+                axes.set(xticks=[], yticks=[])
+                if row is panels[0]:
+                    axes.set_title(title, fontsize=8)
+            row[0].set_ylabel(image.image_id, fontsize=7, color=MUTED)
+        for kind in ("png", "svg"):
+            save_figure(figure, output / f"fig6.{kind}")
+
+
+def _pictures(image):
+    """The six pictures of an image, cut to its window of most detail."""
+    gt = tensor_to_pil(image.gt)
+    box = detail_window(gt, ZOOM) or (0, 0, *gt.size)
+    lr = image.lr.resize(gt.size, Image.Resampling.NEAREST)
+    pictures = [np.asarray(picture.crop(box)) / 255 for picture in (lr, tensor_to_pil(image.base), tensor_to_pil(image.policy), gt)]
+    left, top, right, bottom = box
+    maps = [image.maps[name][top:bottom, left:right] for name in ("change", "base spread over seeds")]
+    return pictures + [np.clip(GAIN * values, 0, 1) for values in maps]
