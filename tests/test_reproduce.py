@@ -19,11 +19,12 @@ from dp2osr.config import flags_of
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.reproduce.grid import CONFIG_DIR, Arm, load_grid
-from dp2osr.reproduce.tasks import plan_grid
+from dp2osr.reproduce.tasks import Task, plan_grid
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
 
-EXPERIMENTS = sorted(CONFIG_DIR.glob("*/*.yaml"))
+TABLES = sorted(CONFIG_DIR.glob("*/table[12].yaml"))
+EXPERIMENTS = sorted(set(CONFIG_DIR.glob("*/*.yaml")) - set(TABLES))
 
 
 def experiment(folder, **changes):
@@ -88,6 +89,30 @@ def test_every_experiment_of_the_repository_gives_its_programs_flags_that_they_k
             args = parser.parse_args(flags_of(parser, task.folder / f"{program.name}.yaml"))
             if "reward_config" in vars(args):
                 load_reward_config(args.reward_config)
+
+
+@pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_image_table_of_the_repository_gives_its_programs_flags_that_they_know(path, tmp_path, monkeypatch):
+    import importlib
+
+    from dp2osr.evaluation.benchmark import load_published
+    from dp2osr.reproduce import image_tables
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(image_tables, "_inputs", lambda table: [])
+    table = image_tables.load_image_table(path.stem, path.parent.name)
+    assert (ROOT / f"configs/evaluation/{table.protocol}.yaml").exists()
+    tasks = image_tables.plan_images(table, tmp_path)
+    assert len(tasks) == len(table.sets) * len(table.methods)
+    for task in tasks.values():
+        if isinstance(task, Task):
+            task.prepare()
+            [program] = task.programs
+            parser = importlib.import_module(program.script.removesuffix(".py")).build_parser()
+            parser.parse_args(flags_of(parser, task.folder / "restore.yaml"))
+    for of_set in table.sets.values():
+        if "published" in of_set:
+            assert set(load_published(of_set["published"])["methods"]) >= set(table.methods)
 
 
 @pytest.mark.parametrize(
@@ -292,6 +317,36 @@ def running_under(folder):
             if "--config" in words and str(folder) in words[words.index("--config") + 1]:
                 found.append(int(entry.name))
     return found
+
+
+def test_an_image_table_restores_each_set_once_and_evaluates_it(tmp_path, lr_folder):
+    model = {"pretrained_model_name_or_path": "preset/models/tiny-sd2", "controlnet_model_name_or_path": "preset/models/c-tiny-sd2"}
+    flags = model | {"num_inference_steps": 1, "guidance_scale": 1.0, "upscale": 4, "sample_times": 2}
+    (tmp_path / "psnr.yaml").write_text("fr: [psnr]\n", encoding="utf-8")
+    gt = tmp_path / "gt"
+    gt.mkdir()
+    for path in lr_folder.iterdir():
+        (gt / path.name).write_bytes((ROOT / "preset/train/gt" / path.name).read_bytes())
+    content = {
+        "title": "Small",
+        "protocol": str(tmp_path / "psnr.yaml"),
+        "sets": {"three": {"image_path": str(lr_folder), "gt_path": str(gt)}},
+        "methods": {"ours": {"program": "test_sd2b_controlnet.py", "flags": flags}, "bicubic": {"bicubic": 4}, "GT": {"images": str(gt)}},
+    }
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    words = ["scripts/reproduce/table1.py", "--experiment", tmp_path / "table.yaml", "--output_dir", tmp_path / "out"]
+    run_program(*words)
+    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "out/table/three/table.csv").open(encoding="utf-8"))}
+    assert set(rows) == {"ours", "bicubic", "GT"} and rows["ours"]["std_over_samples"] and float(rows["GT"]["mean"]) > 70
+    [log] = (tmp_path / "out").glob("images/*/log.txt")
+    before = log.stat().st_mtime_ns
+    assert "0 of them to be restored" in run_program(*words).stdout and log.stat().st_mtime_ns == before
+    content["methods"]["SeeSR"] = {"images": "nowhere/{set}"}
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    assert_one_clear_line(run_program(*words, check=False), "nowhere/three")
+    content["methods"]["SeeSR"] = {"images": "x", "bicubic": 4}
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    assert_one_clear_line(run_program(*words, check=False), "method 'SeeSR'", "one of")
 
 
 def test_settings_of_a_run_tell_what_it_was(finished):

@@ -75,15 +75,7 @@ def load_grid(name_or_yaml, preset):
     Raises:
         UserError: no such file, not YAML, an unknown or missing key, a stage's YAML that is not there.
     """
-    path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else CONFIG_DIR / preset / f"{name_or_yaml}.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        known = sorted(f"{file.parent.name}/{file.stem}" for file in CONFIG_DIR.glob("*/*.yaml") if file.stem not in STAGES)
-        raise UserError(f"{path}: there is no such experiment; known: {', '.join(known)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
-    _check_keys(path, content, (*KEYS, "axis"), "an experiment")
+    path, content = read_experiment(name_or_yaml, preset, (*KEYS, "axis"))
     for key in KEYS:
         if key not in content:
             raise UserError(f"{path}: '{key}' is missing")
@@ -102,7 +94,7 @@ def load_grid(name_or_yaml, preset):
 
 
 def _arm(path, name, settings, seeds, axis):
-    _check_keys(path, settings, ARM_KEYS, f"arm '{name}'")
+    check_keys(path, settings, ARM_KEYS, f"arm '{name}'")
     if not name or set(name) & set("/\\= ,|") or name == "base":
         raise UserError(f"{path}: arm '{name}': a name without spaces and the signs / = , | that is not 'base'")
     at = settings.get("at")
@@ -138,7 +130,22 @@ def _seeds(path, seeds):
     return tuple(seeds)
 
 
-def _check_keys(path, content, known, what):
+def read_experiment(name_or_yaml, preset, keys):
+    """(path, content) of an experiment's YAML; `UserError` where there is none, or it has another key than `keys`."""
+    path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else CONFIG_DIR / preset / f"{name_or_yaml}.yaml"
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        known = sorted(f"{file.parent.name}/{file.stem}" for file in CONFIG_DIR.glob("*/*.yaml"))
+        raise UserError(f"{path}: there is no such experiment; known: {', '.join(known)}") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
+    check_keys(path, content, keys, "an experiment")
+    return path, content
+
+
+def check_keys(path, content, known, what):
+    """Raise `UserError` unless `content` is a dictionary with keys of `known` alone."""
     if not isinstance(content, dict):
         raise UserError(f"{path}: {what} must be lines of 'key: value'")
     for key in content:

@@ -11,7 +11,7 @@ def build_parser(description):
     parser.add_argument("--preset", choices=["tiny", "paper"], default="tiny", help="configs/reproduce/<preset> (default: %(default)s)")
     parser.add_argument("--experiment", metavar="YAML", help="another experiment of the same form (default: the preset's)")
     parser.add_argument("--output_dir", default="runs/reproduce", help="of all experiments, which share runs (default: %(default)s)")
-    parser.add_argument("--jobs", type=at_least(1), help="trainings side by side (default: the cores, eight at most; with a GPU 1)")
+    parser.add_argument("--jobs", type=at_least(1), help="runs side by side (default: the cores, eight at most; with a GPU 1)")
     parser.add_argument("--plan", action="store_true", help="say what is missing and stop")
     parser.add_argument("--bootstrap", type=at_least(1), default=2000, help="resamples for the intervals (default: %(default)s)")
     return parser
@@ -35,3 +35,18 @@ def run_experiment(name, description):
     from dp2osr.reproduce.results import write_results
 
     write_results(grid, folders, output / grid.name, args.bootstrap)
+
+
+def run_image_table(name, description):
+    """The whole of an image table of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
+    args = parse_args(build_parser(description))
+    from dp2osr.evaluation.run_images import run_image_evaluation
+    from dp2osr.reproduce import image_tables
+
+    table, output = image_tables.load_image_table(args.experiment or name, args.preset), Path(args.output_dir)
+    tasks = image_tables.plan_images(table, output)
+    print(image_tables.summary(table, tasks), flush=True)
+    if args.plan:
+        return
+    for set_name, folders in image_tables.make_images(table, tasks, args.jobs).items():
+        run_image_evaluation(image_tables.evaluation_flags(table, set_name, folders, output, args.bootstrap))

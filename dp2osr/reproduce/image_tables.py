@@ -1,0 +1,144 @@
+"""Tables of models and methods on test sets: restore every set with every model, then evaluate the images. Read from one YAML.
+
+title: Models on held-out photographs
+protocol: offline                     # of configs/evaluation
+sets: {RealSR: {image_path: data/RealSR/lr, gt_path: data/RealSR/gt, published: table1_realsr}}
+methods:
+  bicubic: {bicubic: 4}                                     # the LR images enlarged
+  C-SD2: {program: test_sd2b_controlnet.py, flags: {...}}   # a model, with the flags of its program
+  SeeSR: {images: results/{set}/seesr}                      # a folder of images made elsewhere
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from dp2osr.data.images import list_images, read_image, save_image
+from dp2osr.errors import UserError
+from dp2osr.evaluation.statistics import CROP_SUFFIX
+from dp2osr.provenance import weights_hash
+from dp2osr.reproduce.grid import check_keys, read_experiment
+from dp2osr.reproduce.runs import Pool, default_jobs
+from dp2osr.reproduce.tasks import INPUTS, Program, Task
+
+KEYS = ("title", "protocol", "sets", "methods", "exclude_metrics", "metrics_dir", "crop_suffix")
+SET_KEYS = ("image_path", "gt_path", "prompt_file", "published")
+METHOD_KEYS = ("bicubic", "program", "flags", "images")
+IMAGES = "images"
+
+
+@dataclass(frozen=True)
+class ImageTable:
+    """What a YAML of this form holds, keys as in it; `name` is the file's."""
+
+    name: str
+    title: str
+    protocol: str
+    sets: dict
+    methods: dict
+    exclude_metrics: list
+    metrics_dir: str | None
+    crop_suffix: str | None
+
+
+def load_image_table(name_or_yaml, preset):
+    """Read an image table as `load_grid` reads a grid; UserError for what is missing or not known."""
+    path, content = read_experiment(name_or_yaml, preset, KEYS)
+    for key in KEYS[:4]:
+        if not content.get(key):
+            raise UserError(f"{path}: '{key}' is missing")
+    for name, entry in content["sets"].items():
+        check_keys(path, entry, SET_KEYS, f"set '{name}'")
+        if "image_path" not in entry:
+            raise UserError(f"{path}: set '{name}' has no image_path")
+    for name, entry in content["methods"].items():
+        check_keys(path, entry, METHOD_KEYS, f"method '{name}'")
+        if len({"bicubic", "program", "images"} & set(entry)) != 1:
+            raise UserError(f"{path}: method '{name}' must have one of 'bicubic', 'program' and 'images'")
+    first = (content[key] for key in KEYS[:4])
+    return ImageTable(path.stem, *first, content.get("exclude_metrics", []), content.get("metrics_dir"), content.get("crop_suffix"))
+
+
+def plan_images(table, output):
+    """{(set, method): its `Task`, or the folder of its images where they are made elsewhere}; UserError for what is not there."""
+    missing = sorted({str(path) for path in _inputs(table) if not Path(path).exists()})
+    if missing:
+        raise UserError(f"{table.name}: not on this machine: {', '.join(missing)}; put them there, or name others in the experiment's YAML")
+    tasks = {}
+    for set_name, of_set in table.sets.items():
+        for name, method in table.methods.items():
+            if "program" in method:
+                tasks[set_name, name] = _restoring(of_set, method, output)
+            else:
+                tasks[set_name, name] = Path(method["images"].format(set=set_name)) if "images" in method else output / "bicubic" / set_name
+    return tasks
+
+
+def _inputs(table):
+    """Every path that must be there before anything starts."""
+    for of_set in table.sets.values():
+        yield from (value for key, value in of_set.items() if key != "published")
+    for method in table.methods.values():
+        yield from (value for key, value in method.get("flags", {}).items() if key in INPUTS)
+        if "images" in method:
+            yield from (method["images"].format(set=name) for name in table.sets)
+
+
+def _restoring(of_set, method, output):
+    """The task that restores a set with a model; its folder's name also stands for the ControlNet's weights."""
+    flags = {"image_path": of_set["image_path"], "prompt_file": of_set.get("prompt_file"), **method.get("flags", {})}
+    flags = {key: value for key, value in flags.items() if value is not None}
+    origin = {"weights": weights_hash(flags["controlnet_model_name_or_path"]), "program": method["program"]}
+    return Task(output / "images", [Program(method["program"], "restore", flags, {"output_dir": IMAGES})], origin=origin)
+
+
+def write_bicubic(image_path, scale, folder):
+    """Enlarge a folder of LR images; what is there already is kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in list_images(image_path):
+        target = folder / f"{path.stem}.png"
+        if not target.exists():
+            image = read_image(path)
+            save_image(image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.BICUBIC), target)
+
+
+def make_images(table, tasks, jobs=None):
+    """Restore and enlarge what is missing; returns {set: {method: folder of its images}}."""
+    for (set_name, name), task in tasks.items():
+        if "bicubic" in table.methods[name]:
+            write_bicubic(table.sets[set_name]["image_path"], table.methods[name]["bicubic"], task)
+    programs = [task for task in tasks.values() if isinstance(task, Task)]
+    if not all(task.is_done() for task in programs):
+        Pool(jobs or default_jobs()).run(programs, table.name)
+    folders = {name: {} for name in table.sets}
+    for (set_name, name), task in tasks.items():
+        folders[set_name][name] = task.folder / IMAGES if isinstance(task, Task) else task
+    return folders
+
+
+def summary(table, tasks):
+    """One line: what there is to do."""
+    missing = sum(isinstance(task, Task) and not task.is_done() for task in tasks.values())
+    return f"{table.name}: {table.title}. {len(tasks)} folders of images, {missing} of them to be restored"
+
+
+def evaluation_flags(table, set_name, folders, output, bootstrap):
+    """The flags of scripts/evaluate.py for a set's images."""
+    of_set = table.sets[set_name]
+    return argparse.Namespace(
+        images=[f"{name}={folder}" for name, folder in folders.items()],
+        gt_path=of_set.get("gt_path"),
+        output_dir=str(output / table.name / set_name),
+        protocol=table.protocol,
+        channel=None,
+        crop_border=None,
+        center_crop=None,
+        exclude_metrics=table.exclude_metrics,
+        metrics_dir=table.metrics_dir,
+        published=of_set.get("published"),
+        bootstrap=bootstrap,
+        seed=0,
+        crop_suffix=CROP_SUFFIX if table.crop_suffix is None else table.crop_suffix,
+    )
