@@ -4,12 +4,12 @@
     python label_rewards.py --config configs/tiny_sd2/quickstart/label.yaml
     python bench/time_to_gain.py --candidates_dir runs/quickstart/candidates --output_dir runs/time_to_gain
 
-Both start from the same model, candidates, reward and pairs (the quickstart's settings, a constant rate after the warm-up) and differ in
-the step: the group form visits 6 groups with all N² pairs at one timestep each; pairwise draws single pairs of random groups, each with its
-own timestep and one noise for the two, and passes winner and loser through two whole models, policy and reference, as public Diffusion-DPO
-code does. Its batch is either the group form's 216 pairs, or 24. Every rate is tried with the first seed; the best goes on to the others.
-G is that of validation during training, 26 held-out crops, and is not timed. Runs have one thread each, two side by side; times are the
-processor's.
+Both start from the same model, candidates, reward and pairs (the quickstart's settings, which were chosen with the group form, but for a
+constant rate after the warm-up) and differ in the step: the group form visits 6 groups with all N² pairs at one timestep each; pairwise
+draws single pairs of random groups, each with its own timestep and one noise for the two, and passes winner and loser through two whole
+models, policy and reference, as public Diffusion-DPO code does. Its batch is either the group form's 216 pairs, or 24. Every rate is tried
+with the first seed; the best goes on to the others. G is that of validation during training, 26 held-out crops, and is not timed. Runs have
+one thread each, two side by side; times are the processor's.
 """
 
 import argparse
@@ -135,8 +135,12 @@ def one_run(args, method, rate, seed, path):
         print(f"{method}, {rate:g}, seed {seed}: step {trainer.step}, {seconds:.0f} s, G = {gain:.3f}", flush=True)
         if gain >= args.level or seconds > 60 * args.max_minutes:
             break
-    reached = history[-1]["G"] >= args.level
-    write_json(path, {"method": method, "rate": rate, "seed": seed, "reached": reached, **history[-1], "history": history})
+    write_json(path, {"method": method, "rate": rate, "seed": seed, "asked": asked(args), **history[-1], "history": history})
+
+
+def asked(args):
+    """The flags that a result depends on."""
+    return {name: getattr(args, name) for name in ("candidates_dir", "config", "level", "max_minutes", "validation_candidates")}
 
 
 def path_of(args, method, rate, seed):
@@ -148,7 +152,8 @@ def run_all(args, wanted):
     paths = {key: path_of(args, *key) for key in wanted}
 
     def start(key):
-        if not paths[key].exists():
+        there = json.loads(paths[key].read_text()) if paths[key].exists() else {}
+        if there.get("asked") != asked(args):
             subprocess.run([sys.executable, *sys.argv, "--one", *map(str, key)], check=True, stdin=subprocess.DEVNULL)
 
     with ThreadPoolExecutor(args.jobs) as pool:
@@ -163,7 +168,12 @@ def main():
         return one_run(args, method, rate, seed, path_of(args, method, rate, seed))
     first, *others = args.seeds
     tried = run_all(args, [(method, rate, first) for method in METHODS for rate in args.rates])
-    best = {method: min(args.rates, key=lambda rate: cost(tried[method, rate, first], args.level)) for method in METHODS}
+    best = {}
+    for method in METHODS:
+        of_rate = {rate: tried[method, rate, first] for rate in args.rates}
+        best[method] = min(of_rate, key=lambda rate, of_rate=of_rate: (cost(of_rate[rate], args.level), -of_rate[rate]["G"]))
+        if len(args.rates) > 1 and best[method] in (min(args.rates), max(args.rates)):
+            print(f"warning: {method}: the best rate, {best[method]:g}, is at the edge of those that were tried", file=sys.stderr)
     results = tried | run_all(args, [(method, best[method], seed) for seed in others for method in METHODS])
     print(f"\nG = {args.level:g}\n\n| method | rate | seconds, by seed | steps | median | times the group form's |")
     print("|---|---|---|---|---|---|")
@@ -172,7 +182,7 @@ def main():
         for rate in args.rates:
             runs = [results[method, rate, seed] for seed in args.seeds if (method, rate, seed) in results]
             seconds = [cost(run, args.level) for run in runs]
-            words = [f"{time:.0f}" if run["reached"] else f"> {run['seconds']:.0f}" for run, time in zip(runs, seconds)]
+            words = [f"{time:.0f}" if time < float("inf") else f"> {run['seconds']:.0f}" for run, time in zip(runs, seconds)]
             median, ratio = "", ""
             if rate == best[method]:
                 medians[method] = statistics.median(seconds)

@@ -10,6 +10,8 @@ without. Both sides see the same latents, noise and timestep, and their gradient
 """
 
 import argparse
+import ctypes
+import gc
 import statistics
 import subprocess
 import sys
@@ -230,6 +232,8 @@ def peak_of(args):
     optimizer = bench.optimizer()
     unets = [bench.backbone.unet, deepcopy(bench.backbone.unet)] if args.peak_of.startswith("pairwise") else None
     del bench.backbone.text_encoder
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # nor what glibc keeps of it
     Path("/proc/self/clear_refs").write_text("5")  # the peak of loading is not what is asked
     for _ in range(3):
         if unets:

@@ -172,12 +172,17 @@ def flags_of(parser, path):
         raise UserError(f"{path}: not a readable YAML of settings ({str(error).splitlines()[0]})") from None
     if not isinstance(settings, dict):
         raise UserError(f"{path}: must be a list of 'flag: value' lines")
+    return words_of(parser, settings, path)
+
+
+def words_of(parser, settings, where):
+    """{flag: value} as command-line words for `parser`; UserError, which names `where` they are from, for an unknown flag."""
     actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
     words = []
     for key, value in settings.items():
         if key not in actions:
             near = difflib.get_close_matches(str(key), actions, n=1, cutoff=0)
-            raise UserError(f"{path}: unknown setting '{key}'; the nearest known one is '{near[0]}'")
+            raise UserError(f"{where}: unknown setting '{key}'; the nearest known one is '{near[0]}'")
         option = actions[key].option_strings[-1]
         if actions[key].nargs == 0:  # a switch
             words += [option] if value else []

@@ -88,6 +88,22 @@ def test_a_set_that_is_not_whole_is_refused_and_what_was_there_stays(tmp_path, s
     assert len(list_images(tmp_path / "data/RealSR/gt")) == 3
 
 
+@pytest.mark.parametrize("source", ["data/RealSR", "data/RealSR/original", "."])
+def test_the_source_is_not_written_over(tmp_path, source):
+    folder = make_pairs(tmp_path / source)
+    with pytest.raises(UserError, match="would be lost"):
+        prepare("RealSR", folder, tmp_path / "data")
+    assert len(list_images(folder / "test_LR")) == 3
+
+
+def test_a_folder_that_somebody_else_made_is_not_replaced(tmp_path):
+    (tmp_path / "data/RealSR").mkdir(parents=True)
+    (tmp_path / "data/RealSR/notes.txt").write_text("mine", encoding="utf-8")
+    with pytest.raises(UserError, match="was not written by this program"):
+        prepare("RealSR", make_pairs(tmp_path / "source"), tmp_path / "data")
+    assert (tmp_path / "data/RealSR/notes.txt").exists()
+
+
 def test_another_number_of_images_is_taken_where_that_is_asked(tmp_path):
     assert prepare("RealSR", make_pairs(tmp_path / "source", count=4), tmp_path / "data", any_count=True) == 4
 

@@ -88,7 +88,8 @@ def test_the_table_s_numbers_are_those_of_loops_over_the_scores(evaluated):
         soft = np.array([[float(row[metric]) for row in rows if row["method"] == "soft" and row["sample"] == str(s)] for s in range(2)])
         of_soft = table["soft", metric]
         assert float(of_soft["mean"]) == pytest.approx(soft.mean(), rel=1e-6)
-        assert float(of_soft["std_over_samples"]) == pytest.approx(soft.mean(axis=1).std(ddof=1), rel=1e-6)
+        assert float(of_soft["std_of_means"]) == pytest.approx(soft.mean(axis=1).std(ddof=1), rel=1e-6)
+        assert float(of_soft["std_within_image"]) == pytest.approx(np.mean([np.std(pair, ddof=1) for pair in soft.T]), rel=1e-6)
         differences = soft.mean(axis=0) - sharp
         assert float(of_soft["difference"]) == pytest.approx(differences.mean(), rel=1e-6)
         draws = np.random.default_rng(7).choice(differences, (4000, len(differences))).mean(axis=1)
@@ -96,7 +97,7 @@ def test_the_table_s_numbers_are_those_of_loops_over_the_scores(evaluated):
         assert [float(of_soft["difference_low"]), float(of_soft["difference_high"])] == pytest.approx(
             list(np.percentile(draws, [2.5, 97.5])), abs=0.2 * spread
         )
-        assert table["sharp", metric]["std_over_samples"] == table["sharp", metric]["difference"] == ""
+        assert table["sharp", metric]["std_within_image"] == table["sharp", metric]["difference"] == ""
 
 
 def test_the_p_value_is_that_of_signed_ranks_by_enumeration():
@@ -159,11 +160,12 @@ def test_tables_mark_the_best_and_tell_their_protocol(evaluated, photographs):
 
 def test_published_values_stand_beside_and_the_difference_is_told(evaluated, photographs, protocol, tmp_path):
     published = {"source": "a paper", "metrics": ["psnr", "lpips"], "methods": {"sharp": {"psnr": 10.0}, "other": {"psnr": 31.5}}}
+    published["spreads"] = {"other": {"psnr": 1.25}}
     (tmp_path / "paper.yaml").write_text(yaml.safe_dump(published), encoding="utf-8")
     flags = ["--images", f"sharp={photographs / 'sharp'}", "--gt_path", photographs / "gt", "--protocol", protocol]
     done = run_program("scripts/evaluate.py", *flags, "--published", tmp_path / "paper.yaml", "--output_dir", tmp_path / "out")
     [row] = [row for row in rows_of(tmp_path / "out" / "table.csv") if row["metric"] == "psnr"]
-    assert row["published"] == "10" and "a paper" in done.stdout and "31.50" in done.stdout
+    assert row["published"] == "10" and "a paper" in done.stdout and "31.50 ± 1.25" in done.stdout
     [line] = [line for line in done.stdout.splitlines() if line.startswith("| ours − sharp")]
     assert f"{float(row['mean']) - 10:+.2f} !" in line
 
@@ -192,6 +194,11 @@ def test_a_second_run_scores_what_is_new_alone(photographs, tmp_path, monkeypatc
     assert cut == 19 and len(scored) == 2  # one image, two metrics
     for name in first:
         assert np.array_equal(first[name]["sharp"], second[name]["sharp"])
+    scored.clear()
+    methods, gt = pair_images({"sharp": [photographs / "sharp"], "GT": [photographs / "gt"]}, photographs / "gt")
+    more = ImageScorer(suite, gt, cache).score(methods)
+    assert len(scored) == 40 and all(len(words[0]) == 1 for words in scored)  # the new method's images alone
+    assert np.array_equal(more["psnr"]["sharp"], first["psnr"]["sharp"])
     changed = photographs.parent / "changed"
     changed.mkdir(exist_ok=True)
     for path in (photographs / "sharp").iterdir():
@@ -244,6 +251,13 @@ def test_samples_are_paired_with_their_image(photographs):
     assert [path.name for path in methods[0].samples["image3"]] == ["image3_00.png", "image3_01.png"]
 
 
+def test_without_gt_the_lr_images_tell_samples_from_images(photographs):
+    [method], gt = pair_images({"soft": [photographs / "soft"]}, lr_path=photographs / "gt")
+    assert method.num_samples == 2 and len(method.samples) == 20 and not gt
+    [method], _ = pair_images({"soft": [photographs / "soft"]})
+    assert method.num_samples == 1 and len(method.samples) == 40
+
+
 def test_names_that_do_not_match_are_listed_on_both_sides(photographs, tmp_path):
     for path in sorted((photographs / "gt").iterdir())[:3]:
         (tmp_path / f"{path.stem}_sr.png").write_bytes(path.read_bytes())
@@ -267,7 +281,7 @@ def test_sizes_that_differ_are_named_with_both_sizes(photographs, tmp_path):
         (["--images", "mine"], ["NAME=DIR"]),
         (["--images", "mine=nowhere"], ["nowhere"]),
         (["--images", "a=preset/test/gt", "--published", "table9"], ["table9", "table1_realsr"]),
-        (["--images", "a=preset/test/gt", "--protocol", "offlin"], ["offlin"]),
+        (["--images", "a=preset/test/gt", "--protocol", "offlin"], ["offlin", "did you mean", "offline"]),
         (["--images", "a=preset/test/gt", "--candidates", "a=b"], ["not allowed with"]),
         (["--candidates", "a=b"], ["--gt_path"]),
     ],
@@ -280,4 +294,4 @@ def test_without_gt_the_no_reference_metrics_are_left(photographs, protocol, tmp
     flags = ["--images", f"sharp={photographs / 'sharp'}", "--protocol", protocol, "--output_dir", tmp_path]
     run_program("scripts/evaluate.py", *flags)
     assert {row["metric"] for row in rows_of(tmp_path / "table.csv")} == {"piqe"}
-    assert "gt" not in json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["metrics"]
+    assert set(json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["metrics"]) == {"piqe"}

@@ -19,7 +19,8 @@ from dp2osr.config import flags_of
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.reproduce.grid import CONFIG_DIR, Arm, load_grid
-from dp2osr.reproduce.tasks import Task, plan_grid
+from dp2osr.reproduce.runs import Pool, last_line
+from dp2osr.reproduce.tasks import Task, fingerprint, plan_grid
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
 
@@ -82,8 +83,10 @@ def test_every_experiment_of_the_repository_gives_its_programs_flags_that_they_k
     grid = load_grid(path.stem, path.parent.name)
     tasks = plan_grid(grid, tmp_path)
     assert len(tasks.held_out) == 1 + len(grid.runs)
-    for task in [*tasks.shared, *tasks.held_out.values()]:
+    load_reward_config(grid.evaluated_by)
+    for task in [*tasks.shared, *(task for chain in tasks.held_out.values() for task in chain)]:
         task.prepare()
+        task.check(path.stem)
         for program in task.programs:
             parser = importlib.import_module(program.script.removesuffix(".py")).build_parser()
             args = parser.parse_args(flags_of(parser, task.folder / f"{program.name}.yaml"))
@@ -93,8 +96,6 @@ def test_every_experiment_of_the_repository_gives_its_programs_flags_that_they_k
 
 @pytest.mark.parametrize("path", TABLES, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_image_table_of_the_repository_gives_its_programs_flags_that_they_know(path, tmp_path, monkeypatch):
-    import importlib
-
     from dp2osr.evaluation.benchmark import load_published
     from dp2osr.reproduce import image_tables
 
@@ -106,10 +107,7 @@ def test_every_image_table_of_the_repository_gives_its_programs_flags_that_they_
     assert len(tasks) == len(table.sets) * len(table.methods)
     for task in tasks.values():
         if isinstance(task, Task):
-            task.prepare()
-            [program] = task.programs
-            parser = importlib.import_module(program.script.removesuffix(".py")).build_parser()
-            parser.parse_args(flags_of(parser, task.folder / "restore.yaml"))
+            task.check(path.stem)
     for of_set in table.sets.values():
         if "published" in of_set:
             assert set(load_published(of_set["published"])["methods"]) >= set(table.methods)
@@ -142,7 +140,7 @@ def test_a_mistake_in_an_experiment_is_named(tmp_path, changes, mentions):
 
 def test_what_an_experiment_needs_is_looked_for_before_it_starts(tmp_path):
     done = run_program("scripts/reproduce/table3.py", "--preset", "paper", "--output_dir", tmp_path / "out", check=False)
-    assert_one_clear_line(done, "preset/models/stable-diffusion-2-base", "data/RealSR/gt (gt_path of label_test.yaml)", "metrics_dir")
+    assert_one_clear_line(done, "preset/models/stable-diffusion-2-base", "data/RealSR/gt (gt_path of label)", "metrics_dir")
     assert "4 trainings, 4 of them missing" in done.stdout and not (tmp_path / "out").exists()
 
 
@@ -151,7 +149,87 @@ def test_an_experiment_that_is_not_there_lists_those_that_are():
         load_grid("agregation", "tiny")
 
 
+@pytest.mark.parametrize(
+    ("changes", "mentions"),
+    [
+        ({"arms": {"a": {"at": 1, "train": {"topn": 3}}}}, ["a-0, train", "topn", "top_n"]),
+        ({"arms": {"a": {"at": 1, "train": {"top_n": 3, "num_candidates": 4}}}}, ["a-0, train", "at most half"]),
+        ({"arms": {"a": {"at": 1, "train": {"learning_rate": "fast"}}}}, ["a-0, train", "learning_rate"]),
+        ({"arms": {"a": {"at": 1, "reward": {"normalize": "rank"}}}}, ["a-0", "normalize", "normalise"]),
+        ({"evaluated_by": "embeded"}, ["embeded", "embedded"]),
+    ],
+)
+def test_what_a_program_would_refuse_is_refused_before_the_first_one_runs(tmp_path, changes, mentions):
+    with pytest.raises(UserError) as error:
+        plan_grid(load_grid(experiment(tmp_path, **changes), "tiny"), tmp_path / "out").check()
+    for mention in mentions:
+        assert mention in str(error.value)
+
+
 # ---------------------------------------------------------------- what is shared
+
+
+def test_a_folder_s_name_stands_for_contents_and_not_for_what_changes_nothing(tmp_path, monkeypatch):
+    path = experiment(tmp_path)
+    stages = tmp_path / "stages"
+
+    def folders():
+        fingerprint.cache_clear()
+        tasks = plan_grid(load_grid(path, "tiny"), tmp_path)
+        return tasks.shared[0].folder, *(task.folder for task in tasks.held_out["plain-0"])
+
+    def change(stage, **settings):
+        content = yaml.safe_load((stages / f"{stage}.yaml").read_text(encoding="utf-8")) | settings
+        (stages / f"{stage}.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+
+    before = folders()
+    change("sample", batch_size=2)
+    change("train", micro_batch_size=1)
+    change("label_test", extra_metrics=["ssim", "vif"])
+    assert folders() == before
+    change("test", num_candidates=3)
+    assert folders()[:2] == before[:2] and folders()[2] != before[2]
+    change("test", num_candidates=4)
+    (tmp_path / "psnr.yaml").write_text("fr: [psnr]\n", encoding="utf-8")  # another reward of the same name
+    assert folders()[0] == before[0] and folders()[1] != before[1]
+    (tmp_path / "prompts.json").write_text("{}", encoding="utf-8")
+    change("sample", prompt_file=str(tmp_path / "prompts.json"))
+    with_prompts = folders()
+    (tmp_path / "prompts.json").write_text('{"a": "b"}', encoding="utf-8")
+    assert folders()[0] != with_prompts[0] != before[0]
+
+
+def test_a_metric_more_is_scored_and_nothing_else_done_again(tmp_path):
+    tasks = plan_grid(load_grid(experiment(tmp_path), "tiny"), tmp_path)
+    for chain in tasks.held_out.values():
+        for task in chain:
+            task.prepare()
+            for program in task.programs:
+                assert task.missing()[0] is program
+                task.finish(program)
+            assert task.is_done()
+    label = tmp_path / "stages" / "label_test.yaml"
+    label.write_text(label.read_text(encoding="utf-8").replace("ssim", "vif"), encoding="utf-8")
+    tasks = plan_grid(load_grid(tmp_path / "small.yaml", "tiny"), tmp_path)
+    left = {name: [program.name for task in chain for program in task.missing()] for name, chain in tasks.held_out.items()}
+    assert left == {"base": ["label"], "plain-0": ["label"], "plain-1": ["label"], "ranks-1": ["label"]}
+
+
+def test_two_settings_that_are_one_are_run_once(tmp_path, monkeypatch):
+    grid = load_grid(experiment(tmp_path), "tiny")
+    tasks = plan_grid(replace(grid, arms=[grid.arms[0], replace(grid.arms[0], name="again")]), tmp_path)
+    ran = []
+    monkeypatch.setattr(Pool, "run_chain", lambda self, chain: ran.append(chain))
+    Pool(1).run(list(tasks.held_out.values()), "x")
+    assert len(ran) == 3  # the base and two seeds
+
+
+def test_the_last_error_is_that_of_the_last_attempt(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("error: the disk is full\n", encoding="utf-8")
+    begun = log.stat().st_size
+    log.write_text("error: the disk is full\ntrain: 3%\rtrain: 5%\n\n", encoding="utf-8")
+    assert last_line(log) == "the disk is full" and last_line(log, begun) == "train: 5%"
 
 
 def test_the_same_training_in_two_experiments_is_one_run_and_another_setting_is_another(tmp_path):
@@ -159,15 +237,15 @@ def test_the_same_training_in_two_experiments_is_one_run_and_another_setting_is_
     arm = grid.arms[0]
 
     def folder_of(**changes):
-        return plan_grid(replace(grid, arms=[replace(arm, **changes)]), tmp_path).held_out[f"{changes.get('name', arm.name)}-0"].folder
+        return plan_grid(replace(grid, arms=[replace(arm, **changes)]), tmp_path).held_out[f"{changes.get('name', arm.name)}-0"][0].folder
 
     assert folder_of(name="renamed") == folder_of()
     changes = ({}, {"train": {"top_n": 1}}, {"reward": {"normalise": "rank"}}, {"reward": {"normalise": "z_score"}})
     different = [folder_of(**change) for change in changes]
     assert len(set(different)) == 4
     other_candidates = replace(grid, stages=grid.stages | {"sample": grid.stages["test"]})
-    assert plan_grid(other_candidates, tmp_path).held_out["plain-0"].folder not in different
-    assert plan_grid(other_candidates, tmp_path).held_out["base"].folder == plan_grid(grid, tmp_path).held_out["base"].folder
+    assert plan_grid(other_candidates, tmp_path).held_out["plain-0"][0].folder not in different
+    assert plan_grid(other_candidates, tmp_path).held_out["base"][0].folder == plan_grid(grid, tmp_path).held_out["base"][0].folder
 
 
 def test_a_further_round_samples_other_images_with_the_policy_and_starts_from_it(tmp_path):
@@ -176,13 +254,12 @@ def test_a_further_round_samples_other_images_with_the_policy_and_starts_from_it
         replace(grid.arms[0], name=reference, rounds=3, reference=reference, sample={"max_images": 2}) for reference in ("moved", "fixed")
     ]
     tasks = plan_grid(replace(grid, arms=arms), tmp_path)
-    assert len(tasks.shared) == 1 and tasks.shared[0].settings["sample"]["max_images"] == 2
+    assert len(tasks.shared) == 1 and tasks.shared[0].settings["sample"]["settings"]["max_images"] == 2
     for reference in ("moved", "fixed"):
-        task = tasks.held_out[f"{reference}-1"]
-        task.prepare()
+        task, tested = tasks.held_out[f"{reference}-1"]
         names = [program.name for program in task.programs]
-        assert names == ["train", *(f"{stage}-{number}" for number in (2, 3) for stage in ("sample", "label", "train")), "sample", "label"]
-        flags = {name: yaml.safe_load((task.folder / f"{name}.yaml").read_text()) for name in names}
+        assert names == ["train", *(f"{stage}-{number}" for number in (2, 3) for stage in ("sample", "label", "train"))]
+        flags = {program.name: program.flags(part.folder) for part in (task, tested) for program in part.programs}
         policies = [str(task.folder / name) for name in ("policy", "policy-2", "policy-3")]
         assert flags["train"]["controlnet_model_name_or_path"] == "preset/models/c-tiny-sd2"
         assert [flags[f"{stage}-2"]["controlnet_model_name_or_path"] for stage in ("sample", "train")] == policies[:1] * 2
@@ -192,7 +269,11 @@ def test_a_further_round_samples_other_images_with_the_policy_and_starts_from_it
         assert flags["sample-2"]["images_offset"] == 1 and flags["sample-2"]["seed"] != flags["sample-3"]["seed"]
         anchor = flags["train-3"].get("reference_controlnet_model_name_or_path")
         assert anchor == ("preset/models/c-tiny-sd2" if reference == "fixed" else None)
-    assert tasks.held_out["moved-1"].folder != tasks.held_out["fixed-1"].folder
+    assert tasks.held_out["moved-1"][0].folder != tasks.held_out["fixed-1"][0].folder
+    with pytest.raises(UserError, match="arm 'moved'.*max_images"):
+        everything = yaml.safe_load(grid.stages["sample"].read_text(encoding="utf-8"))
+        grid.stages["sample"].write_text(yaml.safe_dump({**everything, "max_images": None}), encoding="utf-8")
+        plan_grid(replace(grid, arms=[replace(arms[0], sample={})]), tmp_path)
 
 
 # ---------------------------------------------------------------- statistics
@@ -239,9 +320,9 @@ def finished(tmp_path_factory):
 
 def test_an_experiment_ends_with_tables_that_equal_loops_over_the_scores(finished):
     path, output, printed = finished
-    rows = list(csv.DictReader((output / "small" / "results.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((output / "own" / "small" / "results.csv").open(encoding="utf-8")))
     tasks = plan_grid(load_grid(path, "tiny"), output)
-    scores = {name: read_scores(task.folder / "candidates" / "scores.parquet") for name, task in tasks.held_out.items()}
+    scores = {name: read_scores(chain[-1].folder / "candidates" / "scores.parquet") for name, chain in tasks.held_out.items()}
     sigma = np.mean([np.std(row, ddof=1) for row in scores["base"].scores["ssim"]])
     for arm, seeds in (("plain", [0, 1]), ("ranks", [1])):
         [row] = [row for row in rows if row["arm"] == arm and row["metric"] == "ssim"]
@@ -258,7 +339,7 @@ def test_an_experiment_ends_with_tables_that_equal_loops_over_the_scores(finishe
     assert float(row["difference"]) == pytest.approx(both / sigma, rel=1e-4)
     assert "Against plain" in printed
     for name in ("results.png", "results.svg", "axis.png", "axis.svg"):
-        assert (output / "small" / name).stat().st_size > 1000
+        assert (output / "own" / "small" / name).stat().st_size > 1000
 
 
 def test_an_experiment_that_is_done_is_not_run_again(finished):
@@ -273,12 +354,12 @@ def test_an_experiment_that_is_done_is_not_run_again(finished):
 
 
 def test_a_program_that_fails_is_named_with_its_own_words_and_its_log(tmp_path, finished):
-    path = experiment(tmp_path, arms={"plain": {"at": 1, "train": {"top_n": 3}}})  # of M = 4, at most 2
+    path = experiment(tmp_path, arms={"plain": {"at": 1, "train": {"learning_rate": 1.0, "max_train_steps": 40, "beta": 1e30}}})  # diverges
     output = tmp_path / "out"
     output.mkdir()
     (output / "candidates").symlink_to(finished[1] / "candidates")
     done = run_program("scripts/reproduce/aggregation.py", "--experiment", path, "--output_dir", output, "--jobs", "2", check=False)
-    assert_one_clear_line(done, "train_sd2_dpo.py stopped", "top_n", "log.txt")
+    assert_one_clear_line(done, "train_sd2_dpo.py stopped", "no finite loss", "log.txt")
 
 
 def test_a_killed_experiment_leaves_no_program_behind(tmp_path):
@@ -336,8 +417,8 @@ def test_an_image_table_restores_each_set_once_and_evaluates_it(tmp_path, lr_fol
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     words = ["scripts/reproduce/table1.py", "--experiment", tmp_path / "table.yaml", "--output_dir", tmp_path / "out"]
     run_program(*words)
-    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "out/table/three/table.csv").open(encoding="utf-8"))}
-    assert set(rows) == {"ours", "bicubic", "GT"} and rows["ours"]["std_over_samples"] and float(rows["GT"]["mean"]) > 70
+    rows = {row["method"]: row for row in csv.DictReader((tmp_path / "out/own/table/three/table.csv").open(encoding="utf-8"))}
+    assert set(rows) == {"ours", "bicubic", "GT"} and rows["ours"]["std_within_image"] and float(rows["GT"]["mean"]) > 70
     [log] = (tmp_path / "out").glob("images/*/log.txt")
     before = log.stat().st_mtime_ns
     assert "0 of them to be restored" in run_program(*words).stdout and log.stat().st_mtime_ns == before
@@ -351,8 +432,9 @@ def test_an_image_table_restores_each_set_once_and_evaluates_it(tmp_path, lr_fol
 
 def test_settings_of_a_run_tell_what_it_was(finished):
     path, output, _ = finished
-    settings = json.loads((output / "small" / "settings.json").read_text(encoding="utf-8"))
-    run = Path(settings["runs"]["ranks-1"]).parent
+    settings = json.loads((output / "own" / "small" / "settings.json").read_text(encoding="utf-8"))
+    tested = Path(settings["runs"]["ranks-1"]).parent
+    run = output / "trainings" / json.loads((tested / "settings.json").read_text())["training"]
     assert yaml.safe_load((run / "reward.yaml").read_text())["normalise"] == "rank"
-    assert json.loads((run / "settings.json").read_text())["train"]["top_n"] == 1
-    assert settings["arms"]["ranks"]["seeds"] == [1]
+    assert json.loads((run / "settings.json").read_text())["train"]["settings"]["top_n"] == 1
+    assert settings["arms"]["ranks"]["seeds"] == [1] and settings["arms"]["ranks"]["rounds"] == 2

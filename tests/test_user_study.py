@@ -84,6 +84,9 @@ def test_a_participant_votes_by_keyboard_and_mouse_goes_back_and_reloads(study, 
         end = time.monotonic() + 20
         while not (files := list((tmp_path / "downloads").glob("votes-*.json"))) and time.monotonic() < end:
             time.sleep(0.2)
+        browser.find_element(By.ID, "next").click()
+        browser.switch_to.alert.accept()
+        assert count() == "1 of 4" and state()["participant"] != expected["participant"] and not state()["votes"]
         assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     finally:
         browser.quit()

@@ -55,9 +55,11 @@ def prepare(name, source, output_dir, any_count=False):
         Number of images.
 
     Raises:
-        UserError: no images found, pairs that do not match in name or size, another number than is expected.
+        UserError: no images found, pairs that do not match in name or size, another number than is expected, or a folder in the way that
+            was not written by this function.
     """
     wanted, target = TEST_SETS[name], Path(output_dir) / name
+    _check_target(target, Path(source))
     with opened(source) as folder:
         pairs = find_pairs(folder) if wanted.has_gt else {path.stem: (path, None) for path in list_images(_largest_folder(folder))}
         if len(pairs) != wanted.count and not any_count:
@@ -74,6 +76,15 @@ def prepare(name, source, output_dir, any_count=False):
     shutil.rmtree(target, ignore_errors=True)
     part.rename(target)
     return len(pairs)
+
+
+def _check_target(target, source):
+    """Refuse (UserError) to write over the source, or over a folder that was not written here."""
+    there, given = target.resolve(), source.resolve()
+    if there == given or there in given.parents or given in there.parents:
+        raise UserError(f"{target}: is, holds or lies in {source}, which would be lost; give another --output_dir")
+    if target.exists() and not (target / "manifest.csv").exists():
+        raise UserError(f"{target}: is there and was not written by this program; give another --output_dir, or move it away")
 
 
 @contextmanager

@@ -21,12 +21,19 @@ PUBLISHED_DIR = Path(__file__).resolve().parents[2] / "configs" / "paper"
 
 @dataclass(frozen=True)
 class Result:
-    """A method on one metric: mean and its interval, std over samples of the mean over images (NaN for one sample), and against the
-    reference method the paired difference (method − reference, raw) with its interval and the p-value of Wilcoxon's signed-rank test over
-    photographs."""
+    """A method on one metric.
+
+    Attributes:
+        mean: over images and samples, with its interval.
+        std: with several samples, the mean over images of the std over an image's samples: by its size what the paper's Table 2 has.
+        std_of_means: the std over samples of the mean over images. Both are NaN for one sample.
+        difference: against the reference method, paired: method − reference, raw, with its interval.
+        p_value: of Wilcoxon's signed-rank test over photographs.
+    """
 
     mean: Estimate
     std: float
+    std_of_means: float
     difference: Estimate | None = None
     p_value: float = float("nan")
 
@@ -72,8 +79,10 @@ def compare(scores, image_ids, suite, resamples=2000, seed=0, crop_suffix=statis
         for method in methods:
             values = of_metric[method][whole]
             against = {} if method == methods[0] else _against(values.mean(axis=1), reference, photographs[whole], weights)
-            std = float(values.mean(axis=0).std(ddof=1)) if values.shape[1] > 1 else float("nan")
-            results[method][metric] = Result(_mean(values.mean(axis=1), weights), std, **against)
+            several = values.shape[1] > 1
+            std = float(values.std(axis=1, ddof=1).mean()) if several else float("nan")
+            std_of_means = float(values.mean(axis=0).std(ddof=1)) if several else float("nan")
+            results[method][metric] = Result(_mean(values.mean(axis=1), weights), std, std_of_means, **against)
     return Benchmark(
         methods,
         methods[0],
@@ -120,7 +129,9 @@ def load_published(name_or_yaml):
         raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
     if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in (("metrics", list), ("methods", dict))):
         raise UserError(f"{path}: must have 'metrics', a list, and 'methods', a name with its values each")
-    for method, values in content["methods"].items():
+    for method, values in [*content["methods"].items(), *content.get("spreads", {}).items()]:
+        if not isinstance(values, dict):
+            raise UserError(f"{path}: '{method}' must have its values by metric")
         for metric, value in values.items():
             if metric not in content["metrics"] or not isinstance(value, (int, float)):
                 raise UserError(f"{path}: '{method}', '{metric}': {value!r} is no number of a metric of this table")
@@ -164,7 +175,7 @@ def benchmark_markdown(benchmark, settings):
     blocks = [
         f"# {count}",
         "Mean over images and samples"
-        + (f" ± standard deviation over samples of the mean over images ({samples} samples)" if samples else ""),
+        + (f" ± standard deviation over an image's samples, averaged over images ({samples} samples)" if samples else ""),
         markdown(header, rows),
     ]
     if len(benchmark.methods) > 1:
@@ -197,10 +208,17 @@ def _published_blocks(benchmark, header):
     """The published rows, and for a method of the same name ours − published."""
     rows = []
     for method, values in benchmark.published["methods"].items():
-        rows.append([method, *(number(values[metric]) if metric in values else "" for metric in benchmark.metrics)])
+        spreads = benchmark.published.get("spreads", {}).get(method, {})
+        rows.append([method, *(_published_cell(values.get(metric), spreads.get(metric)) for metric in benchmark.metrics)])
         if method in benchmark.methods:
             rows.append([f"ours − {method}", *_distances(benchmark, method, values)])
     return [f"## Published: {benchmark.published.get('source', '')}", markdown(header, rows)]
+
+
+def _published_cell(value, spread):
+    if value is None:
+        return ""
+    return number(value) + ("" if spread is None else f" ± {number(spread, value)}")
 
 
 def _distances(benchmark, method, values):
@@ -243,25 +261,17 @@ def benchmark_csv(benchmark):
     """One row a method and metric."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
-    columns = [
-        "mean",
-        "mean_low",
-        "mean_high",
-        "std_over_samples",
-        "difference",
-        "difference_low",
-        "difference_high",
-        "p_value",
-        "published",
-    ]
+    of_mean = ["mean", "mean_low", "mean_high", "std_within_image", "std_of_means"]
+    columns = [*of_mean, "difference", "difference_low", "difference_high", "p_value", "published"]
     writer.writerow(["method", "metric", "lower_better", *columns])
     published = benchmark.published.get("methods", {})
     for method in benchmark.methods:
         for metric in benchmark.metrics:
             result = benchmark.results[method][metric]
             difference = result.difference or Estimate(float("nan"))
-            values = [result.mean.value, result.mean.low, result.mean.high, result.std, difference.value, difference.low, difference.high]
-            values += [result.p_value, published.get(method, {}).get(metric, float("nan"))]
+            values = [result.mean.value, result.mean.low, result.mean.high, result.std, result.std_of_means]
+            values += [difference.value, difference.low, difference.high, result.p_value]
+            values += [published.get(method, {}).get(metric, float("nan"))]
             writer.writerow(
                 [method, metric, benchmark.lower_better[metric], *("" if np.isnan(value) else f"{value:.8g}" for value in values)]
             )

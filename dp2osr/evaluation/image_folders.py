@@ -34,14 +34,15 @@ def parse_folders(arguments):
     return folders
 
 
-def pair_images(folders, gt_path=None):
-    """The methods' images and what they are named after: their GT, or their LR images.
+def pair_images(folders, gt_path=None, lr_path=None):
+    """The methods' images and their GT.
 
-    An SR image has the name of its GT, or that with `_` and the sample's number. Without GT, images are paired among the methods.
+    An SR image has the name of its GT, or that with `_` and the sample's number. Without GT the LR images give the names, and without them
+    the first method does: then every image is one of its own, and none is a sample of another.
 
     Args:
         folders: of `parse_folders`.
-        gt_path: folder of the GT (or LR) images, or None.
+        gt_path: folder of the GT images, or None; lr_path: of the LR images, or None.
 
     Returns:
         (list of `ImageMethod` with the same image ids, {image id: GT path}, empty without GT).
@@ -50,26 +51,28 @@ def pair_images(folders, gt_path=None):
         UserError: an image without GT or a GT without image (all sides are listed), or numbers of samples that differ.
     """
     gt = {path.stem: path for path in list_images(gt_path)} if gt_path else {}
+    named_by = gt_path or lr_path
+    names = gt or ({path.stem: path for path in list_images(lr_path)} if lr_path else {})
     methods = []
     for name, paths in folders.items():
         samples = {}
         for folder in paths:
             for path in list_images(folder):
-                samples.setdefault(image_id_of(path.stem, gt), []).append(path)
+                samples.setdefault(image_id_of(path.stem, names), []).append(path)
         methods.append(ImageMethod(name, samples))
-    _check_names(methods, gt, gt_path)
+    _check_names(methods, names, named_by)
     _check_samples(methods)
     return methods, gt
 
 
-def image_id_of(stem, gt):
-    """The GT's name that an SR image's stem stands for; without GT, or where none fits, the stem itself."""
+def image_id_of(stem, names):
+    """The one of `names` that an SR image's stem stands for; where none fits, the stem itself."""
     match = SAMPLE.fullmatch(stem)
-    return match[1] if match and stem not in gt and match[1] in gt else stem
+    return match[1] if match and stem not in names and match[1] in names else stem
 
 
-def _check_names(methods, gt, gt_path):
-    expected, where = (set(gt), gt_path) if gt else (set(methods[0].samples), methods[0].name)
+def _check_names(methods, names, named_by):
+    expected, where = (set(names), named_by) if names else (set(methods[0].samples), methods[0].name)
     problems = []
     for method in methods:
         there = set(method.samples)

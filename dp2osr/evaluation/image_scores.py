@@ -77,15 +77,18 @@ class ImageScorer:
         gt_path = self.gt.get(image_id)
         of_gt = _hash(gt_path) if gt_path else ""
         known = [self.known.setdefault((_hash(path), of_gt), {}) for path in paths]
-        missing = [name for name in self.names if any(self.keys[name] not in scores for scores in known)]
-        if missing:
+        lacking = {name: [place for place, scores in enumerate(known) if self.keys[name] not in scores] for name in self.names}
+        if any(lacking.values()):
             images, gt = self._read(paths, gt_path)
-            for name in missing:
-                for scores, value in zip(known, self._metric(name, images, gt, paths), strict=True):
-                    scores[self.keys[name]] = value
-            for path, scores in zip(paths, known, strict=True):
-                finite = {self.keys[name]: scores[self.keys[name]] for name in missing if np.isfinite(scores[self.keys[name]])}
-                self.stream.write(json.dumps({"image": _hash(path), "gt": of_gt, "scores": finite}) + "\n")
+            for name, places in lacking.items():
+                found = self._metric(name, images[places], gt, [paths[place] for place in places]) if places else []
+                for place, value in zip(places, found, strict=True):
+                    known[place][self.keys[name]] = value
+            for place, path in enumerate(paths):
+                fresh = {self.keys[name]: known[place][self.keys[name]] for name, places in lacking.items() if place in places}
+                fresh = {key: value for key, value in fresh.items() if np.isfinite(value)}
+                if fresh:
+                    self.stream.write(json.dumps({"image": _hash(path), "gt": of_gt, "scores": fresh}) + "\n")
             self.stream.flush()
         return {name: [scores[self.keys[name]] for scores in known] for name in self.names}
 

@@ -42,13 +42,14 @@ def run_locality(args):
     ids = base.ids()
     if ids != policy.ids() or base.settings["seed"] != policy.settings["seed"]:
         raise UserError(f"{policy.folder}: other images or another seed than {base.folder}; a change is seen between the same seeds")
+    count = min(args.num_candidates, *(store.settings["num_candidates"] for store in (base, policy)))
     gt_paths = find_gt(args.gt_path, ids)
     decoders = [load_decoder(store.settings) for store in (base, policy)]
     changes = []
     for image_id in tqdm(ids, desc="compare", unit="image"):
         groups = [store.read(image_id) for store in (base, policy)]
         images = [
-            decode_group(decoder, _first(group, args.num_candidates), store.settings["align_method"])
+            decode_group(decoder, _first(group, count), store.settings["align_method"])
             for decoder, group, store in zip(decoders, groups, (base, policy), strict=True)
         ]
         gt = pil_to_tensor(read_gt(gt_paths[image_id], groups[0]))

@@ -8,7 +8,7 @@ from dp2osr.evaluation import benchmark
 from dp2osr.evaluation.image_folders import pair_images, parse_folders
 from dp2osr.evaluation.image_scores import ImageScorer, protocol_specs
 from dp2osr.provenance import versions
-from dp2osr.rewards.config import CONFIG_DIR, load_reward_config
+from dp2osr.rewards.config import CONFIG_DIR, load_reward_config, nearest
 from dp2osr.rewards.metrics import MetricSuite, check_modes
 
 PROTOCOL_DIR = CONFIG_DIR.parent / "evaluation"
@@ -26,10 +26,9 @@ def run_image_evaluation(args):
     import torch
 
     published = benchmark.load_published(args.published) if args.published else None
-    named = PROTOCOL_DIR / f"{args.protocol}.yaml"
-    config = load_reward_config(named if named.is_file() else args.protocol)
+    config = load_protocol(args.protocol)
     specs = protocol_specs(config, args.channel, args.crop_border, args.exclude_metrics)
-    methods, gt = pair_images(parse_folders(args.images), args.gt_path)
+    methods, gt = pair_images(parse_folders(args.images), args.gt_path, args.lr_path)
     if not gt:
         specs = [spec for spec in specs if spec in config.nr]
         if not specs:
@@ -58,6 +57,14 @@ def run_image_evaluation(args):
     write_json(output / "settings.json", {"flags": vars(args), "metrics": suite.describe(), "versions": versions()})
     print(f"\n{text}\nfiles: {output}/table.md, .tex, .csv, per_image.csv and settings.json")
     return found
+
+
+def load_protocol(name_or_yaml):
+    """The metrics of a protocol by its name in `configs/evaluation` or the path of a YAML; UserError where there is none."""
+    path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else PROTOCOL_DIR / f"{name_or_yaml}.yaml"
+    if not path.is_file():
+        raise UserError(f"{path}: no such protocol{nearest(path.stem, [file.stem for file in PROTOCOL_DIR.glob('*.yaml')])}")
+    return load_reward_config(path)
 
 
 def _named(spec):

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from dp2osr.config import read_json, write_json, write_text
-from dp2osr.data.images import read_image
+from dp2osr.data.images import list_images, read_image
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.evaluation.report import png_data
@@ -19,7 +19,7 @@ TEMPLATE = Path(__file__).with_name("user_study.html")
 MOST_METHODS = 9  # number keys
 
 
-def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which is the best restoration of the image on the left?"):
+def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which is the best restoration of the input?"):
     """Write a study's page, and beside it its key, which tells what the page does not: which candidate is whose.
 
     Args:
@@ -34,7 +34,8 @@ def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which i
     """
     if not 2 <= len(folders) <= MOST_METHODS:
         raise UserError(f"--images: {len(folders)} methods; a study compares 2 to {MOST_METHODS}")
-    methods, lr = pair_images(folders, lr_path)
+    methods, _ = pair_images(folders, lr_path=lr_path)
+    lr = {path.stem: path for path in list_images(lr_path)}
     image_ids = sorted(lr)
     if num_images is not None:
         if num_images > len(image_ids):

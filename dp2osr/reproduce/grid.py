@@ -7,10 +7,12 @@ from pathlib import Path
 import yaml
 
 from dp2osr.errors import UserError
+from dp2osr.evaluation.statistics import CROP_SUFFIX
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "reproduce"
 STAGES = ("sample", "label", "train", "test", "label_test")
 KEYS = ("title", "stages", "evaluated_by", "seeds", "arms")
+MORE_KEYS = ("axis", "crop_suffix", "reference_cache")
 ARM_KEYS = ("train", "reward", "sample", "rounds", "reference", "seeds", "line", "at")
 REFERENCES = ("moved", "fixed")
 
@@ -53,6 +55,8 @@ class Grid:
         evaluated_by: reward config by which all policies are compared.
         arms: the first is the one that the others are compared with.
         axis: what the arms' `at` is, or None.
+        crop_suffix: what an image id of the held-out set has beyond its photograph's name.
+        reference_cache: whether trainings share the reference's errors on disk; of use where they visit the same candidates.
     """
 
     name: str
@@ -61,6 +65,8 @@ class Grid:
     evaluated_by: str
     arms: list
     axis: str | None = None
+    crop_suffix: str = CROP_SUFFIX
+    reference_cache: bool = False
 
     @property
     def runs(self):
@@ -75,7 +81,7 @@ def load_grid(name_or_yaml, preset):
     Raises:
         UserError: no such file, not YAML, an unknown or missing key, a stage's YAML that is not there.
     """
-    path, content = read_experiment(name_or_yaml, preset, (*KEYS, "axis"))
+    path, content = read_experiment(name_or_yaml, preset, (*KEYS, *MORE_KEYS))
     for key in KEYS:
         if key not in content:
             raise UserError(f"{path}: '{key}' is missing")
@@ -90,6 +96,8 @@ def load_grid(name_or_yaml, preset):
         str(content["evaluated_by"]),
         [_arm(path, str(name), settings or {}, seeds, axis) for name, settings in content["arms"].items()],
         axis,
+        str(content.get("crop_suffix", CROP_SUFFIX)),
+        bool(content.get("reference_cache", False)),
     )
 
 
@@ -97,20 +105,23 @@ def _arm(path, name, settings, seeds, axis):
     check_keys(path, settings, ARM_KEYS, f"arm '{name}'")
     if not name or set(name) & set("/\\= ,|") or name == "base":
         raise UserError(f"{path}: arm '{name}': a name without spaces and the signs / = , | that is not 'base'")
+    for key in ("train", "reward", "sample"):
+        if not isinstance(settings.get(key, {}), dict):
+            raise UserError(f"{path}: arm '{name}': '{key}' must be lines of 'flag: value'")
     at = settings.get("at")
-    if (axis is None) != (at is None) or not isinstance(at, (int, float, type(None))):
-        raise UserError(f"{path}: arm '{name}': 'at' must be a number where the experiment has an 'axis', and only there")
+    if (axis is None) != (at is None) or at is not None and not (isinstance(at, (int, float)) and at > 0):
+        raise UserError(f"{path}: arm '{name}': 'at' must be a number above 0 where the experiment has an 'axis', and only there")
     rounds, reference = settings.get("rounds", 1), settings.get("reference", "moved")
     if not isinstance(rounds, int) or rounds < 1 or reference not in REFERENCES:
         raise UserError(f"{path}: arm '{name}': 'rounds' is a whole number from 1, 'reference' one of {', '.join(REFERENCES)}")
     return Arm(
         name,
-        dict(settings.get("train") or {}),
-        dict(settings.get("reward") or {}),
+        dict(settings.get("train", {})),
+        dict(settings.get("reward", {})),
         _seeds(path, settings["seeds"]) if "seeds" in settings else seeds,
         str(settings.get("line", "")),
         at,
-        dict(settings.get("sample") or {}),
+        dict(settings.get("sample", {})),
         rounds,
         reference,
     )
@@ -133,15 +144,23 @@ def _seeds(path, seeds):
 def read_experiment(name_or_yaml, preset, keys):
     """(path, content) of an experiment's YAML; `UserError` where there is none, or it has another key than `keys`."""
     path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else CONFIG_DIR / preset / f"{name_or_yaml}.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         known = sorted(f"{file.parent.name}/{file.stem}" for file in CONFIG_DIR.glob("*/*.yaml"))
-        raise UserError(f"{path}: there is no such experiment; known: {', '.join(known)}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
+        raise UserError(f"{path}: there is no such experiment; known: {', '.join(known)}")
+    content = read_yaml(path, "an experiment")
     check_keys(path, content, keys, "an experiment")
     return path, content
+
+
+def read_yaml(path, what):
+    """The dictionary of a YAML file; `UserError` where it is not readable, or `what` it should be is not 'key: value' lines."""
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: must be lines of 'key: value', {what}")
+    return content
 
 
 def check_keys(path, content, known, what):

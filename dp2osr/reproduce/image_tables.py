@@ -17,11 +17,13 @@ from PIL import Image
 
 from dp2osr.data.images import list_images, read_image, save_image
 from dp2osr.errors import UserError
+from dp2osr.evaluation.benchmark import load_published
+from dp2osr.evaluation.image_scores import protocol_specs
+from dp2osr.evaluation.run_images import load_protocol
 from dp2osr.evaluation.statistics import CROP_SUFFIX
-from dp2osr.provenance import weights_hash
 from dp2osr.reproduce.grid import check_keys, read_experiment
 from dp2osr.reproduce.runs import Pool, default_jobs
-from dp2osr.reproduce.tasks import INPUTS, Program, Task
+from dp2osr.reproduce.tasks import INPUTS, Program, Task, digest, fingerprint
 
 KEYS = ("title", "protocol", "sets", "methods", "exclude_metrics", "metrics_dir", "crop_suffix")
 SET_KEYS = ("image_path", "gt_path", "prompt_file", "published")
@@ -49,6 +51,9 @@ def load_image_table(name_or_yaml, preset):
     for key in KEYS[:4]:
         if not content.get(key):
             raise UserError(f"{path}: '{key}' is missing")
+    for key in ("sets", "methods"):
+        if not isinstance(content[key], dict):
+            raise UserError(f"{path}: '{key}' must be a name with its entries each")
     for name, entry in content["sets"].items():
         check_keys(path, entry, SET_KEYS, f"set '{name}'")
         if "image_path" not in entry:
@@ -57,41 +62,53 @@ def load_image_table(name_or_yaml, preset):
         check_keys(path, entry, METHOD_KEYS, f"method '{name}'")
         if len({"bicubic", "program", "images"} & set(entry)) != 1:
             raise UserError(f"{path}: method '{name}' must have one of 'bicubic', 'program' and 'images'")
+        if "program" in entry and "controlnet_model_name_or_path" not in (entry.get("flags") or {}):
+            raise UserError(f"{path}: method '{name}' needs 'flags', with a controlnet_model_name_or_path")
     first = (content[key] for key in KEYS[:4])
     return ImageTable(path.stem, *first, content.get("exclude_metrics", []), content.get("metrics_dir"), content.get("crop_suffix"))
 
 
 def plan_images(table, output):
-    """{(set, method): its `Task`, or the folder of its images where they are made elsewhere}; UserError for what is not there."""
-    missing = sorted({str(path) for path in _inputs(table) if not Path(path).exists()})
-    if missing:
-        raise UserError(f"{table.name}: not on this machine: {', '.join(missing)}; put them there, or name others in the experiment's YAML")
+    """{(set, method): its `Task`, or the folder of its images where no program makes them}."""
     tasks = {}
     for set_name, of_set in table.sets.items():
         for name, method in table.methods.items():
             if "program" in method:
-                tasks[set_name, name] = _restoring(of_set, method, output)
+                flags = {"image_path": of_set["image_path"], "prompt_file": of_set.get("prompt_file"), **method.get("flags", {})}
+                flags = {key: value for key, value in flags.items() if value is not None}
+                task = Task(output / "images", [Program(method["program"], "restore", flags, {"output_dir": IMAGES})])
+            elif "bicubic" in method:
+                task = output / "bicubic" / digest([fingerprint(of_set["image_path"]), method["bicubic"]])
             else:
-                tasks[set_name, name] = Path(method["images"].format(set=set_name)) if "images" in method else output / "bicubic" / set_name
+                task = Path(method["images"].format(set=set_name))
+            tasks[set_name, name] = task
     return tasks
+
+
+def check(table, tasks):
+    """Raise `UserError` for what is not on this machine or will be refused, before the first expensive second."""
+    missing = sorted({str(path) for path in _inputs(table) if not Path(path).exists()})
+    if missing:
+        raise UserError(f"{table.name}: not on this machine: {', '.join(missing)}; put them there, or name others in the experiment's YAML")
+    for (set_name, name), task in tasks.items():
+        if isinstance(task, Task):
+            task.check(f"{table.name}, {name} on {set_name}")
+    protocol_specs(load_protocol(table.protocol), exclude=table.exclude_metrics)
+    for of_set in table.sets.values():
+        if "published" in of_set:
+            load_published(of_set["published"])
 
 
 def _inputs(table):
     """Every path that must be there before anything starts."""
+    if table.metrics_dir:
+        yield table.metrics_dir
     for of_set in table.sets.values():
         yield from (value for key, value in of_set.items() if key != "published")
     for method in table.methods.values():
         yield from (value for key, value in method.get("flags", {}).items() if key in INPUTS)
         if "images" in method:
             yield from (method["images"].format(set=name) for name in table.sets)
-
-
-def _restoring(of_set, method, output):
-    """The task that restores a set with a model; its folder's name also stands for the ControlNet's weights."""
-    flags = {"image_path": of_set["image_path"], "prompt_file": of_set.get("prompt_file"), **method.get("flags", {})}
-    flags = {key: value for key, value in flags.items() if value is not None}
-    origin = {"weights": weights_hash(flags["controlnet_model_name_or_path"]), "program": method["program"]}
-    return Task(output / "images", [Program(method["program"], "restore", flags, {"output_dir": IMAGES})], origin=origin)
 
 
 def write_bicubic(image_path, scale, folder):
@@ -109,9 +126,7 @@ def make_images(table, tasks, jobs=None):
     for (set_name, name), task in tasks.items():
         if "bicubic" in table.methods[name]:
             write_bicubic(table.sets[set_name]["image_path"], table.methods[name]["bicubic"], task)
-    programs = [task for task in tasks.values() if isinstance(task, Task)]
-    if not all(task.is_done() for task in programs):
-        Pool(jobs or default_jobs()).run(programs, table.name)
+    Pool(jobs or default_jobs()).run([[task] for task in tasks.values() if isinstance(task, Task)], table.name)
     folders = {name: {} for name in table.sets}
     for (set_name, name), task in tasks.items():
         folders[set_name][name] = task.folder / IMAGES if isinstance(task, Task) else task
@@ -130,7 +145,8 @@ def evaluation_flags(table, set_name, folders, output, bootstrap):
     return argparse.Namespace(
         images=[f"{name}={folder}" for name, folder in folders.items()],
         gt_path=of_set.get("gt_path"),
-        output_dir=str(output / table.name / set_name),
+        lr_path=of_set["image_path"],
+        output_dir=str(output / set_name),
         protocol=table.protocol,
         channel=None,
         crop_border=None,

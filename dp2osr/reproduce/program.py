@@ -22,19 +22,18 @@ def run_experiment(name, description):
     args = parse_args(build_parser(description))
     from dp2osr.reproduce.grid import load_grid
     from dp2osr.reproduce.runs import run_grid
-    from dp2osr.reproduce.tasks import check_inputs, plan_grid
+    from dp2osr.reproduce.tasks import plan_grid
 
     grid = load_grid(args.experiment or name, args.preset)
-    output = Path(args.output_dir)
-    tasks = plan_grid(grid, output)
+    tasks = plan_grid(grid, Path(args.output_dir))
     print(tasks.summary(), flush=True)
-    check_inputs(grid)
+    tasks.check()
     if args.plan:
         return
     folders = run_grid(tasks, args.jobs)
     from dp2osr.reproduce.results import write_results
 
-    write_results(grid, folders, output / grid.name, args.bootstrap)
+    write_results(grid, folders, results_folder(args, grid.name), args.bootstrap)
 
 
 def run_image_table(name, description):
@@ -43,10 +42,16 @@ def run_image_table(name, description):
     from dp2osr.evaluation.run_images import run_image_evaluation
     from dp2osr.reproduce import image_tables
 
-    table, output = image_tables.load_image_table(args.experiment or name, args.preset), Path(args.output_dir)
-    tasks = image_tables.plan_images(table, output)
+    table = image_tables.load_image_table(args.experiment or name, args.preset)
+    tasks = image_tables.plan_images(table, Path(args.output_dir))
     print(image_tables.summary(table, tasks), flush=True)
+    image_tables.check(table, tasks)
     if args.plan:
         return
     for set_name, folders in image_tables.make_images(table, tasks, args.jobs).items():
-        run_image_evaluation(image_tables.evaluation_flags(table, set_name, folders, output, args.bootstrap))
+        run_image_evaluation(image_tables.evaluation_flags(table, set_name, folders, results_folder(args, table.name), args.bootstrap))
+
+
+def results_folder(args, name):
+    """Where tables and figures go: an experiment of one's own is beside the presets', not over them."""
+    return Path(args.output_dir) / ("own" if args.experiment else args.preset) / name

@@ -2,7 +2,9 @@
 
 import csv
 import io
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
+from itertools import cycle
 
 import numpy as np
 
@@ -39,7 +41,7 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class GridResults:
-    """All arms; `metrics`: "reward" first, then name → (mode, whether the reward has it)."""
+    """All arms; `metrics`: "reward" first, then name → (mode, whether the reward has it); `notes` for the reader."""
 
     grid: object
     metrics: dict
@@ -47,6 +49,7 @@ class GridResults:
     num_images: int
     num_photographs: int
     num_candidates: int
+    notes: list
 
 
 def collect(grid, folders, resamples=2000, seed=0):
@@ -62,8 +65,8 @@ def collect(grid, folders, resamples=2000, seed=0):
     from dp2osr.rewards.config import load_reward_config
 
     config = load_reward_config(grid.evaluated_by)
-    command = f"python label_rewards.py --candidates_dir {{folder}} --reward_config {grid.evaluated_by}"
-    methods, _ = load_methods([f"{name}={folder}" for name, folder in folders.items()], config, command)
+    command = "python label_rewards.py --config {folder}/../label.yaml"
+    methods, notes = load_methods([f"{name}={folder}" for name, folder in folders.items()], config, command)
     base = methods[0]
     lower_better = {name: about["lower_better"] for name, about in base.metrics.items()}
     parts = statistics.pooled_parts({method.name: method.scores for method in methods}, lower_better, config)
@@ -74,7 +77,7 @@ def collect(grid, folders, resamples=2000, seed=0):
     outside = sorted((name for name in base.metrics if name not in rewarded), key=lambda name: (base.metrics[name]["mode"], name))
     metrics = {REWARD: ("", True)} | {name: (base.metrics[name]["mode"], name in rewarded) for name in [*rewarded, *outside]}
 
-    photographs = statistics.photographs_of(base.image_ids)
+    photographs = statistics.photographs_of(base.image_ids, grid.crop_suffix)
     weights = statistics.bootstrap_weights(photographs, resamples, seed)
     spreads = {name: statistics.spread(values[BASE][name]) for name in metrics}
 
@@ -92,7 +95,7 @@ def collect(grid, folders, resamples=2000, seed=0):
         common = [number for number in arm.seeds if number in first.seeds and arm is not first]
         over_first = {name: change(means(arm, common, name) - means(first, common, name), name) for name in metrics} if common else {}
         arms.append(ArmResult(arm.name, arm.seeds, changes, over_first))
-    return GridResults(grid, metrics, arms, len(base.image_ids), len(set(photographs)), base.num_candidates)
+    return GridResults(grid, metrics, arms, len(base.image_ids), len(set(photographs)), base.num_candidates, notes)
 
 
 def write_results(grid, folders, output, resamples=2000):
@@ -105,7 +108,7 @@ def write_results(grid, folders, output, resamples=2000):
     draw_results(results, output)
     if grid.axis:
         draw_axis(results, output)
-    arms = {arm.name: {"train": arm.train, "reward": arm.reward, "seeds": arm.seeds} for arm in grid.arms}
+    arms = {arm.name: asdict(arm) for arm in grid.arms}
     about = {"title": grid.title, "stages": {stage: str(path) for stage, path in grid.stages.items()}, "evaluated_by": grid.evaluated_by}
     write_json(output / "settings.json", about | {"arms": arms, "bootstrap": resamples, "runs": folders, "versions": versions()})
     print(f"\n{text}\nfiles: {output}/results.md, .csv, .png, .svg and settings.json")
@@ -116,11 +119,14 @@ def results_markdown(results):
     """Two tables: every arm against the base, and against the first arm."""
     first, *others = results.arms
     photographs, crops = results.num_photographs, results.num_images
+    most = max(len(arm.seeds) for arm in results.arms)
+    drawn = "photographs and trainings" if most > 1 else "photographs; one training each, whose own chance is not in it"
     lines = [
         f"# {results.grid.title}",
         f"{crops} images of {photographs} held-out photographs × {results.num_candidates} seeds. Change in units of the base's spread "
-        "within a group, + is better, 95 % interval over photographs and trainings; ± is the standard deviation over trainings. "
+        f"within a group, + is better, 95 % interval over {drawn}; ± is the standard deviation over trainings. "
         f"The reward is `{results.grid.evaluated_by}`, pooled over all runs; metrics with * are in it.",
+        *results.notes,
         "## Against the base",
         table(results, results.arms, lambda arm: arm.changes),
     ]
@@ -174,11 +180,11 @@ def draw_results(results, output):
     height = 0.7 + 0.26 * len(results.arms)
     with style():
         figure = Figure(figsize=(2.7 * columns, height * lines), layout="constrained")
-        axes = figure.subplots(lines, columns, sharey=True, squeeze=False).flat
+        axes = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
         for panel, (name, (_, rewarded)) in zip(axes, results.metrics.items(), strict=False):
             _draw_metric(panel, results, name)
             panel.set_title(f"{name} *" if rewarded and name != REWARD else name)
-        for panel in list(axes)[len(results.metrics) :]:
+        for panel in axes[len(results.metrics) :]:
             panel.axis("off")
         figure.supxlabel("change in σ of the base, right is better (* in the reward)", fontsize=9, color=MUTED)
         for kind in ("png", "svg"):
@@ -195,7 +201,7 @@ def draw_axis(results, output):
     with style():
         figure = Figure(figsize=(4.4, 3.1), layout="constrained")
         axes = figure.add_subplot()
-        for colour, (line, points) in zip(METHODS[1:], lines.items(), strict=False):
+        for colour, (line, points) in zip(cycle(METHODS[1:]), lines.items(), strict=False):
             points = sorted(points, key=lambda point: point[0])
             places, estimates = zip(*points, strict=True)
             axes.plot(places, [estimate.value for estimate in estimates], marker="o", color=colour, label=line)
@@ -203,7 +209,8 @@ def draw_axis(results, output):
         axes.axhline(0, color=MUTED, linewidth=1)
         axes.set_xscale("log", base=2)
         places = sorted({setting.at for setting in results.grid.arms})
-        axes.set_xticks(places, [f"{place:g}" if place > 1 else f"1/{1 / place:g}" for place in places])
+        halves = all(math.log2(place).is_integer() for place in places)
+        axes.set_xticks(places, [f"1/{1 / place:g}" if halves and place < 1 else f"{place:g}" for place in places])
         axes.minorticks_off()
         axes.set_xlabel(results.grid.axis)
         axes.set_ylabel("change of the reward, σ of the base")

@@ -1,10 +1,12 @@
 """How the tasks of a grid are run: several side by side, each in its own process, resumable at each."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import threading
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
 
 from tqdm import tqdm
@@ -20,38 +22,62 @@ def run_grid(tasks, jobs=None):
 
     Args:
         tasks: `GridTasks`.
-        jobs: trainings side by side, one process each; 1: one after the other, each on all GPUs, or on two processes of a CPU.
-            By default as many as there are cores, eight at most, where there is no GPU, else 1.
+        jobs: of `Pool`; None for `default_jobs`.
 
     Raises:
         UserError: a program failed; its log is named.
     """
     for task in tasks.shared:
-        if not task.is_done():
+        with locked(task):
             run_alone(task)
-    if not all(task.is_done() for task in tasks.held_out.values()):
-        Pool(jobs or default_jobs()).run(tasks.held_out.values(), tasks.grid.name)
-    return {name: task.folder / CANDIDATES for name, task in tasks.held_out.items()}
+    Pool(jobs or default_jobs()).run(list(tasks.held_out.values()), tasks.grid.name)
+    return {name: chain[-1].folder / CANDIDATES for name, chain in tasks.held_out.items()}
 
 
 def default_jobs():
+    """As many as there are cores, eight at most, where there is no GPU, else 1."""
+    return 1 if _has_gpu() else min(8, threads())
+
+
+def _has_gpu():
     import torch
 
-    return 1 if torch.cuda.is_available() else min(8, threads())
+    return torch.cuda.is_available()
+
+
+@contextmanager
+def locked(task):
+    """Within, no other process runs the task: another experiment may have it in common with this one."""
+    task.folder.mkdir(parents=True, exist_ok=True)
+    with open(task.folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 class Pool:
-    """Tasks side by side; the first that fails stops all."""
+    """Chains of tasks side by side; the first that fails stops all.
+
+    Args:
+        jobs: chains side by side, one process each; 1: one after the other, each on all GPUs, or on two processes of a CPU.
+
+    Raises:
+        UserError: several jobs where there is a GPU: they would share one.
+    """
 
     def __init__(self, jobs):
+        if jobs > 1 and _has_gpu():
+            raise UserError(f"--jobs {jobs}: on GPUs the runs are one after the other, each on all of them; leave it out")
         self.jobs, self.children, self.lock, self.stopping = jobs, set(), threading.Lock(), False
 
-    def run(self, tasks, title):
-        """Run what is not done of `tasks`, with a progress bar in runs; what the programs print is in each task's log."""
-        missing = [task for task in tasks if not task.is_done()]
-        bar = tqdm(total=len(tasks), initial=len(tasks) - len(missing), unit="run", desc=title)
+    def run(self, chains, title):
+        """Run what is not done of lists of tasks, with a progress bar in lists; what the programs print is in each task's log."""
+        chains = list({chain[-1].folder: chain for chain in chains}.values())  # two settings may be one
+        missing = [chain for chain in chains if not all(task.is_done() for task in chain)]
+        if not missing:
+            return
+        bar = tqdm(total=len(chains), initial=len(chains) - len(missing), unit="run", desc=title)
         with bar, ThreadPoolExecutor(self.jobs) as executor:
-            waiting = {executor.submit(self.run_task, task) for task in missing}
+            waiting = {executor.submit(self.run_chain, chain) for chain in missing}
             try:
                 while waiting:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -70,15 +96,19 @@ class Pool:
             for child in self.children:
                 child.terminate()
 
-    def run_task(self, task):
-        task.prepare()
-        with open(task.folder / "log.txt", "a", encoding="utf-8") as log:
-            for program in task.programs:
-                self.run_program(program.script, task.folder / f"{program.name}.yaml", log)
-        task.finish()
+    def run_chain(self, chain):
+        for task in chain:
+            with locked(task), open(task.folder / "log.txt", "a", encoding="utf-8") as log:
+                missing = task.missing()
+                if missing:
+                    task.prepare()
+                for program in missing:
+                    self.run_program(program.script, task.folder / f"{program.name}.yaml", log)
+                    task.finish(program)
 
     def run_program(self, script, settings, log):
         """Raises UserError, with the program's own last line, where it fails."""
+        begun = log.tell()
         with self.lock:
             if self.stopping:
                 raise UserError("stopped")
@@ -88,19 +118,21 @@ class Pool:
         with self.lock:
             self.children.discard(child)
         if code:
-            said = f"{last_line(log.name)} (all of it: {log.name})"
+            said = f"{last_line(log.name, begun)} (all of it: {log.name})"
             raise UserError(f"{script} stopped with exit code {code}: {said}; the same command goes on")
 
 
 def run_alone(task):
-    """Run a task with all that the machine has; its programs show their own progress."""
-    task.prepare()
-    for program in task.programs:
+    """Run what is missing of a task with all that the machine has; its programs show their own progress."""
+    missing = task.missing()
+    if missing:
+        task.prepare()
+    for program in missing:
         child = start(program.script, task.folder / f"{program.name}.yaml", jobs=1)
         code = child.wait()
         if code:
             raise UserError(f"{program.script} stopped with exit code {code}; the same command goes on")
-    task.finish()
+        task.finish(program)
 
 
 def start(script, settings, jobs, **streams):
@@ -117,9 +149,11 @@ def threads():
     return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
 
 
-def last_line(path):
-    """The last line of a log that says something; of a progress bar its last state."""
-    lines = Path(path).read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-    said = [line.strip() for line in lines if line.strip()]
+def last_line(path, begun=0):
+    """The last line of a log, from byte `begun` on, that says something: an error's if there is one; of a progress bar its last state."""
+    with open(path, "rb") as log:
+        log.seek(begun)
+        text = log.read().decode(errors="replace")
+    said = [line.strip() for line in text.replace("\r", "\n").splitlines() if line.strip()]
     errors = [line.removeprefix("error: ") for line in said if line.startswith("error: ")]
     return (errors or said or ["nothing was said"])[-1]

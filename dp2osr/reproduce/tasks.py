@@ -1,26 +1,36 @@
 """The tasks of a grid: which programs, under which settings, in which folder.
 
 A task's folder is named by a hash of all that decides its result, so that grids under one output share what they have in common. In it are
-the YAML of each program, `log.txt` with what they printed, and `done.json` once it is whole.
+the YAML of each program, `log.txt` with what they printed, and `done.json` with the hash of every program that has ended well.
 """
 
 import hashlib
+import importlib
 import json
+import tempfile
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import yaml
 
-from dp2osr.config import write_json, write_text
+from dp2osr.config import read_json, words_of, write_json, write_text
 from dp2osr.errors import UserError
-from dp2osr.provenance import versions
-from dp2osr.rewards.config import find_reward_config
+from dp2osr.provenance import file_sha256
+from dp2osr.reproduce.grid import read_yaml
+from dp2osr.rewards.config import find_reward_config, load_reward_config
 
 INPUTS = (  # flags that name what must be there beforehand
     "pretrained_model_name_or_path", "controlnet_model_name_or_path", "image_path", "gt_path", "prompt_file", "ram_path", "dape_path",
     "metrics_dir",
 )  # fmt: skip
+FREE = (  # flags that change nothing in the result, or nothing but rounding
+    "batch_size", "memory_limit", "metrics_dir", "micro_batch_size", "gradient_checkpointing", "checkpointing_steps",
+    "checkpoints_total_limit", "report_to", "reference_cache", "compile", "save_images",
+)  # fmt: skip
 CANDIDATES, SCORES, REWARD, DONE = "candidates", "scores.parquet", "reward.yaml", "done.json"
+SMALL = 64e6  # bytes: larger files, and the files of folders with more than MANY, are known by name and size alone
+MANY = 100
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,8 @@ class Program:
     """A program of the repository under the YAML `name`.
 
     Attributes:
-        settings: what it does; inside: flags that are paths in the task's folder; outside: those that are paths elsewhere.
+        settings: what it does; inside: flags that are paths in the task's folder; outside: those that are paths of other tasks.
+        decides: whether it has a part in the task's name; scoring has none where it adds to what is scored already.
     """
 
     script: str
@@ -36,9 +47,18 @@ class Program:
     settings: dict
     inside: dict
     outside: dict = field(default_factory=dict)
+    decides: bool = True
 
-    def decisive(self):
-        return {key: value for key, value in self.settings.items() if key not in self.inside | self.outside}
+    def content(self):
+        """Settings and inputs that decide what it does."""
+        own = {key: value for key, value in self.settings.items() if key not in {*self.inside, *self.outside, *FREE}}
+        inputs = {key: fingerprint(str(value)) for key, value in own.items() if key in INPUTS}
+        reward = own.get("reward_config")
+        found = {} if reward in (None, REWARD) else {"reward": yaml.safe_load(find_reward_config(reward).read_text(encoding="utf-8"))}
+        return {"script": self.script, "settings": own, "inputs": inputs, **found}
+
+    def stamp(self):
+        return digest(self.content())
 
     def flags(self, folder):
         inside = {key: str(folder / path) for key, path in self.inside.items()}
@@ -46,9 +66,44 @@ class Program:
             inside["reward_config"] = str(folder / REWARD)
         return self.settings | inside | self.outside
 
+    def check(self, where):
+        """Raise `UserError` unless the program takes these flags; `where` says whose they are."""
+        parser = importlib.import_module(self.script.removesuffix(".py")).build_parser()
+
+        def refuse(message):
+            raise UserError(f"{where}, {self.name}: {message}")
+
+        parser.error = refuse
+        args = parser.parse_args(words_of(parser, self.flags(Path("folder")), f"{where}, {self.name}"))
+        if self.script.startswith("train_"):
+            from dp2osr.training.options import check_options
+
+            check_options(args)
+            if args.num_candidates and 2 * args.top_n > args.num_candidates:
+                refuse(f"top_n {args.top_n} of num_candidates {args.num_candidates}: at most half of them")
+
+
+def digest(content):
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@cache
+def fingerprint(path):
+    """What stands for a file or folder: names and sizes, and the content of small files in a folder of few; None where there is nothing."""
+    path = Path(path)
+    if not path.exists():
+        return None
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    entries = []
+    for file in files:
+        size = file.stat().st_size
+        content = file_sha256(file).hexdigest() if len(files) <= MANY and size <= SMALL else None
+        entries.append([file.name if file == path else file.relative_to(path).as_posix(), size, content])
+    return digest(entries)
+
 
 class Task:
-    """Programs that must run one after the other, in a folder of their own whose name is a hash of what decides their result.
+    """Programs that must run one after the other, in a folder of their own.
 
     Args:
         parent: folder of the folder.
@@ -59,17 +114,24 @@ class Task:
 
     def __init__(self, parent, programs, reward=None, origin=None):
         self.programs, self.reward = programs, reward
-        self.settings = {program.name: program.decisive() for program in programs} | {"reward": reward} | (origin or {})
-        digest = hashlib.sha256(json.dumps(self.settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
-        self.folder = Path(parent) / digest
+        self.settings = {program.name: program.content() for program in programs if program.decides} | {"reward": reward, **(origin or {})}
+        self.folder = Path(parent) / digest(self.settings)
 
     @property
     def training_steps(self):
         """Optimizer steps of its trainings."""
         return sum(program.settings.get("max_train_steps", 1000) for program in self.programs if program.script.startswith("train_"))
 
+    def missing(self):
+        """Its programs from the first that has not ended well under these settings."""
+        done = read_json(self.folder / DONE) if (self.folder / DONE).exists() else {}
+        for place, program in enumerate(self.programs):
+            if done.get(program.name) != program.stamp():
+                return self.programs[place:]
+        return []
+
     def is_done(self):
-        return (self.folder / DONE).exists()
+        return not self.missing()
 
     def prepare(self):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -79,8 +141,23 @@ class Task:
         if self.reward:
             write_yaml(self.folder / REWARD, self.reward)
 
-    def finish(self):
-        write_json(self.folder / DONE, versions())
+    def finish(self, program):
+        """Note that a program has ended well."""
+        done = read_json(self.folder / DONE) if (self.folder / DONE).exists() else {}
+        write_json(self.folder / DONE, done | {program.name: program.stamp()})
+
+    def check(self, where):
+        """Raise `UserError` for flags or a reward that its programs will refuse."""
+        for program in self.programs:
+            program.check(where)
+        if self.reward:
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / REWARD
+                write_yaml(path, self.reward)
+                try:
+                    load_reward_config(path)
+                except UserError as error:
+                    raise UserError(f"{where}, {str(error).replace(f'{folder}/', '')}") from None
 
 
 def write_yaml(path, content):
@@ -89,7 +166,7 @@ def write_yaml(path, content):
 
 @dataclass(frozen=True)
 class GridTasks:
-    """The tasks of a grid: `shared` candidates first, then `held_out` (name → task), the base before the runs."""
+    """The tasks of a grid: `shared` candidates first, then `held_out`: name → tasks, one after the other, the base before the runs."""
 
     grid: object
     shared: list
@@ -97,77 +174,93 @@ class GridTasks:
 
     def summary(self):
         """One line: what there is to do."""
-        missing = [name for name, task in self.held_out.items() if not task.is_done() and name != "base"]
-        steps = sum(self.held_out[name].training_steps for name in missing)
+        missing = {name: tasks for name, tasks in self.held_out.items() if name != "base" and not all(task.is_done() for task in tasks)}
+        steps = sum(task.training_steps for tasks in missing.values() for task in tasks if not task.is_done())
         first = "" if all(task.is_done() for task in self.shared) else "the candidates of all trainings, "
         doing = f": {first}{steps} steps in all, and held-out candidates of each policy" if missing else ""
         return f"{self.grid.name}: {self.grid.title}. {len(self.held_out) - 1} trainings, {len(missing)} of them missing{doing}"
 
+    def check(self):
+        """Raise `UserError` for what is not on this machine or will be refused, before the first expensive second."""
+        load_reward_config(self.grid.evaluated_by)
+        everything = {"shared candidates": self.shared, **self.held_out}
+        missing = {}
+        for tasks in everything.values():
+            for program in (program for task in tasks for program in task.programs):
+                for key, value in program.settings.items():
+                    if key in {*INPUTS} - {*program.inside, *program.outside} and not Path(str(value)).exists():
+                        missing.setdefault(str(value), f"{key} of {program.name}")
+        if missing:
+            some = ", ".join(f"{value} ({where})" for value, where in missing.items())
+            raise UserError(
+                f"{self.grid.name}: not on this machine: {some}; put them there, or name others in {self.grid.stages['train'].parent}"
+            )
+        for name, tasks in everything.items():
+            for task in tasks:
+                task.check(f"{self.grid.name}, {name}")
+
 
 def plan_grid(grid, output):
     """The `GridTasks` of a grid under the folder `output`."""
-    read = {stage: yaml.safe_load(path.read_text(encoding="utf-8")) for stage, path in grid.stages.items()}
+    read = {stage: read_yaml(path, "the flags of a program") for stage, path in grid.stages.items()}
     shared = {arm.name: candidates_of(read["sample"] | arm.sample, read["label"], output) for arm in grid.arms}
-    held_out = {"base": candidates_of(read["test"], read["label_test"], output)}
-    held_out |= {arm.run_name(seed): training_of(read, arm, seed, shared[arm.name], output) for arm, seed in grid.runs}
+    held_out = {"base": [candidates_of(read["test"], read["label_test"], output)]}
+    for arm in grid.arms:
+        if arm.rounds > 1 and not (read["sample"] | arm.sample).get("max_images"):
+            raise UserError(f"{grid.name}, arm '{arm.name}': a further round samples other images: give max_images in its 'sample'")
+    for arm, seed in grid.runs:
+        training = training_of(grid, read, arm, seed, shared[arm.name], output)
+        policy = str(training.folder / _policy(arm.rounds))
+        tested = candidates_of(read["test"], read["label_test"], output, policy, {"training": training.folder.name})
+        held_out[arm.run_name(seed)] = [training, tested]
     return GridTasks(grid, list({task.folder: task for task in shared.values()}.values()), held_out)
 
 
-def check_inputs(grid):
-    """Raise `UserError` unless everything that the stages read is there: what is missing is listed before the first expensive second."""
-    missing = {}
-    for path in grid.stages.values():
-        for key, value in yaml.safe_load(path.read_text(encoding="utf-8")).items():
-            if key in INPUTS and not Path(value).exists():
-                missing.setdefault(value, f"{key} of {path.name}")
-    if missing:
-        some = ", ".join(f"{value} ({where})" for value, where in missing.items())
-        raise UserError(f"{grid.name}: not on this machine: {some}; put them there, or name others in {path.parent}")
+def candidates_of(sample, label, output, policy=None, origin=None):
+    """The task that samples and scores candidates of the base, or of a policy."""
+    outside = {"controlnet_model_name_or_path": policy} if policy else {}
+    return Task(output / "candidates", _sampled_and_scored(sample, label, {}, outside), origin=origin)
 
 
-def candidates_of(sample, label, output):
-    """The task that samples and scores candidates of the base."""
-    return Task(output / "candidates", [*_sampled_and_scored(sample, label)])
-
-
-def training_of(read, arm, seed, shared, output):
-    """The task of one training, of one round or several, and of its policy's held-out candidates."""
+def training_of(grid, read, arm, seed, shared, output):
+    """The task of one training, of one round or several."""
     train, reward = read["train"] | arm.train | {"seed": seed}, None
     if arm.reward:
         reward = yaml.safe_load(find_reward_config(train.get("reward_config", "default")).read_text(encoding="utf-8")) | arm.reward
         train["reward_config"] = REWARD
-    programs = []
-    for number in range(1, arm.rounds + 1):
-        suffix = "" if number == 1 else f"-{number}"
-        if number == 1:
-            outside = {"candidates_dir": str(shared.folder / CANDIDATES), "scores": str(shared.folder / CANDIDATES / SCORES)}
-            inside = {}
-        else:
-            proposer = _policy(number - 1)
-            sample = read["sample"] | arm.sample | {"seed": 1000 * number + seed, "images_offset": number - 1}
-            sample["num_candidates"] = train.get("num_candidates", sample["num_candidates"])
-            programs += _sampled_and_scored(sample, read["label"], proposer, suffix)
-            folder = CANDIDATES + suffix
-            outside, inside = {}, {"candidates_dir": folder, "scores": f"{folder}/{SCORES}", "controlnet_model_name_or_path": proposer}
-        if number > 1 and arm.reference == "fixed":
-            outside["reference_controlnet_model_name_or_path"] = train["controlnet_model_name_or_path"]
-        outside["reference_cache"] = str(output / "reference_cache")
-        script = f"train_{train.get('backbone', 'sd2')}_dpo.py"
-        programs.append(Program(script, "train" + suffix, train, inside | {"output_dir": _policy(number)}, outside))
-    programs += _sampled_and_scored(read["test"], read["label_test"], _policy(arm.rounds))
+    first = {"candidates_dir": str(shared.folder / CANDIDATES), "scores": str(shared.folder / CANDIDATES / SCORES)}
+    programs = [_training(train, {}, first | _cache(grid, output), 1)]
+    for number in range(2, arm.rounds + 1):
+        suffix, proposer = f"-{number}", {"controlnet_model_name_or_path": _policy(number - 1)}
+        sample = read["sample"] | arm.sample | {"seed": 1000 * number + seed, "images_offset": number - 1}
+        if "num_candidates" in train:
+            sample["num_candidates"] = train["num_candidates"]
+        programs += _sampled_and_scored(sample, read["label"], proposer, {}, suffix)
+        folder = CANDIDATES + suffix
+        anchor = {"reference_controlnet_model_name_or_path": train["controlnet_model_name_or_path"]} if arm.reference == "fixed" else {}
+        inside = proposer | {"candidates_dir": folder, "scores": f"{folder}/{SCORES}"}
+        programs.append(_training(train, inside, anchor | _cache(grid, output), number))
     origin = {"candidates": shared.folder.name} | ({"reference": arm.reference} if arm.rounds > 1 else {})
     return Task(output / "trainings", programs, reward, origin)
+
+
+def _cache(grid, output):
+    return {"reference_cache": str(output / "reference_cache")} if grid.reference_cache else {}
+
+
+def _training(train, inside, outside, number):
+    script = f"train_{train.get('backbone', 'sd2')}_dpo.py"
+    return Program(script, "train" + ("" if number == 1 else f"-{number}"), train, inside | {"output_dir": _policy(number)}, outside)
 
 
 def _policy(number):
     return "policy" if number == 1 else f"policy-{number}"
 
 
-def _sampled_and_scored(sample, label, controlnet=None, suffix=""):
-    """Two programs: candidates of the base, or of a ControlNet of the task's own, and their scores."""
+def _sampled_and_scored(sample, label, inside, outside, suffix=""):
+    """Two programs: candidates of the base, or of another ControlNet, and their scores."""
     target = CANDIDATES + suffix
-    proposer = {"controlnet_model_name_or_path": controlnet} if controlnet else {}
     return [
-        Program("gen_candidates.py", "sample" + suffix, sample, {**proposer, "output_dir": target}),
-        Program("label_rewards.py", "label" + suffix, label, {"candidates_dir": target}),
+        Program("gen_candidates.py", "sample" + suffix, sample, inside | {"output_dir": target}, outside),
+        Program("label_rewards.py", "label" + suffix, label, {"candidates_dir": target}, decides=bool(suffix)),
     ]
