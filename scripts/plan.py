@@ -44,7 +44,11 @@ def settings_of(program, path):
     """Parsed flags of a program of the repository under a settings file."""
     if not path.is_file():
         raise UserError(f"{path}: is missing; a plan reads sample.yaml and train.yaml")
-    return parse_args(importlib.import_module(program).build_parser(), ["--config", str(path)])
+    parser = importlib.import_module(program).build_parser()
+    for action in parser._actions:  # where things are written does not matter here, and an experiment's settings do not say it
+        if action.dest in ("output_dir", "candidates_dir"):
+            action.required = False
+    return parse_args(parser, ["--config", str(path)])
 
 
 def images_of(args, sampling):

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from dp2osr.data.images import list_images
 from dp2osr.errors import UserError
+from dp2osr.evaluation.methods import listed
 
 SAMPLE = re.compile(r"(.+)_(\d+)")  # photo_00, photo_01: samples of photo, as the test programs name them
-LISTED = 8
 
 
 @dataclass(frozen=True)
@@ -77,16 +77,11 @@ def _check_names(methods, names, named_by):
     for method in methods:
         there = set(method.samples)
         sides = ((there - expected, f"only in {method.name}"), (expected - there, f"only in {where}, not in {method.name}"))
-        problems += [f"{words}: {_listed(ids)}" for ids, words in sides if ids]
+        problems += [f"{words}: {listed(sorted(ids))}" for ids, words in sides if ids]
     if problems:
         raise UserError(
             f"the images do not have the same names ({'; '.join(problems)}); an SR image has its GT's name, and _00, _01 ... for samples"
         )
-
-
-def _listed(names):
-    names = sorted(names)
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 def _check_samples(methods):

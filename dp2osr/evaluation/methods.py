@@ -88,7 +88,7 @@ def _load(name, folder, config, command):
     table = read_scores(path)
     unscored = sorted(set(store.ids()) ^ set(table.image_ids))
     if unscored:
-        raise UserError(f"{path}: scores and candidate groups do not match ({_listed(unscored)}); run: {command}")
+        raise UserError(f"{path}: scores and candidate groups do not match ({listed(unscored)}); run: {command}")
     missing = [spec.name for spec in config.metrics if spec.name not in table.scores]
     if missing:
         raise UserError(f"{path}: the reward '{config.name}' needs {', '.join(missing)}, not in the scores of '{name}'; run: {command}")
@@ -114,7 +114,7 @@ def _load(name, folder, config, command):
     )
 
 
-def _listed(names, at_most=8):
+def listed(names, at_most=8):
     """`a, b, c and 5 more`."""
     rest = f" and {len(names) - at_most} more" if len(names) > at_most else ""
     return ", ".join(names[:at_most]) + rest
@@ -124,7 +124,7 @@ def _check_same_images(methods):
     first = methods[0]
     for method in methods[1:]:
         here, there = set(first.image_ids), set(method.image_ids)
-        sides = [f"only in '{owner.name}': {_listed(sorted(ids))}" for owner, ids in ((first, here - there), (method, there - here)) if ids]
+        sides = [f"only in '{owner.name}': {listed(sorted(ids))}" for owner, ids in ((first, here - there), (method, there - here)) if ids]
         if sides:
             raise UserError(f"{method.folder}: other images than {first.folder} ({'; '.join(sides)}); sample both from the same LR images")
 
@@ -230,7 +230,7 @@ def find_gt(gt_path, image_ids):
     paths = {path.stem: path for path in list_images(gt_path)}
     missing = [image_id for image_id in image_ids if image_id not in paths]
     if missing:
-        raise UserError(f"{gt_path}: no GT for {_listed(missing)}; a GT has the name of its LR image")
+        raise UserError(f"{gt_path}: no GT for {listed(missing)}; a GT has the name of its LR image")
     return {image_id: paths[image_id] for image_id in image_ids}
 
 
