@@ -5,11 +5,11 @@
     python bench/time_to_gain.py --candidates_dir runs/quickstart/candidates --output_dir runs/time_to_gain
 
 Both start from the same model, candidates, reward and pairs (the quickstart's settings, which were chosen with the group form, but for a
-constant rate after the warm-up) and differ in the step: the group form visits 6 groups with all N² pairs at one timestep each; pairwise
-draws single pairs of random groups, each with its own timestep and one noise for the two, and passes winner and loser through two whole
-models, policy and reference, as public Diffusion-DPO code does. Its batch is either the group form's 216 pairs, or 24. Every rate is tried
-with the first seed; the best goes on to the others. G is that of validation during training, 26 held-out crops, and is not timed. Runs have
-one thread each, two side by side; times are the processor's.
+constant rate after the warm-up) and differ in the step: the group form visits groups, six or one a step, with all N² = 36 pairs at one
+timestep each; pairwise draws single pairs of random groups, each with its own timestep and one noise for the two, and passes winner and
+loser through two whole models, policy and reference, as public Diffusion-DPO code does, 216 or 24 pairs a step. Every rate is tried with the
+first seed; the best goes on to the others. G is that of validation during training, 26 held-out crops, and is not timed. Runs have one
+thread each, two side by side; times are the processor's.
 """
 
 import argparse
@@ -24,8 +24,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-# method: pairs a step (None: the group form), steps between two validations
-METHODS = {"group": (None, 5), "pairwise, 216 pairs": (216, 5), "pairwise, 24 pairs": (24, 15)}
+# method: groups a step of the group form or pairs a step, steps between two validations; the first is what the others are compared with
+METHODS = {
+    "group, 6 groups": ("groups", 6, 5),
+    "group, 1 group": ("groups", 1, 20),
+    "pairwise, 216 pairs": ("pairs", 216, 5),
+    "pairwise, 24 pairs": ("pairs", 24, 15),
+}
 
 
 def build_parser():
@@ -112,9 +117,10 @@ def one_run(args, method, rate, seed, path):
 
     torch.set_num_threads(1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pairs, interval = METHODS[method]
+    kind, size, interval = METHODS[method]
     flags = ["--config", args.config, "--candidates_dir", args.candidates_dir, "--scores", f"{args.candidates_dir}/scores.parquet"]
     flags += ["--learning_rate", rate, "--seed", seed, "--lr_scheduler", "constant_with_warmup", "--output_dir", path.parent / path.stem]
+    flags += ["--groups_per_step", size] if kind == "groups" else []
     flags += ["--report_to", "none", "--force", "--reward_config", "embedded_nr"]
     flags += ["--validation_image_path", "preset/test/lr", "--validation_gt_path", "preset/test/gt", "--validation_steps", 1]
     flags += ["--validation_prompt_file", "preset/test/prompts.json", "--validation_candidates", args.validation_candidates]
@@ -122,7 +128,7 @@ def one_run(args, method, rate, seed, path):
     trainer = PreferenceTrainer(parse_args(training_parser(), [str(flag) for flag in flags]))
     trainer.args.reward_config = "embedded"  # pairs are chosen by one reward, G is of the other
     validator = trainer.make_validator()
-    step_of = PairwiseStep(trainer, pairs) if pairs else lambda step: trainer.train_step()
+    step_of = PairwiseStep(trainer, size) if kind == "pairs" else lambda step: trainer.train_step()
     seconds, history = 0.0, []
     while True:
         started = time.process_time()
@@ -175,7 +181,7 @@ def main():
         if len(args.rates) > 1 and best[method] in (min(args.rates), max(args.rates)):
             print(f"warning: {method}: the best rate, {best[method]:g}, is at the edge of those that were tried", file=sys.stderr)
     results = tried | run_all(args, [(method, best[method], seed) for seed in others for method in METHODS])
-    print(f"\nG = {args.level:g}\n\n| method | rate | seconds, by seed | steps | median | times the group form's |")
+    print(f"\nG = {args.level:g}\n\n| method | rate | seconds, by seed | steps | median | times that of {next(iter(METHODS))} |")
     print("|---|---|---|---|---|---|")
     medians = {}
     for method in METHODS:
@@ -186,7 +192,7 @@ def main():
             median, ratio = "", ""
             if rate == best[method]:
                 medians[method] = statistics.median(seconds)
-                median, ratio = f"{medians[method]:.0f}", f"{medians[method] / medians['group']:.1f}"
+                median, ratio = f"{medians[method]:.0f}", f"{medians[method] / medians[next(iter(METHODS))]:.2f}"
             print(f"| {method} | {rate:g} | {', '.join(words)} | {', '.join(str(run['step']) for run in runs)} | {median} | {ratio} |")
 
 
