@@ -7,8 +7,8 @@
 Both start from the same model, candidates, reward and pairs (the quickstart's settings, which were chosen with the group form, but for a
 constant rate after the warm-up) and differ in the step: the group form visits groups, six or one a step, with all N² = 36 pairs at one
 timestep each; pairwise draws single pairs of random groups, each with its own timestep and one noise for the two, and passes winner and
-loser through two whole models, policy and reference, as public Diffusion-DPO code does, 216 or 24 pairs a step. Every rate is tried with the
-first seed; the best goes on to the others. G is that of validation during training, 26 held-out crops, and is not timed. Runs have one
+loser through two whole models, policy and reference, as public Diffusion-DPO code does, 216 or 24 pairs a step. Every rate is tried with
+the first seed; the best goes on to the others. G is that of validation during training, 26 held-out crops, and is not timed. Runs have one
 thread each, two side by side; times are the processor's.
 """
 
