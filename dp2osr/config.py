@@ -52,7 +52,11 @@ MODEL_FLAGS.add_argument("--mixed_precision", default="no", choices=["no", "fp16
 MODEL_FLAGS.add_argument("--seed", type=int, default=0, help="run seed: all randomness follows from it (default: %(default)s)")
 
 SAMPLING_FLAGS = argparse.ArgumentParser(add_help=False)
-SAMPLING_FLAGS.add_argument("--controlnet_model_name_or_path", required=True, help="ControlNet: a diffusers folder or one safetensors file")
+SAMPLING_FLAGS.add_argument(
+    "--controlnet_model_name_or_path",
+    required=True,
+    help="ControlNet: a diffusers folder, one safetensors file, or the checkpoint-STEP.pt of a training",
+)
 SAMPLING_FLAGS.add_argument("--num_inference_steps", type=at_least(1), default=50, help="denoising steps (default: %(default)s)")
 SAMPLING_FLAGS.add_argument(
     "--guidance_scale",

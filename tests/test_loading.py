@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,37 @@ def test_what_we_save_loads_as_the_authors_load_it_and_the_other_way_round(sd2, 
     save_file(theirs.state_dict(), tmp_path / "theirs.safetensors")
     ours = sd2.load_controlnet(tmp_path / "theirs.safetensors")
     assert all(torch.equal(ours.state_dict()[key], value) for key, value in sd2_controlnet.state_dict().items())
+
+
+def test_weights_lie_in_memory_of_their_own_and_convolutions_in_their_layout(backbone, controlnet):
+    """A file that some weights are mapped from would stay in memory whole beside the copies of the others."""
+    networks = {"controlnet": controlnet} | ({"unet": backbone.unet} if backbone.kind == "sd2" else {})
+    mapped = [line.split(maxsplit=5) for line in Path("/proc/self/maps").read_text().splitlines() if ".safetensors" in line]
+    files = [tuple(int(end, 16) for end in fields[0].split("-")) for fields in mapped]
+    for name, network in networks.items():
+        for key, tensor in network.state_dict().items():
+            if backbone.kind == "sd2":
+                assert not any(first <= tensor.data_ptr() < last for first, last in files), f"{name}: {key}"
+                assert tensor.dim() < 4 or tensor.is_contiguous(memory_format=torch.channels_last), f"{name}: {key}"
+
+
+def test_a_checkpoint_of_a_training_is_loaded_as_the_policy_it_holds(backbone, controlnet, tmp_path):
+    from dp2osr.training.adapters import add_adapters
+    from dp2osr.training.checkpoints import save_checkpoint
+
+    policy = deepcopy(controlnet)
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.01)
+    save_checkpoint(tmp_path, 3, {"policy": policy, "optimizer": torch.optim.AdamW(policy.parameters())}, 1)
+    loaded, expected = backbone.load_controlnet(tmp_path / "checkpoint-3.pt").state_dict(), policy.state_dict()
+    assert loaded.keys() == expected.keys() and all(torch.equal(loaded[key], expected[key]) for key in loaded)
+    save_checkpoint(tmp_path, 4, {"policy": add_adapters(policy, 2)}, 2)
+    with pytest.raises(UserError, match="checkpoint-4.pt: holds LoRA adapters"):
+        backbone.load_controlnet(tmp_path / "checkpoint-4.pt")
+    (tmp_path / "checkpoint-5.pt").write_bytes((tmp_path / "checkpoint-3.pt").read_bytes()[:2000])
+    with pytest.raises(UserError, match="checkpoint-5.pt: not a readable checkpoint"):
+        backbone.load_controlnet(tmp_path / "checkpoint-5.pt")
 
 
 def test_a_partial_controlnet_is_named_key_by_key(sd2, sd2_controlnet, tmp_path):

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from conftest import ROOT, assert_one_clear_line, run_program
+from PIL import Image
 
 from dp2osr.config import flags_of
 from dp2osr.errors import UserError
@@ -128,6 +130,10 @@ def test_every_image_table_of_the_repository_gives_its_programs_flags_that_they_
         ({"arms": {"a": {"at": 1, "reference": "gone"}}}, ["arm 'a'", "reference", "moved, fixed"]),
         ({"axis": None}, ["arm 'plain'", "'at'"]),
         ({"arms": {"a": {}}}, ["arm 'a'", "'at'"]),
+        ({"checkpoints": [1]}, ["checkpoints", "leave 'axis' out"]),
+        ({"axis": None, "arms": {"a": {}}, "checkpoints": [0]}, ["checkpoints", "above 0"]),
+        ({"axis": None, "arms": {"a": {"rounds": 2}}, "checkpoints": [1]}, ["arm 'a'", "not of 2 rounds"]),
+        ({"rivals": ["SeeSR"]}, ["rivals", "name: value"]),
     ],
 )
 def test_a_mistake_in_an_experiment_is_named(tmp_path, changes, mentions):
@@ -220,7 +226,7 @@ def test_two_settings_that_are_one_are_run_once(tmp_path, monkeypatch):
     tasks = plan_grid(replace(grid, arms=[grid.arms[0], replace(grid.arms[0], name="again")]), tmp_path)
     ran = []
     monkeypatch.setattr(Pool, "run_chain", lambda self, chain: ran.append(chain))
-    Pool(1).run(list(tasks.held_out.values()), "x")
+    Pool(1).run(tasks.chains(), "x")
     assert len(ran) == 3  # the base and two seeds
 
 
@@ -428,6 +434,93 @@ def test_an_image_table_restores_each_set_once_and_evaluates_it(tmp_path, lr_fol
     content["methods"]["SeeSR"] = {"images": "x", "bicubic": 4}
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     assert_one_clear_line(run_program(*words, check=False), "method 'SeeSR'", "one of")
+
+
+# ---------------------------------------------------------------- during a training, beside other methods
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory, finished):
+    """An experiment that looks at a training twice, beside bicubic as images and by name: (YAML, output folder, what it printed)."""
+    folder = tmp_path_factory.mktemp("watched")
+    (folder / "bicubic").mkdir()
+    output = folder / "out"
+    output.mkdir()
+    path = experiment(
+        folder,
+        axis=None,
+        checkpoints=[2, 1],
+        seeds=[0],
+        arms={"ours": {}},
+        rivals={"bicubic": "bicubic", "SeeSR": str(folder / "bicubic"), "other": str(folder / "stages")},
+        best_mean_worst=True,
+    )
+    [store] = {Path(task.folder) for task in plan_grid(load_grid(path, "tiny"), finished[1]).held_out["base"]}
+    for group in (store / "candidates" / "groups").iterdir():
+        lr = Image.open(ROOT / f"preset/test/lr/{group.name}.png").convert("RGB")
+        lr.resize((4 * lr.width, 4 * lr.height), Image.Resampling.BICUBIC).save(folder / "bicubic" / f"{group.name}.png")
+    gt = folder / "gt"
+    gt.mkdir()
+    for image in (folder / "bicubic").iterdir():
+        (gt / image.name).write_bytes((ROOT / "preset/test/gt" / image.name).read_bytes())
+    label = yaml.safe_load((folder / "stages/label_test.yaml").read_text())
+    (folder / "stages/label_test.yaml").write_text(yaml.safe_dump(label | {"gt_path": str(gt)}), encoding="utf-8")
+    costs = {"machine": "an abacus", "processes": 2, "start": 0, "sample": 1, "label": 2, "train": 3, "candidate": 1e9, "policy": 1e9}
+    (folder / "stages/cost.yaml").write_text(yaml.safe_dump(costs | {"images": {}}), encoding="utf-8")
+    done = run_program("scripts/reproduce/fig1b.py", "--experiment", path, "--output_dir", output, "--bootstrap", "200")
+    return path, output, done.stdout
+
+
+def test_a_training_is_looked_at_where_it_was_and_run_once(watched, finished):
+    path, output, printed = watched
+    tasks = plan_grid(load_grid(path, "tiny"), output)
+    assert list(tasks.held_out) == ["base", "ours@1-0", "ours@2-0"] and len(tasks.chains()) == 2
+    assert len(list((output / "trainings").iterdir())) == 1
+    scores = {name: read_scores(chain[-1].folder / "candidates/scores.parquet").scores["gmsd"] for name, chain in tasks.held_out.items()}
+    assert not np.array_equal(scores["ours@1-0"], scores["ours@2-0"])
+    plain = plan_grid(load_grid(finished[0], "tiny"), finished[1]).held_out["plain-0"][-1]  # the same two steps, its policy at the end
+    assert np.array_equal(scores["ours@2-0"], read_scores(plain.folder / "candidates/scores.parquet").scores["gmsd"])
+    assert (output / "own/small/axis.png").stat().st_size > 1000
+
+
+def test_other_methods_stand_beside_it_without_a_part_in_the_scale(watched):
+    path, output, _ = watched
+    rows = {(row["arm"], row["metric"]): row for row in csv.DictReader((output / "own/small/results.csv").open(encoding="utf-8"))}
+    for metric in ("reward", "psnr", "gmsd", "ssim"):
+        assert float(rows["SeeSR", metric]["change"]) == pytest.approx(float(rows["bicubic", metric]["change"]), rel=1e-5)
+        assert float(rows["other", metric]["change"]) == pytest.approx(0, abs=1e-5)  # the base itself
+    tasks = plan_grid(load_grid(path, "tiny"), output)
+    scores = {name: read_scores(chain[-1].folder / "candidates/scores.parquet").scores for name, chain in tasks.held_out.items()}
+    reward = {name: np.zeros_like(of["psnr"]) for name, of in scores.items()}
+    for metric, sign in (("psnr", 1), ("gmsd", -1)):  # by hand: min-max over base and both looks, the mean of the two metrics
+        pooled = np.concatenate([sign * of[metric] for of in scores.values()], axis=1)
+        low, span = pooled.min(axis=1, keepdims=True), np.ptp(pooled, axis=1)[:, None]
+        for name, of in scores.items():
+            reward[name] += (sign * of[metric] - low) / span / 2
+    sigma = np.std(reward["base"], axis=1, ddof=1).mean()
+    expected = (reward["ours@2-0"].mean() - reward["base"].mean()) / sigma
+    assert float(rows["ours@2", "reward"]["change"]) == pytest.approx(expected, rel=1e-4)
+    curves = {
+        (row["model"], int(row["m"])): row for row in csv.DictReader((output / "own/small/best_mean_worst.csv").open(encoding="utf-8"))
+    }
+    assert float(curves["base", 4]["best"]) == pytest.approx(reward["base"].max(axis=1).mean(), rel=1e-4)
+    pairs = [reward["ours@1-0"][:, list(pair)].min(axis=1) for pair in combinations(range(4), 2)]
+    assert float(curves["ours@1", 2]["worst"]) == pytest.approx(np.mean(pairs), rel=1e-4)
+
+
+def test_a_plan_tells_hours_and_disk_by_what_a_candidate_costs(watched, tmp_path):
+    path, output, printed = watched
+    # 3 images x 4 to sample and score; 2 steps of 2 groups of 4; twice held out and twice for the rival that is the base: those are one
+    seconds = 12 * 3 + 2 * 2 * 4 * 3 + 3 * 12 * 3
+    size = 12 + 1 + 3 * 12
+    assert f"about {seconds / 2 / 3600:.2g} hours and {size} GB on an abacus" in printed
+    again = run_program("scripts/reproduce/fig1b.py", "--experiment", path, "--output_dir", output, "--plan").stdout
+    assert "1 trainings, 0 of them missing" in again and "hours" not in again
+    grid = load_grid(path, "tiny")
+    with pytest.raises(UserError, match="has no step 3"):
+        plan_grid(replace(grid, arms=[replace(grid.arms[0], checkpoint=3)], checkpoints=(3,)), tmp_path)
+    with pytest.raises(UserError, match="rival 'x': nowhere is not a folder"):
+        plan_grid(replace(grid, rivals={"x": "nowhere"}), tmp_path).check()
 
 
 def test_settings_of_a_run_tell_what_it_was(finished):

@@ -123,13 +123,25 @@ def load_part(cls, path, subfolder, read=None, **options):
 
 
 def read_tensors(path):
-    """Tensors of one safetensors file; UserError if it is missing or broken."""
+    """Tensors of one safetensors file, or of the policy in a training's checkpoint (.pt); UserError if it is missing or broken."""
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
-    except Exception as error:  # SafetensorError, FileNotFoundError, OSError
-        raise UserError(f"{path}: not a readable safetensors file ({error})") from None
+        return _policy_of_checkpoint(path) if Path(path).suffix == ".pt" else load_file(path)
+    except UserError:
+        raise
+    except Exception as error:  # SafetensorError, FileNotFoundError, OSError; of torch.load RuntimeError, KeyError, UnpicklingError
+        kind = "checkpoint of a training" if Path(path).suffix == ".pt" else "safetensors file"
+        raise UserError(f"{path}: not a readable {kind} ({' '.join(str(error).split())[:200]})") from None
+
+
+def _policy_of_checkpoint(path):
+    import torch
+
+    tensors = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["policy"]
+    if any(".lora_" in name for name in tensors):
+        raise UserError(f"{path}: holds LoRA adapters; take the training's output folder, where they are merged")
+    return tensors
 
 
 def cast(network, dtype):

@@ -60,7 +60,7 @@ class SD2Backbone:
             self.tokenizer = source.load(CLIPTokenizer, "tokenizer")
             self.text_encoder = source.load(CLIPTextModel, "text_encoder", dtype=dtype).to(self.device).eval()
         if "denoiser" in parts:
-            self.unet = source.load(UNet2DConditionModel, "unet", torch_dtype=dtype).to(self.device, memory_format=CONVOLUTIONS).eval()
+            self.unet = settled(source.load(UNet2DConditionModel, "unet", torch_dtype=dtype), self.device).eval()
         for name in ("vae", "text_encoder", "unet"):
             if hasattr(self, name):
                 getattr(self, name).requires_grad_(False)
@@ -210,7 +210,7 @@ class SD2Backbone:
         from diffusers import ControlNetModel
 
         controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=tuple(conditioning_channels))
-        return controlnet.to(self.device, memory_format=CONVOLUTIONS)
+        return settled(controlnet, self.device)
 
     def controlnet_options(self, path):
         """What `new_controlnet` must be told for a ControlNet like the one in a folder or safetensors file.
@@ -237,7 +237,18 @@ class SD2Backbone:
         else:
             controlnet = cast(self.new_controlnet(**self.controlnet_options(path)), dtype or self.dtype)
             load_weights(controlnet, path)
-        return controlnet.to(self.device, memory_format=CONVOLUTIONS).eval()
+        return settled(controlnet, self.device).eval()
+
+
+def settled(network, device):
+    """`network` on the device, its convolutions in the layout in which they are fast, and all of it in memory of its own.
+
+    A file that weights are mapped from stays in memory whole as long as one of them lies in it, beside the copies of those laid out anew.
+    """
+    network = network.to(device)
+    for tensor in [*network.parameters(), *network.buffers()]:
+        tensor.data = tensor.data.clone(memory_format=CONVOLUTIONS if tensor.dim() == 4 else torch.preserve_format)
+    return network
 
 
 @contextmanager

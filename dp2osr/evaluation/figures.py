@@ -60,12 +60,7 @@ def colour_of(evaluation, name):
 def draw_best_mean_worst(axes, evaluation):
     """Reward of the best, mean and worst of m candidates, averaged over images."""
     for name in evaluation.methods:
-        curve, colour = evaluation.curves[name], colour_of(evaluation, name)
-        axes.fill_between(curve["m"], curve["worst"], curve["best"], color=colour, alpha=0.10, linewidth=0)
-        for key, marker, width in (("best", "^", 1.3), ("mean", None, 2.4), ("worst", "v", 1.3)):
-            axes.plot(
-                curve["m"], curve[key], color=colour, marker=marker, markersize=4.5, linewidth=width, label=name if key == "mean" else None
-            )
+        draw_curve(axes, name, evaluation.curves[name], colour_of(evaluation, name))
     sizes = evaluation.curves[evaluation.base]["m"]
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [str(m) for m in sizes])
@@ -74,6 +69,14 @@ def draw_best_mean_worst(axes, evaluation):
     axes.set_ylabel("reward")
     axes.set_title("Best ▲, Mean —, Worst ▼ of m candidates", pad=22)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.985), ncols=min(4, len(evaluation.methods)), borderaxespad=0, handlelength=1.4)
+
+
+def draw_curve(axes, name, curve, colour):
+    """One model's Best, Mean and Worst of m candidates, of `statistics.best_mean_worst`."""
+    axes.fill_between(curve["m"], curve["worst"], curve["best"], color=colour, alpha=0.10, linewidth=0)
+    for key, marker, width in (("best", "^", 1.3), ("mean", None, 2.4), ("worst", "v", 1.3)):
+        label = name if key == "mean" else None
+        axes.plot(curve["m"], curve[key], color=colour, marker=marker, markersize=4.5, linewidth=width, label=label)
 
 
 def draw_metric_changes(axes, evaluation):

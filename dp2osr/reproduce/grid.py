@@ -1,6 +1,6 @@
 """A grid: trainings that differ in a few flags, each with several seeds, on the same candidates; read from one YAML."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from dp2osr.evaluation.statistics import CROP_SUFFIX
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "reproduce"
 STAGES = ("sample", "label", "train", "test", "label_test")
 KEYS = ("title", "stages", "evaluated_by", "seeds", "arms")
-MORE_KEYS = ("axis", "crop_suffix", "reference_cache")
+MORE_KEYS = ("axis", "crop_suffix", "reference_cache", "test", "checkpoints", "rivals", "best_mean_worst")
 ARM_KEYS = ("train", "reward", "sample", "rounds", "reference", "seeds", "line", "at")
 REFERENCES = ("moved", "fixed")
 
@@ -40,6 +40,7 @@ class Arm:
     sample: dict = field(default_factory=dict)
     rounds: int = 1
     reference: str = "moved"
+    checkpoint: int | None = None
 
     def run_name(self, seed):
         return f"{self.name}-{seed}"
@@ -57,6 +58,10 @@ class Grid:
         axis: what the arms' `at` is, or None.
         crop_suffix: what an image id of the held-out set has beyond its photograph's name.
         reference_cache: whether trainings share the reference's errors on disk; of use where they visit the same candidates.
+        test: flags of sampling held-out candidates that differ from the grid's test.yaml.
+        checkpoints: steps at which every training is looked at; each arm then stands once for each, and the steps are the axis.
+        rivals: {name: "bicubic", a folder of SR images of the held-out LR images, or a folder of stages whose base it is}.
+        best_mean_worst: whether Best, Mean and Worst of m candidates are drawn too.
     """
 
     name: str
@@ -67,6 +72,10 @@ class Grid:
     axis: str | None = None
     crop_suffix: str = CROP_SUFFIX
     reference_cache: bool = False
+    test: dict = field(default_factory=dict)
+    checkpoints: tuple = ()
+    rivals: dict = field(default_factory=dict)
+    best_mean_worst: bool = False
 
     @property
     def runs(self):
@@ -88,23 +97,52 @@ def load_grid(name_or_yaml, preset):
     seeds = _seeds(path, content["seeds"])
     if not isinstance(content["arms"], dict) or not content["arms"]:
         raise UserError(f"{path}: 'arms' must name at least one setting")
-    axis = content.get("axis")
+    axis, checkpoints = content.get("axis"), _checkpoints(path, content)
+    arms = [_arm(path, str(name), settings or {}, seeds, axis) for name, settings in content["arms"].items()]
+    if checkpoints:
+        arms = [_at_checkpoint(path, arm, step) for arm in arms for step in checkpoints]
     return Grid(
         path.stem,
         str(content["title"]),
         _stages(path, Path(content["stages"])),
         str(content["evaluated_by"]),
-        [_arm(path, str(name), settings or {}, seeds, axis) for name, settings in content["arms"].items()],
-        axis,
+        arms,
+        "training step" if checkpoints else axis,
         str(content.get("crop_suffix", CROP_SUFFIX)),
         bool(content.get("reference_cache", False)),
+        _flags(path, content, "test"),
+        checkpoints,
+        {str(name): str(value) for name, value in _flags(path, content, "rivals").items()},
+        bool(content.get("best_mean_worst", False)),
     )
+
+
+def _flags(path, content, key):
+    if not isinstance(content.get(key, {}), dict):
+        raise UserError(f"{path}: '{key}' must be lines of 'name: value'")
+    return dict(content.get(key, {}))
+
+
+def _checkpoints(path, content):
+    steps = content.get("checkpoints", [])
+    if not isinstance(steps, list) or not all(isinstance(step, int) and step > 0 for step in steps) or len(set(steps)) < len(steps):
+        raise UserError(f"{path}: 'checkpoints' must be a list of different steps above 0, not {steps!r}")
+    if steps and content.get("axis") is not None:
+        raise UserError(f"{path}: 'checkpoints' are the axis; leave 'axis' out")
+    return tuple(sorted(steps))
+
+
+def _at_checkpoint(path, arm, step):
+    """The arm, looked at after `step` steps of its training."""
+    if arm.rounds > 1:
+        raise UserError(f"{path}: arm '{arm.name}': 'checkpoints' are of one training, not of {arm.rounds} rounds")
+    return replace(arm, name=f"{arm.name}@{step}", line=arm.name, at=step, checkpoint=step)
 
 
 def _arm(path, name, settings, seeds, axis):
     check_keys(path, settings, ARM_KEYS, f"arm '{name}'")
-    if not name or set(name) & set("/\\= ,|") or name == "base":
-        raise UserError(f"{path}: arm '{name}': a name without spaces and the signs / = , | that is not 'base'")
+    if not name or set(name) & set("/\\= ,|@") or name == "base":
+        raise UserError(f"{path}: arm '{name}': a name without spaces and the signs / = , | @ that is not 'base'")
     for key in ("train", "reward", "sample"):
         if not isinstance(settings.get(key, {}), dict):
             raise UserError(f"{path}: arm '{name}': '{key}' must be lines of 'flag: value'")

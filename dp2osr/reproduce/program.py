@@ -9,7 +9,9 @@ from dp2osr.config import at_least, parse_args
 def build_parser(description):
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=["tiny", "paper"], default="tiny", help="configs/reproduce/<preset> (default: %(default)s)")
-    parser.add_argument("--experiment", metavar="YAML", help="another experiment of the same form (default: the preset's)")
+    parser.add_argument(
+        "--experiment", help="another experiment of the same form, a YAML or a name of the preset's (default: the program's)"
+    )
     parser.add_argument("--output_dir", default="runs/reproduce", help="of all experiments, which share runs (default: %(default)s)")
     parser.add_argument("--jobs", type=at_least(1), help="runs side by side (default: the cores, eight at most; with a GPU 1)")
     parser.add_argument("--plan", action="store_true", help="say what is missing and stop")
@@ -20,20 +22,24 @@ def build_parser(description):
 def run_experiment(name, description):
     """The whole of an experiment of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
     args = parse_args(build_parser(description))
+    from dp2osr.reproduce.cost import expected, read_costs
     from dp2osr.reproduce.grid import load_grid
     from dp2osr.reproduce.runs import run_grid
     from dp2osr.reproduce.tasks import plan_grid
 
     grid = load_grid(args.experiment or name, args.preset)
     tasks = plan_grid(grid, Path(args.output_dir))
-    print(tasks.summary(), flush=True)
+    print(tasks.summary() + expected(tasks.missing(), read_costs(grid.stages["train"].parent)), flush=True)
     tasks.check()
     if args.plan:
         return
-    folders = run_grid(tasks, args.jobs)
-    from dp2osr.reproduce.results import write_results
+    folders, other_bases = run_grid(tasks, args.jobs)
+    from dp2osr.reproduce.results import score_rivals, write_results
 
-    write_results(grid, folders, results_folder(args, grid.name), args.bootstrap)
+    output = results_folder(args, grid.name)
+    output.mkdir(parents=True, exist_ok=True)
+    rivals = score_rivals(grid, folders, other_bases, tasks.gt_path, output)
+    write_results(grid, folders, output, args.bootstrap, rivals)
 
 
 def run_image_table(name, description):
@@ -54,4 +60,4 @@ def run_image_table(name, description):
 
 def results_folder(args, name):
     """Where tables and figures go: an experiment of one's own is beside the presets', not over them."""
-    return Path(args.output_dir) / ("own" if args.experiment else args.preset) / name
+    return Path(args.output_dir) / ("own" if str(args.experiment).endswith((".yaml", ".yml")) else args.preset) / name

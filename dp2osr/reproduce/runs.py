@@ -18,7 +18,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def run_grid(tasks, jobs=None):
-    """Do what is missing; returns {name: held-out candidate folder}, the base first.
+    """Do what is missing; returns {name: held-out candidate folder}, the base first, and that of the rivals which are a base.
 
     Args:
         tasks: `GridTasks`.
@@ -30,8 +30,9 @@ def run_grid(tasks, jobs=None):
     for task in tasks.shared:
         with locked(task):
             run_alone(task)
-    Pool(jobs or default_jobs()).run(list(tasks.held_out.values()), tasks.grid.name)
-    return {name: chain[-1].folder / CANDIDATES for name, chain in tasks.held_out.items()}
+    Pool(jobs or default_jobs()).run(tasks.chains(), tasks.grid.name)
+    rivals = {name: str(task.folder / CANDIDATES) for name, task in tasks.rivals.items()}
+    return {name: chain[-1].folder / CANDIDATES for name, chain in tasks.held_out.items()}, rivals
 
 
 def default_jobs():

@@ -7,6 +7,7 @@ the YAML of each program, `log.txt` with what they printed, and `done.json` with
 import hashlib
 import importlib
 import json
+import math
 import tempfile
 from dataclasses import dataclass, field
 from functools import cache
@@ -29,6 +30,7 @@ FREE = (  # flags that change nothing in the result, or nothing but rounding
     "checkpoints_total_limit", "report_to", "reference_cache", "compile", "save_images",
 )  # fmt: skip
 CANDIDATES, SCORES, REWARD, DONE = "candidates", "scores.parquet", "reward.yaml", "done.json"
+BICUBIC = "bicubic"
 SMALL = 64e6  # bytes: larger files, and the files of folders with more than MANY, are known by name and size alone
 MANY = 100
 
@@ -166,24 +168,48 @@ def write_yaml(path, content):
 
 @dataclass(frozen=True)
 class GridTasks:
-    """The tasks of a grid: `shared` candidates first, then `held_out`: name → tasks, one after the other, the base before the runs."""
+    """The tasks of a grid: `shared` candidates first, then `held_out`: name → tasks, one after the other, the base before the runs.
+
+    `rivals`: name → the task of another base's held-out candidates; `gt_path`: the folder of the held-out images' GT.
+    """
 
     grid: object
     shared: list
     held_out: dict
+    rivals: dict
+    gt_path: str
+
+    def chains(self):
+        """Lists of tasks that can run side by side: what follows the same training is in one, so that none waits for another's."""
+        chains = {}
+        for first, *rest in [*self.held_out.values(), *([task] for task in self.rivals.values())]:
+            chain = chains.setdefault(first.folder, [first])
+            chain += [task for task in rest if task.folder not in {known.folder for known in chain}]
+        return list(chains.values())
+
+    def missing(self):
+        """Tasks that are not done, each once."""
+        every = [*self.shared, *(task for chain in self.chains() for task in chain)]
+        return list({task.folder: task for task in every if not task.is_done()}.values())
 
     def summary(self):
         """One line: what there is to do."""
-        missing = {name: tasks for name, tasks in self.held_out.items() if name != "base" and not all(task.is_done() for task in tasks)}
-        steps = sum(task.training_steps for tasks in missing.values() for task in tasks if not task.is_done())
+        runs = {tasks[0].folder: tasks[0] for name, tasks in self.held_out.items() if name != "base"}
+        missing = {task.folder: task for task in self.missing()}
+        steps = sum(task.training_steps for task in missing.values())
         first = "" if all(task.is_done() for task in self.shared) else "the candidates of all trainings, "
-        doing = f": {first}{steps} steps in all, and held-out candidates of each policy" if missing else ""
-        return f"{self.grid.name}: {self.grid.title}. {len(self.held_out) - 1} trainings, {len(missing)} of them missing{doing}"
+        tested = sum(task.folder in missing for name, tasks in self.held_out.items() for task in tasks[-1:])
+        doing = f": {first}{steps} steps in all, and held-out candidates of {tested} models" if missing else ""
+        left = sum(folder in missing for folder in runs)
+        return f"{self.grid.name}: {self.grid.title}. {len(runs)} trainings, {left} of them missing{doing}"
 
     def check(self):
         """Raise `UserError` for what is not on this machine or will be refused, before the first expensive second."""
         load_reward_config(self.grid.evaluated_by)
-        everything = {"shared candidates": self.shared, **self.held_out}
+        everything = {"shared candidates": self.shared, **self.held_out, "rivals": self.rivals.values()}
+        for name, where in self.grid.rivals.items():
+            if where != BICUBIC and not Path(where).is_dir():
+                raise UserError(f"{self.grid.name}: rival '{name}': {where} is not a folder; leave it out, or put its images there")
         missing = {}
         for tasks in everything.values():
             for program in (program for task in tasks for program in task.programs):
@@ -204,16 +230,30 @@ def plan_grid(grid, output):
     """The `GridTasks` of a grid under the folder `output`."""
     read = {stage: read_yaml(path, "the flags of a program") for stage, path in grid.stages.items()}
     shared = {arm.name: candidates_of(read["sample"] | arm.sample, read["label"], output) for arm in grid.arms}
-    held_out = {"base": [candidates_of(read["test"], read["label_test"], output)]}
+    test = read["test"] | grid.test
+    held_out = {"base": [candidates_of(test, read["label_test"], output)]}
     for arm in grid.arms:
         if arm.rounds > 1 and not (read["sample"] | arm.sample).get("max_images"):
             raise UserError(f"{grid.name}, arm '{arm.name}': a further round samples other images: give max_images in its 'sample'")
     for arm, seed in grid.runs:
         training = training_of(grid, read, arm, seed, shared[arm.name], output)
-        policy = str(training.folder / _policy(arm.rounds))
-        tested = candidates_of(read["test"], read["label_test"], output, policy, {"training": training.folder.name})
-        held_out[arm.run_name(seed)] = [training, tested]
-    return GridTasks(grid, list({task.folder: task for task in shared.values()}.values()), held_out)
+        policy, origin = training.folder / _policy(arm.rounds), {"training": training.folder.name}
+        if arm.checkpoint:
+            policy, origin = policy / f"checkpoint-{arm.checkpoint}.pt", origin | {"checkpoint": arm.checkpoint}
+        held_out[arm.run_name(seed)] = [training, candidates_of(test, read["label_test"], output, str(policy), origin)]
+    candidates = list({task.folder: task for task in shared.values()}.values())
+    return GridTasks(grid, candidates, held_out, _rivals(grid, output), read["label_test"]["gt_path"])
+
+
+def _rivals(grid, output):
+    """{name: task} of the rivals that are another base: a folder of stages with another test.yaml, labelled as the grid's candidates."""
+    found = {name: Path(where) / "test.yaml" for name, where in grid.rivals.items()}
+    label = read_yaml(grid.stages["label_test"], "the flags of a program")
+    return {
+        name: candidates_of(read_yaml(path, "the flags of a program") | grid.test, label, output)
+        for name, path in found.items()
+        if path.is_file()
+    }
 
 
 def candidates_of(sample, label, output, policy=None, origin=None):
@@ -225,6 +265,11 @@ def candidates_of(sample, label, output, policy=None, origin=None):
 def training_of(grid, read, arm, seed, shared, output):
     """The task of one training, of one round or several."""
     train, reward = read["train"] | arm.train | {"seed": seed}, None
+    if grid.checkpoints:
+        steps = train.get("max_train_steps", 1000)
+        if max(grid.checkpoints) > steps:
+            raise UserError(f"{grid.name}, arm '{arm.line}': has no step {max(grid.checkpoints)} of 'checkpoints'; it has {steps} steps")
+        train |= {"checkpointing_steps": math.gcd(*grid.checkpoints), "checkpoints_total_limit": steps}
     if arm.reward:
         reward = yaml.safe_load(find_reward_config(train.get("reward_config", "default")).read_text(encoding="utf-8")) | arm.reward
         train["reward_config"] = REWARD
@@ -241,6 +286,7 @@ def training_of(grid, read, arm, seed, shared, output):
         inside = proposer | {"candidates_dir": folder, "scores": f"{folder}/{SCORES}"}
         programs.append(_training(train, inside, anchor | _cache(grid, output), number))
     origin = {"candidates": shared.folder.name} | ({"reference": arm.reference} if arm.rounds > 1 else {})
+    origin |= {"checkpoints": grid.checkpoints} if grid.checkpoints else {}  # another experiment's run of it has not kept them
     return Task(output / "trainings", programs, reward, origin)
 
 
