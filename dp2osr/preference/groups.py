@@ -1,6 +1,7 @@
 """Preference groups: scores and candidates on disk → winners, losers and weights of each LR image."""
 
 import hashlib
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,10 +92,18 @@ class PreferenceGroups:
         content = [" ".join(self.image_ids).encode(), self.winners.tobytes(), self.losers.tobytes(), self.weights.tobytes()]
         return hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
 
-    def read(self, index, backbone):
-        """Load group `index` from disk."""
+    def only(self, indices):
+        """These groups alone, with the weights that they have among all."""
+        few = copy(self)
+        few.image_ids = [self.image_ids[index] for index in indices]
+        for name in ("rewards", "winners", "losers", "weights"):
+            setattr(few, name, getattr(self, name)[indices])
+        return few
+
+    def read(self, index, backbone, chosen=None):
+        """Load group `index` from disk: its winners and losers, or the candidates `chosen`."""
         group = self.store.read(self.image_ids[index])
-        chosen = np.concatenate([self.winners[index], self.losers[index]])
+        chosen = np.concatenate([self.winners[index], self.losers[index]]) if chosen is None else chosen
         image, _, _ = control_image(group.lr, group.upscale, backbone.native_size, backbone.size_multiple)
         prompt = {
             name: value.to(backbone.device, backbone.dtype) for name, value in self.store.read_tensors(group.image_id, "prompt").items()

@@ -6,7 +6,6 @@ from pathlib import Path
 from dp2osr.data.images import list_images
 from dp2osr.errors import UserError
 from dp2osr.reproduce.grid import check_keys, read_yaml
-from dp2osr.reproduce.tasks import CANDIDATES
 
 COST_FILE = "cost.yaml"
 
@@ -68,15 +67,13 @@ def expected(tasks, costs):
                 count = candidates_of(settings, costs)
                 seconds, size = seconds + costs.sample * count, size + costs.candidate * count
             elif program.script == "label_rewards.py":
-                sampled = next(
-                    other for other in task.programs if other.inside.get("output_dir", CANDIDATES) == program.inside["candidates_dir"]
-                )
+                scored = program.inside["candidates_dir"]
+                [sampled] = [other for other in task.programs if other.inside.get("output_dir") == scored]
                 seconds += costs.label * candidates_of(sampled.settings, costs)
             else:
-                visits = (
-                    settings.get("max_train_steps", 1000) * settings.get("groups_per_step", 16) * settings.get("timesteps_per_group", 1)
-                )
-                seconds, size = seconds + costs.train * visits * 2 * settings.get("top_n", 8), size + costs.policy
+                groups = settings.get("max_train_steps", 1000) * settings.get("groups_per_step", 16)
+                visited = groups * settings.get("timesteps_per_group", 1) * 2 * settings.get("top_n", 8)
+                seconds, size = seconds + costs.train * visited, size + costs.policy
     return f"; about {_number(seconds / costs.processes / 3600)} hours and {_number(size / 1e9)} GB on {costs.machine}"
 
 

@@ -59,7 +59,6 @@ class PreferenceTrainer:
 
     def __init__(self, args):
         from accelerate import Accelerator
-        from diffusers.optimization import get_scheduler
 
         check_options(args)
         self.args, self.output = args, Path(args.output_dir)
@@ -97,16 +96,23 @@ class PreferenceTrainer:
             self.policy.enable_gradient_checkpointing()
             self.backbone.denoiser.enable_gradient_checkpointing()
         self.parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(self.parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay, fused=True)
-        self.optimizer = self.accelerator.prepare(optimizer)  # for fp16's scaler; gradients are summed over processes in train_step
-        self.schedule = get_scheduler(
-            args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
-        )
+        self.start_anew()
         cache = self.reference_cache(store) if args.reference_cache else None
         self.objective = GroupObjective(args, self.accelerator, self.backbone, self.policy, self.reference, self.control_scale, cache)
         self.parts = {"policy": self.policy, "optimizer": self.optimizer, "schedule": self.schedule}
         if self.accelerator.scaler:
             self.parts["scaler"] = self.accelerator.scaler
+
+    def start_anew(self):
+        """Step 0 of optimizer and schedule."""
+        from diffusers.optimization import get_scheduler
+
+        args = self.args
+        optimizer = torch.optim.AdamW(self.parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay, fused=True)
+        self.optimizer = self.accelerator.prepare(optimizer)  # for fp16's scaler; gradients are summed over processes in train_step
+        self.schedule = get_scheduler(
+            args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps
+        )
         self.step = 0
 
     def load_networks(self):
