@@ -454,6 +454,7 @@ def watched(tmp_path_factory, finished):
         arms={"ours": {}},
         rivals={"bicubic": "bicubic", "SeeSR": str(folder / "bicubic"), "other": str(folder / "stages")},
         best_mean_worst=True,
+        pictures=2,
     )
     [store] = {Path(task.folder) for task in plan_grid(load_grid(path, "tiny"), finished[1]).held_out["base"]}
     for group in (store / "candidates" / "groups").iterdir():
@@ -481,6 +482,8 @@ def test_a_training_is_looked_at_where_it_was_and_run_once(watched, finished):
     plain = plan_grid(load_grid(finished[0], "tiny"), finished[1]).held_out["plain-0"][-1]  # the same two steps, its policy at the end
     assert np.array_equal(scores["ours@2-0"], read_scores(plain.folder / "candidates/scores.parquet").scores["gmsd"])
     assert (output / "own/small/axis.png").stat().st_size > 1000
+    with Image.open(output / "own/small/pictures.png") as sheet:  # LR, bicubic, base, two looks, GT, enlarged twice; two images
+        assert sheet.size[0] > 6 * 256 and 2 * 256 < sheet.size[1] < 3 * 256
 
 
 def test_other_methods_stand_beside_it_without_a_part_in_the_scale(watched):

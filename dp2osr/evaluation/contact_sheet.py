@@ -9,7 +9,7 @@ from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
 
 
-def contact_sheet(candidates, gt_path, output, columns=2, zoom=1):
+def contact_sheet(candidates, gt_path, output, columns=2, zoom=1, image_ids=None):
     """Write the PNG `output`.
 
     Args:
@@ -17,12 +17,13 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1):
         gt_path: GT images, by name.
         columns: images side by side.
         zoom: whole-number enlargement, nearest neighbour.
+        image_ids: those that are shown, in this order; None for all.
     """
     stores = {title: CandidateStore(folder) for title, folder in candidates.items()}
     truths = {path.stem: path for path in list_images(gt_path)}
     decoders = {title: load_decoder(store.settings) for title, store in stores.items()}
     rows = []
-    for image_id in next(iter(stores.values())).ids():
+    for image_id in image_ids or next(iter(stores.values())).ids():
         gt = read_image(truths[image_id])
         pictures = []
         for title, store in stores.items():

@@ -12,7 +12,7 @@ from dp2osr.evaluation.statistics import CROP_SUFFIX
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "reproduce"
 STAGES = ("sample", "label", "train", "test", "label_test")
 KEYS = ("title", "stages", "evaluated_by", "seeds", "arms")
-MORE_KEYS = ("axis", "crop_suffix", "reference_cache", "test", "checkpoints", "rivals", "best_mean_worst")
+MORE_KEYS = ("axis", "crop_suffix", "reference_cache", "test", "checkpoints", "rivals", "best_mean_worst", "pictures")
 ARM_KEYS = ("train", "reward", "sample", "rounds", "reference", "seeds", "line", "at")
 REFERENCES = ("moved", "fixed")
 
@@ -62,6 +62,7 @@ class Grid:
         checkpoints: steps at which every training is looked at; each arm then stands once for each, and the steps are the axis.
         rivals: {name: "bicubic", a folder of SR images of the held-out LR images, or a folder of stages whose base it is}.
         best_mean_worst: whether Best, Mean and Worst of m candidates are drawn too.
+        pictures: how many images are shown, those on which the arms' rewards are furthest apart.
     """
 
     name: str
@@ -76,6 +77,7 @@ class Grid:
     checkpoints: tuple = ()
     rivals: dict = field(default_factory=dict)
     best_mean_worst: bool = False
+    pictures: int = 0
 
     @property
     def runs(self):
@@ -114,6 +116,7 @@ def load_grid(name_or_yaml, preset):
         checkpoints,
         {str(name): str(value) for name, value in _flags(path, content, "rivals").items()},
         bool(content.get("best_mean_worst", False)),
+        int(content.get("pictures", 0)),
     )
 
 

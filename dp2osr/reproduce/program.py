@@ -34,12 +34,13 @@ def run_experiment(name, description):
     if args.plan:
         return
     folders, other_bases = run_grid(tasks, args.jobs)
-    from dp2osr.reproduce.results import score_rivals, write_results
+    from dp2osr.reproduce.results import score_rivals
+    from dp2osr.reproduce.writing import write_results
 
     output = results_folder(args, grid.name)
     output.mkdir(parents=True, exist_ok=True)
     rivals = score_rivals(grid, folders, other_bases, tasks.gt_path, output)
-    write_results(grid, folders, output, args.bootstrap, rivals)
+    write_results(grid, folders, output, args.bootstrap, rivals, tasks.gt_path)
 
 
 def run_image_table(name, description):
