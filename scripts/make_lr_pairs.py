@@ -10,9 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
-def parse_args(argv=None):
-    from dp2osr.config import parse_args as parse
-
+def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--image_path", required=True, help="folder of HR images, any size and number")
     parser.add_argument("--output_dir", required=True, help="gets gt/, lr/ and settings.json")
@@ -22,11 +20,13 @@ def parse_args(argv=None):
     parser.add_argument("--min_detail", type=float, default=0.0, help="least RMS gradient of a crop, grey levels a pixel")
     parser.add_argument("--seed", type=int, default=0, help="with an image's name it decides its crops and its degradation")
     parser.add_argument("--num_workers", type=int, default=1, help="processes; the pairs are the same for any number")
-    return parse(parser, argv)
+    return parser
 
 
 def main():
-    args = parse_args()
+    from dp2osr.config import parse_args
+
+    args = parse_args(build_parser())
     from dp2osr.data.degradation import load_degradation
     from dp2osr.data.pairs import PairSettings, make_pairs
 

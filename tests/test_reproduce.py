@@ -21,10 +21,11 @@ from dp2osr.config import flags_of
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.reproduce.grid import CONFIG_DIR, Arm, load_grid
-from dp2osr.reproduce.runs import Pool, last_line
+from dp2osr.reproduce.runs import Pool, last_line, run_alone
 from dp2osr.reproduce.tasks import Task, fingerprint, plan_grid
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
+from dp2osr.sampling.store import CandidateStore
 
 TABLES = sorted(CONFIG_DIR.glob("*/table[12].yaml"))
 EXPERIMENTS = sorted(set(CONFIG_DIR.glob("*/*.yaml")) - set(TABLES))
@@ -283,6 +284,29 @@ def test_a_further_round_samples_other_images_with_the_policy_and_starts_from_it
 
 
 # ---------------------------------------------------------------- statistics
+
+
+def test_another_degradation_makes_its_own_lr_images_and_is_another_folder(tmp_path):
+    arms = {"given": {"at": 1}, "clean": {"at": 1, "degradation": "bicubic"}, "noisy": {"at": 1, "degradation": "resshift_noisy"}}
+    tasks = plan_grid(load_grid(experiment(tmp_path, arms=arms), "tiny"), tmp_path / "out")
+    given, clean, noisy = tasks.shared
+    assert len({given.folder, clean.folder, noisy.folder}) == 3 and [program.name for program in clean.programs] == [
+        "pairs",
+        "sample",
+        "label",
+    ]
+    assert tasks.held_out["clean-0"][0].folder != tasks.held_out["given-0"][0].folder
+    for task in tasks.shared:
+        task.check("shared")
+    run_alone(clean)
+    assert clean.is_done() and read_scores(clean.folder / "candidates/scores.parquet").scores["gmsd"].shape == (3, 4)
+    store = CandidateStore(clean.folder / "candidates")
+    for image_id in store.ids():
+        gt = Image.open(ROOT / f"preset/train/gt/{image_id}.png").convert("RGB")
+        reduced = np.asarray(gt.resize((gt.width // 4, gt.height // 4), Image.Resampling.BICUBIC)).astype(float)
+        assert np.abs(np.asarray(store.read(image_id).lr).astype(float) - reduced).mean() < 12  # without antialiasing, as ResShift resizes
+    with pytest.raises(UserError, match="arm 'x': 'degradation' is of one round"):
+        load_grid(experiment(tmp_path / "two", arms={"x": {"at": 1, "degradation": "bicubic", "rounds": 2}}), "tiny")
 
 
 def test_the_mean_gain_of_one_training_is_its_gain():

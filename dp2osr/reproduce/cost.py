@@ -70,7 +70,7 @@ def expected(tasks, costs):
                 scored = program.inside["candidates_dir"]
                 [sampled] = [other for other in task.programs if other.inside.get("output_dir") == scored]
                 seconds += costs.label * candidates_of(sampled.settings, costs)
-            else:
+            elif program.script.startswith("train_"):
                 groups = settings.get("max_train_steps", 1000) * settings.get("groups_per_step", 16)
                 visited = groups * settings.get("timesteps_per_group", 1) * 2 * settings.get("top_n", 8)
                 seconds, size = seconds + costs.train * visited, size + costs.policy

@@ -13,7 +13,7 @@ CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "reproduce"
 STAGES = ("sample", "label", "train", "test", "label_test")
 KEYS = ("title", "stages", "evaluated_by", "seeds", "arms")
 MORE_KEYS = ("axis", "crop_suffix", "reference_cache", "test", "checkpoints", "rivals", "best_mean_worst", "pictures")
-ARM_KEYS = ("train", "reward", "sample", "rounds", "reference", "seeds", "line", "at")
+ARM_KEYS = ("train", "reward", "sample", "rounds", "reference", "degradation", "seeds", "line", "at")
 REFERENCES = ("moved", "fixed")
 
 
@@ -28,7 +28,9 @@ class Arm:
         sample: flags of sampling the candidates that differ from the grid's sample.yaml.
         rounds: of sampling and training; a further one samples other images with the policy, scores them and starts from it.
         reference: of a further round, "moved" to the policy that it starts from, or "fixed", the base.
+        degradation: that makes the training's LR images anew from the GT images of the grid's label.yaml; None: sample.yaml's are taken.
         line, at: where a grid has an axis, the curve that the arm belongs to, and its place on the axis.
+        checkpoint: the training's step whose policy is looked at; None: the last.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Arm:
     sample: dict = field(default_factory=dict)
     rounds: int = 1
     reference: str = "moved"
+    degradation: str | None = None
     checkpoint: int | None = None
 
     def run_name(self, seed):
@@ -155,6 +158,9 @@ def _arm(path, name, settings, seeds, axis):
     rounds, reference = settings.get("rounds", 1), settings.get("reference", "moved")
     if not isinstance(rounds, int) or rounds < 1 or reference not in REFERENCES:
         raise UserError(f"{path}: arm '{name}': 'rounds' is a whole number from 1, 'reference' one of {', '.join(REFERENCES)}")
+    degradation = settings.get("degradation")
+    if degradation and rounds > 1:
+        raise UserError(f"{path}: arm '{name}': 'degradation' is of one round, not of {rounds}")
     return Arm(
         name,
         dict(settings.get("train", {})),
@@ -165,6 +171,7 @@ def _arm(path, name, settings, seeds, axis):
         dict(settings.get("sample", {})),
         rounds,
         reference,
+        degradation,
     )
 
 

@@ -9,13 +9,14 @@ import importlib
 import json
 import math
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
 import yaml
 
 from dp2osr.config import read_json, words_of, write_json, write_text
+from dp2osr.data.degradation import load_degradation
 from dp2osr.errors import UserError
 from dp2osr.provenance import file_sha256
 from dp2osr.reproduce.grid import read_yaml
@@ -31,6 +32,7 @@ FREE = (  # flags that change nothing in the result, or nothing but rounding
 )  # fmt: skip
 CANDIDATES, SCORES, REWARD, DONE = "candidates", "scores.parquet", "reward.yaml", "done.json"
 BICUBIC = "bicubic"
+PAIRS = "pairs"
 SMALL = 64e6  # bytes: larger files, and the files of folders with more than MANY, are known by name and size alone
 MANY = 100
 
@@ -57,6 +59,7 @@ class Program:
         inputs = {key: fingerprint(str(value)) for key, value in own.items() if key in INPUTS}
         reward = own.get("reward_config")
         found = {} if reward in (None, REWARD) else {"reward": yaml.safe_load(find_reward_config(reward).read_text(encoding="utf-8"))}
+        found |= {"degradation": asdict(load_degradation(own["degradation"]))} if "degradation" in own else {}
         return {"script": self.script, "settings": own, "inputs": inputs, **found}
 
     def stamp(self):
@@ -70,7 +73,7 @@ class Program:
 
     def check(self, where):
         """Raise `UserError` unless the program takes these flags; `where` says whose they are."""
-        parser = importlib.import_module(self.script.removesuffix(".py")).build_parser()
+        parser = importlib.import_module(self.script.removesuffix(".py").replace("/", ".")).build_parser()
 
         def refuse(message):
             raise UserError(f"{where}, {self.name}: {message}")
@@ -229,7 +232,7 @@ class GridTasks:
 def plan_grid(grid, output):
     """The `GridTasks` of a grid under the folder `output`."""
     read = {stage: read_yaml(path, "the flags of a program") for stage, path in grid.stages.items()}
-    shared = {arm.name: candidates_of(read["sample"] | arm.sample, read["label"], output) for arm in grid.arms}
+    shared = {arm.name: training_candidates(read, arm, output) for arm in grid.arms}
     test = read["test"] | grid.test
     held_out = {"base": [candidates_of(test, read["label_test"], output)]}
     for arm in grid.arms:
@@ -254,6 +257,17 @@ def _rivals(grid, output):
         for name, path in found.items()
         if path.is_file()
     }
+
+
+def training_candidates(read, arm, output):
+    """The task that samples and scores the candidates of an arm's training, of LR images that it first makes if the arm says so."""
+    sample, label = read["sample"] | arm.sample, read["label"]
+    if not arm.degradation:
+        return candidates_of(sample, label, output)
+    settings = {"image_path": label["gt_path"], "degradation": arm.degradation}
+    pairs = Program("scripts/make_lr_pairs.py", "pairs", settings, {"output_dir": PAIRS})
+    sampled, scored = _sampled_and_scored(sample, label, {"image_path": f"{PAIRS}/lr"}, {})
+    return Task(output / "candidates", [pairs, sampled, replace(scored, inside=scored.inside | {"gt_path": f"{PAIRS}/gt"})])
 
 
 def candidates_of(sample, label, output, policy=None, origin=None):
