@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -305,7 +306,7 @@ def test_bad_settings(path, value, message, tmp_path):
 def test_settings_that_would_never_be_read_and_files_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(UserError, match="never be read"):
         config_of({**settings_of("resshift_second_order"), "second_order_prob": 0.0}, tmp_path)
-    with pytest.raises(UserError, match="not one of resshift, resshift_second_order"):
+    with pytest.raises(UserError, match="not one of bicubic, resshift, resshift_noisy, resshift_second_order"):
         load_degradation("reshift")
     with pytest.raises(UserError, match="cannot be read"):
         load_degradation(tmp_path / "none.yaml")
@@ -354,6 +355,19 @@ def test_lr_has_the_stated_size_range_and_rounding_and_gt_is_untouched(name):
         errors.append(np.abs(lr - gt.reshape(9, 4, 32, 4, 3).mean((1, 3))).mean())
     np.testing.assert_array_equal(gt, before)
     assert 0.01 < np.median(errors) < 0.12  # worse than the area average, yet the same picture
+
+
+def test_bicubic_is_a_reduction_alone_and_noisy_is_noisier_than_resshift():
+    gt = photograph(64, 64)
+    errors = {}
+    for name in ("bicubic", "resshift", "resshift_noisy"):
+        config = load_degradation(name)
+        lrs = [degrade(gt, config, image_rng(seed, "x")) for seed in range(40)]
+        errors[name] = np.median([np.abs(lr - gt.reshape(16, 4, 16, 4, 3).mean((1, 3))).mean() for lr in lrs])
+        assert (name == "bicubic") == all(np.array_equal(lr, lrs[0]) for lr in lrs)
+    reduced = cv2.resize(gt, (16, 16), interpolation=cv2.INTER_CUBIC)
+    np.testing.assert_allclose(degrade(gt, load_degradation("bicubic"), image_rng(0, "x")), reduced.clip(0, 1), atol=0.5 / 255 + 1e-6)
+    assert errors["resshift_noisy"] > 1.2 * errors["resshift"]
 
 
 def test_wrong_arrays_are_refused():
