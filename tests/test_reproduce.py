@@ -550,6 +550,54 @@ def test_a_plan_tells_hours_and_disk_by_what_a_candidate_costs(watched, tmp_path
         plan_grid(replace(grid, rivals={"x": "nowhere"}), tmp_path).check()
 
 
+# ---------------------------------------------------------------- a probe before a sweep
+
+
+def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, capsys):
+    from dp2osr.reproduce import prediction
+
+    arms = {
+        f"M{size}_N{top}": {"at": top / size, "train": {"num_candidates": size, "top_n": top}} for size, top in ((4, 1), (4, 2), (2, 1))
+    }
+    path = experiment(tmp_path, arms=arms)
+    words = ["predict_nm.py", "--experiment", str(path), "--output_dir", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="own/small/results.csv: is missing; run scripts/reproduce/small.py first"):
+        prediction.run_prediction("")
+    results = tmp_path / "out/own/small/results.csv"
+    results.parent.mkdir(parents=True)
+    lines = ["arm,metric,change,low,high", "M4_N1,reward,0.5,0.4,0.6", "M4_N1,psnr,9,9,9", "M4_N2,reward,0.7,0.6,0.8"]
+    results.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="has no results of M2_N1"):
+        prediction.run_prediction("")
+    results.write_text("\n".join([*lines, "M2_N1,reward,-0.2,-0.3,-0.1"]) + "\n", encoding="utf-8")
+    ran = []
+
+    def probe(words, stdin):
+        flags = yaml.safe_load(Path(words[-1]).read_text(encoding="utf-8"))
+        ran.append(flags)
+        records = [{"M": 4, "N": 1, "gain": 3.0}, {"M": 4, "N": 2, "gain": 2.0}, {"M": 2, "N": 1, "gain": 1.0}]
+        records = [record | {"by_group": [record["gain"], record["gain"] + 0.1]} for record in records]
+        (Path(flags["output_dir"]) / "probe.json").write_text(json.dumps(records), encoding="utf-8")
+        return subprocess.CompletedProcess(words, 0)
+
+    monkeypatch.setattr(prediction.subprocess, "run", probe)
+    monkeypatch.setattr(prediction, "run_alone", lambda task: None)
+    prediction.run_prediction("")
+    said = capsys.readouterr().out
+    assert ran[0]["sizes"] == [2, 4] and "num_candidates" not in ran[0] and ran[0]["learning_rate"] == 1e-3
+    assert "rank correlation +0.50" in said  # 3, 2, 1 against .5, .7, −.2
+    assert "Its best: N = 1 of M = 4, measured +0.50, 0.20 below the sweep's best, M4_N2." in said
+    rows = list(csv.DictReader((results.parent / "prediction.csv").open(encoding="utf-8")))
+    assert [(row["arm"], float(row["gain"]), float(row["change"])) for row in rows] == [
+        ("M4_N1", 3, 0.5),
+        ("M4_N2", 2, 0.7),
+        ("M2_N1", 1, -0.2),
+    ]
+    assert (results.parent / "prediction.png").stat().st_size > 1000
+
+
 def test_settings_of_a_run_tell_what_it_was(finished):
     path, output, _ = finished
     settings = json.loads((output / "own" / "small" / "settings.json").read_text(encoding="utf-8"))

@@ -1,0 +1,15 @@
+"""Does a probe before the training order the settings of the sweep over M and N? Run scripts/reproduce/fig4.py first.
+
+python scripts/reproduce/predict_nm.py
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from dp2osr.errors import run
+from dp2osr.reproduce.prediction import run_prediction
+
+if __name__ == "__main__":
+    run(lambda: run_prediction(__doc__))
