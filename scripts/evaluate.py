@@ -68,6 +68,9 @@ def make_parser():
     of_images.add_argument("--exclude_metrics", nargs="+", default=[], metavar="METRIC", help="metrics of the protocol to leave out")
     of_images.add_argument("--metrics_dir", help="folder of scripts/fetch_metrics.py with pyiqa's weights (default: pyiqa's own places)")
     of_images.add_argument(
+        "--fid", action="store_true", help="FID of each method's images against the GT too; 100 images at least, whole (no --center_crop)"
+    )
+    of_images.add_argument(
         "--published", metavar="NAME_OR_YAML", help="published values to set beside: a name in configs/paper (table1_realsr ...) or a YAML"
     )
     return parser

@@ -18,6 +18,7 @@ def build_parser():
     parser.add_argument("--reward_config", default="default", help="name in configs/rewards or a YAML file")
     parser.add_argument("--extra_metrics", nargs="+", default=[], metavar="METRIC", help="further pyiqa metrics")
     parser.add_argument("--exclude_metrics", nargs="+", default=[], metavar="METRIC", help="metrics of the config to leave out")
+    parser.add_argument("--fid", action="store_true", help="Inception's weights too, for scripts/evaluate.py --fid")
     parser.add_argument("--metrics_dir", required=True, help="folder to fill; files that are there are not fetched again")
     return parser
 
@@ -28,6 +29,10 @@ def main():
     from dp2osr.rewards.label import chosen_metrics
     from dp2osr.rewards.weights import fetch_weights
 
+    if args.fid:
+        from dp2osr.evaluation.fid import build_fid
+
+        build_fid(args.metrics_dir)
     specs = chosen_metrics(load_reward_config(args.reward_config), args.extra_metrics, args.exclude_metrics)
     print("\n".join(fetch_weights(specs, args.metrics_dir)))
 

@@ -210,6 +210,51 @@ def test_a_second_run_scores_what_is_new_alone(photographs, tmp_path, monkeypatc
     assert len(scored) == 2 and (third["psnr"]["sharp"] != first["psnr"]["sharp"]).sum() == 1
 
 
+def test_fid_is_pyiqa_s_own_of_the_two_sets_and_asks_for_enough_images(photographs, tmp_path, monkeypatch):
+    from pyiqa.archs import inception
+
+    from dp2osr.evaluation import fid, run_images
+
+    untrained = inception._inception_v3
+
+    def random_inception():
+        torch.manual_seed(0)
+        return untrained(num_classes=1008, aux_logits=False, weights=None)
+
+    monkeypatch.setattr(inception, "fid_inception_v3", random_inception)
+    methods, gt = pair_images(parse_folders([f"soft={photographs / 'soft'}", f"gt={photographs / 'gt'}"]), photographs / "gt")
+    metric = fid.build_fid()
+    narrow = torch.nn.Conv2d(3, 16, 5, stride=4)  # the matrix square root of 2048 features takes a minute
+    metric.net.model.forward = lambda images, *_: [100 * narrow(images).mean(dim=(2, 3))]
+    monkeypatch.setattr(run_images, "build_fid", lambda *_: metric)
+    with pytest.raises(UserError, match="--fid: 20 images with GT; at least 100"):
+        fid.frechet_distances(methods, gt, metric)
+    monkeypatch.setattr(fid, "FEWEST", 20)
+    found = fid.frechet_distances(methods, gt, metric)
+    direct = metric(str(photographs / "soft"), str(photographs / "gt"), num_workers=0, verbose=False)
+    assert found["soft"] == pytest.approx(direct, rel=1e-3) and found["soft"] > 100 * abs(found["gt"])
+    monkeypatch.setattr(sys, "argv", ["evaluate.py"])
+    import evaluate
+
+    flags = ["--images", f"soft={photographs / 'soft'}", "--gt_path", str(photographs / "gt"), "--crop_suffix", ""]
+    (tmp_path / "psnr.yaml").write_text("fr: [psnr]\n", encoding="utf-8")
+    flags += ["--protocol", str(tmp_path / "psnr.yaml"), "--output_dir", str(tmp_path / "out"), "--fid"]
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", *flags])
+    evaluate.main()
+    assert f"| soft | {found['soft']:.2f} | 40 |" in (tmp_path / "out/table.md").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "out/settings.json").read_text(encoding="utf-8"))["fid"] == pytest.approx({"soft": found["soft"]})
+
+
+def test_fid_without_its_weights_is_one_clear_line(photographs, protocol, tmp_path):
+    flags = ["--images", f"sharp={photographs / 'sharp'}", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "out", "--fid"]
+    assert_one_clear_line(run_program("scripts/evaluate.py", *flags, check=False), "--fid: 20 images")
+    assert_one_clear_line(run_program("scripts/evaluate.py", *flags, "--center_crop", "32", check=False), "--fid", "--center_crop")
+    from dp2osr.evaluation.fid import build_fid
+
+    with pytest.raises(UserError, match="--fid: Inception's weights cannot be had"):
+        build_fid(tmp_path / "nothing")
+
+
 def test_an_image_that_a_metric_cannot_score_is_left_out_of_it_for_all_methods(photographs, tmp_path, capsys):
     suite = MetricSuite(load_reward_config_of("fr: [psnr, gmsd]").metrics)
     methods, gt = pair_images({"a": [photographs / "sharp"], "b": [photographs / "gt"]}, photographs / "gt")

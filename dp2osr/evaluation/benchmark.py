@@ -160,8 +160,8 @@ def cell(result):
     return number(result.mean.value) + ("" if np.isnan(result.std) else f" ± {number(result.std, result.mean.value)}")
 
 
-def benchmark_markdown(benchmark, settings):
-    """The text of table.md: means, differences to the reference, published values, settings."""
+def benchmark_markdown(benchmark, settings, distances=None):
+    """The text of table.md: means, differences to the reference, FID by method if there are `distances`, published values, settings."""
     header = ["method", *(f"{metric} {arrow(benchmark, metric)}" for metric in benchmark.metrics)]
     place = places(benchmark)
     rows = []
@@ -185,6 +185,10 @@ def benchmark_markdown(benchmark, settings):
             "bold where the interval leaves zero out.",
             markdown(header, [[method, *_differences(benchmark, method)] for method in benchmark.methods[1:]]),
         ]
+    if distances:
+        rows = [[method, f"{value:.2f}", str(benchmark.num_images * benchmark.num_samples[method])] for method, value in distances.items()]
+        blocks += ["## FID", "Of sets: it falls with the number of images, so that only rows of one number can be compared."]
+        blocks.append(markdown(["method", "FID ↓", "images"], rows))
     if benchmark.published:
         blocks += _published_blocks(benchmark, header)
     if benchmark.left_out:

@@ -5,6 +5,7 @@ from pathlib import Path
 from dp2osr.config import write_json, write_text
 from dp2osr.errors import UserError
 from dp2osr.evaluation import benchmark
+from dp2osr.evaluation.fid import build_fid, check_enough, frechet_distances
 from dp2osr.evaluation.image_folders import pair_images, parse_folders
 from dp2osr.evaluation.image_scores import ImageScorer, protocol_specs
 from dp2osr.provenance import versions
@@ -33,7 +34,9 @@ def run_image_evaluation(args):
         specs = [spec for spec in specs if spec in config.nr]
         if not specs:
             raise UserError(f"--protocol {args.protocol}: has no metric that does without GT; give --gt_path")
-    suite = MetricSuite(specs, "cuda" if torch.cuda.is_available() else "cpu", weights_dir=args.metrics_dir)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    fid = _prepare_fid(args, gt, device) if args.fid else None  # before hours of scoring, not after
+    suite = MetricSuite(specs, device, weights_dir=args.metrics_dir)
     check_modes(config, suite)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -41,6 +44,7 @@ def run_image_evaluation(args):
 
     image_ids = sorted(methods[0].samples)
     found = benchmark.compare(scores, image_ids, suite, args.bootstrap, args.seed, args.crop_suffix, published)
+    distances = frechet_distances(methods, gt, fid) if fid else {}
     settings = {
         "images": " ".join(args.images),
         "GT": args.gt_path or "none",
@@ -49,14 +53,22 @@ def run_image_evaluation(args):
         "photographs": f"image ids without /{args.crop_suffix}/" if args.crop_suffix else "every image is one",
         "versions": ", ".join(f"{name} {version}" for name, version in versions().items() if name in ("pyiqa", "torch")),
     }
-    text = benchmark.benchmark_markdown(found, settings)
+    text = benchmark.benchmark_markdown(found, settings, distances)
     write_text(output / "table.md", text)
     write_text(output / "table.tex", benchmark.benchmark_latex(found))
     write_text(output / "table.csv", benchmark.benchmark_csv(found))
     write_text(output / "per_image.csv", benchmark.per_image_csv(scores, image_ids))
-    write_json(output / "settings.json", {"flags": vars(args), "metrics": suite.describe(), "versions": versions()})
+    about = {"flags": vars(args), "metrics": suite.describe(), "versions": versions()}
+    write_json(output / "settings.json", about | ({"fid": distances} if distances else {}))
     print(f"\n{text}\nfiles: {output}/table.md, .tex, .csv, per_image.csv and settings.json")
     return found
+
+
+def _prepare_fid(args, gt, device):
+    if args.center_crop:
+        raise UserError("--fid: is of whole images; leave --center_crop out")
+    check_enough(gt)
+    return build_fid(args.metrics_dir, device)
 
 
 def load_protocol(name_or_yaml):

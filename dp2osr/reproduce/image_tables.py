@@ -151,6 +151,7 @@ def evaluation_flags(table, set_name, folders, output, bootstrap):
         channel=None,
         crop_border=None,
         center_crop=None,
+        fid=False,
         exclude_metrics=table.exclude_metrics,
         metrics_dir=table.metrics_dir,
         published=of_set.get("published"),

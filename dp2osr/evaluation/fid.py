@@ -1,0 +1,59 @@
+"""FID of a method's SR images against the GT images, by pyiqa: a distance of two sets, so of no image and without intervals here."""
+
+import tempfile
+from pathlib import Path
+
+from dp2osr.errors import UserError
+from dp2osr.rewards.weights import metric_weights
+
+FEWEST = 100  # RealSR's test set; below, the distance says more about the number of images than about the method
+
+
+def build_fid(weights_dir=None, device="cpu"):
+    """pyiqa's `fid` (clean-fid's resizing, Inception v3).
+
+    Raises:
+        UserError: its weights are neither there nor to be fetched.
+    """
+    import pyiqa
+
+    try:
+        with metric_weights("FID", weights_dir):
+            return pyiqa.create_metric("fid", device=device)
+    except Exception as error:  # no network raises URLError, HTTPError, RuntimeError, ...
+        where = weights_dir or "the folder of scripts/fetch_metrics.py --fid"
+        raise UserError(f"--fid: Inception's weights cannot be had ({' '.join(str(error).split())[:160]}); put them into {where}") from None
+
+
+def check_enough(gt):
+    """Raise `UserError` for fewer than `FEWEST` images with GT."""
+    if len(gt) < FEWEST:
+        raise UserError(f"--fid: {len(gt)} images with GT; at least {FEWEST} are needed for a distance of sets")
+
+
+def frechet_distances(methods, gt, metric):
+    """{method: FID of all its images, of every sample, against the GT}.
+
+    Args:
+        methods: list of `ImageMethod`; gt: {image id: path}.
+        metric: of `build_fid`.
+
+    Raises:
+        UserError: fewer than `FEWEST` images.
+    """
+    check_enough(gt)
+    with tempfile.TemporaryDirectory() as folder:
+        truths = _linked(Path(folder) / "gt", gt.values())
+        found = {}
+        for number, method in enumerate(methods):
+            images = _linked(Path(folder) / str(number), [path for paths in method.samples.values() for path in paths])
+            found[method.name] = float(metric(str(images), str(truths), num_workers=0, verbose=False))
+        return found
+
+
+def _linked(folder, paths):
+    """A folder of links to the files: pyiqa reads folders, and a method's samples may lie in several."""
+    folder.mkdir()
+    for number, path in enumerate(paths):
+        (folder / f"{number}{Path(path).suffix}").symlink_to(Path(path).absolute())
+    return folder
