@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Every table, figure and ablation that the tiny models can give, one after the other: about three hours on two cores.
+#     bash scripts/reproduce_tiny.sh [OUTPUT_DIR]     # default: runs/reproduce; the quickstarts, which come first, have folders of their own
+# Run it again and it goes on where it was stopped; what is done is told by its tables in seconds.
+
+caller="$PWD"
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+if [ $# -gt 1 ]; then
+    echo "error: '$*' is not understood; usage: bash scripts/reproduce_tiny.sh [OUTPUT_DIR]" >&2
+    exit 2
+fi
+case "${1:-}" in "") output=runs/reproduce ;; /*) output=$1 ;; *) output=$caller/$1 ;; esac
+
+source scripts/environment.sh
+
+bash scripts/quickstart.sh                        # its policies are the rows of the image tables
+bash scripts/quickstart.sh --backbone flux
+for name in table1 table2 table3 reward_sets aggregation groups_per_step degradation fig1b fig4 predict_nm fig5 rounds; do
+    echo "== $name"
+    "$PY" "scripts/reproduce/$name.py" --output_dir "$output"
+done
+echo "== fig1b, tiny FLUX"
+"$PY" scripts/reproduce/fig1b.py --experiment fig1b_flux --output_dir "$output"
+for runs in quickstart quickstart_flux; do
+    echo "== fig6, $runs"
+    "$PY" scripts/reproduce/fig6.py --candidates "base=runs/$runs/test/base" "policy=runs/$runs/test/policy" --gt_path preset/test/gt \
+        --output_dir "$output/tiny/fig6_$runs"
+done
