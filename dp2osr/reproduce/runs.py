@@ -15,6 +15,8 @@ from dp2osr.errors import PARENT, UserError
 from dp2osr.reproduce.tasks import CANDIDATES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+# glibc keeps what is freed, as in scripts/stages.sh: a step's large tensors need no fresh pages from the kernel each time
+KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2147483647", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
 def run_grid(tasks, jobs=None):
@@ -138,7 +140,7 @@ def run_alone(task):
 
 def start(script, settings, jobs, **streams):
     """Start a program under a YAML: one process with its share of the threads where there are several jobs, else `dp2osr.launch`'s."""
-    environment = {**os.environ, PARENT: str(os.getpid())}
+    environment = {**KEPT_MEMORY, **os.environ, PARENT: str(os.getpid())}
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))
     launcher = [] if jobs > 1 else ["-m", "dp2osr.launch"]
