@@ -511,6 +511,33 @@ def test_in_16_bits_what_is_frozen_is_too_and_validation_runs(kind, labelled, tm
 
 
 @one_kind
+def test_an_image_that_a_metric_cannot_score_is_left_out_of_a_validation_and_told(kind, labelled, tmp_path, monkeypatch, capsys):
+    for side in ("lr", "gt"):
+        (tmp_path / side).mkdir()
+        for path in sorted((ROOT / f"preset/test/{side}").glob("*.png"))[:2]:
+            (tmp_path / side / path.name).write_bytes(path.read_bytes())
+    more = ["--validation_steps", "2", "--validation_image_path", tmp_path / "lr", "--validation_gt_path", tmp_path / "gt"]
+    more += ["--validation_candidates", "3", "--num_inference_steps", "1", "--guidance_scale", "1"]
+    trainer = PreferenceTrainer(parse_args(kind.training_parser(), list(map(str, [*words(kind, labelled, tmp_path / "out")[1:], *more]))))
+    validator = trainer.make_validator()
+    first, second = (image_id for image_id, *_ in validator.images)
+    score, broken = validator.suite.score, {first: "piqe"}
+
+    def broken_score(images, gt, image_id, strict):
+        scores = score(images, gt, image_id=image_id)
+        return {name: values * float("nan") if broken.get(image_id) == name else values for name, values in scores.items()}
+
+    monkeypatch.setattr(validator.suite, "score", broken_score)
+    found = validator(trainer.reference)
+    assert f"warning: validation: {first}: a NaN" in capsys.readouterr().err
+    assert found["G"] == 0 and found["val_reward_mean"] == pytest.approx(found["val_base_mean"])  # of the other image
+    broken[second] = "gmsd"
+    assert validator(trainer.reference) == {}
+    guard = CollapseGuard(1, [{"step": 0, "G": 0.5}])
+    assert not guard.see({"step": 2}) and not guard.collapsed
+
+
+@one_kind
 def test_force_goes_on_with_other_settings_and_shows_them(kind, trained, labelled, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     more = ["--beta", "100", "--max_train_steps", "8", "--learning_rate", "1e-5"]

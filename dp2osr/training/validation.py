@@ -1,5 +1,6 @@
 """Held-out validation by reward: the policy's candidates against the base's, same seeds, pooled normalisation."""
 
+import sys
 from copy import deepcopy
 
 import numpy as np
@@ -13,7 +14,7 @@ from dp2osr.evaluation import statistics
 from dp2osr.evaluation.contact_sheet import draw_sheet
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.metrics import MetricSuite
-from dp2osr.rewards.reward import hybrid_reward, with_fixed_weights
+from dp2osr.rewards.reward import finite_groups_of, hybrid_reward, with_fixed_weights
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.training.options import sampling_options
 
@@ -41,7 +42,11 @@ class RewardValidator:
         self.shown = shown
         self.base, self.base_pictures = self.scores(reference)
         self.pictures = self.base_pictures
-        self.config = with_fixed_weights(self.config, self.base, self.suite.lower_better)  # G must be one quantity over all steps
+        finite = finite_groups_of(self.base, self.config)
+        if not finite.any():
+            raise UserError(f"{args.validation_image_path}: every image has a NaN or infinite score of the base; take another reward")
+        told = {name: values[finite] for name, values in self.base.items()}
+        self.config = with_fixed_weights(self.config, told, self.suite.lower_better)  # G must be one quantity over all steps
 
     def scores(self, controlnet):
         """{metric: (images, m)} raw scores of candidates sampled with `controlnet`, and the first candidate of the first images."""
@@ -51,7 +56,7 @@ class RewardValidator:
         rows, pictures = [], []
         for image_id, lr, gt in self.images:
             images = self.sampler.images(self.sampler.sample(image_id, lr, self.count))
-            rows.append(self.suite.score(images, gt, image_id=image_id))
+            rows.append(self.suite.score(images, gt, image_id=image_id, strict=False))
             if len(pictures) < self.shown:
                 pictures.append(tensor_to_pil(images[0]))
         controlnet.train(training)
@@ -59,9 +64,19 @@ class RewardValidator:
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, pictures
 
     def __call__(self, policy):
-        """{"val_reward_mean", "val_reward_best", "val_reward_worst", "val_base_mean", "G"}."""
+        """{"val_reward_mean", "val_reward_best", "val_reward_worst", "val_base_mean", "G"}; {} where no image has finite scores.
+
+        A NaN of a metric does not end a training: its image is left out of this validation, and told.
+        """
         scores, self.pictures = self.scores(policy)
         pooled = {name: np.concatenate([self.base[name], scores[name]], axis=1) for name in scores}
+        finite = finite_groups_of(pooled, self.config)
+        if not finite.all():
+            odd = ", ".join(image_id for (image_id, *_), good in zip(self.images, finite, strict=True) if not good)
+            print(f"\nwarning: validation: {odd}: a NaN or infinite score; left out of this validation", file=sys.stderr)
+        if not finite.any():
+            return {}
+        pooled = {name: values[finite] for name, values in pooled.items()}
         base, tuned = np.split(hybrid_reward(pooled, self.suite.lower_better, self.config), 2, axis=1)
         return {
             "val_reward_mean": float(tuned.mean()),
