@@ -20,6 +20,7 @@ from PIL import Image
 from dp2osr.config import flags_of
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
+from dp2osr.reproduce.cost import read_costs
 from dp2osr.reproduce.grid import CONFIG_DIR, Arm, load_grid
 from dp2osr.reproduce.runs import Pool, last_line, run_alone
 from dp2osr.reproduce.tasks import Task, fingerprint, plan_grid
@@ -135,6 +136,8 @@ def test_every_image_table_of_the_repository_gives_its_programs_flags_that_they_
         ({"axis": None, "arms": {"a": {}}, "checkpoints": [0]}, ["checkpoints", "above 0"]),
         ({"axis": None, "arms": {"a": {"rounds": 2}}, "checkpoints": [1]}, ["arm 'a'", "not of 2 rounds"]),
         ({"rivals": ["SeeSR"]}, ["rivals", "name: value"]),
+        ({"pictures": "many"}, ["pictures", "number"]),
+        ({"arms": {"a": {"at": 1, "degradation": ["jpeg"]}}}, ["arm 'a'", "degradation"]),
     ],
 )
 def test_a_mistake_in_an_experiment_is_named(tmp_path, changes, mentions):
@@ -596,6 +599,20 @@ def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, 
         ("M2_N1", 1, -0.2),
     ]
     assert (results.parent / "prediction.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"sample": "slow"}, "'sample' must be a number"), ({"processes": 0}, "'processes' must be"), ({"images": 3}, "'images' must be lines"),
+     ({"sampel": 1}, "sampel"), ({"start": None}, "'start' must be a number")],
+)  # fmt: skip
+def test_a_mistake_in_what_a_stage_costs_is_named(tmp_path, changes, said):
+    costs = {"machine": "x", "processes": 2, "start": 0, "sample": 1, "label": 2, "train": 3, "candidate": 1e9, "policy": 1e9, "images": {}}
+    (tmp_path / "cost.yaml").write_text(yaml.safe_dump(costs | changes), encoding="utf-8")
+    with pytest.raises(UserError, match=said) as error:
+        read_costs(tmp_path)
+    assert str(tmp_path / "cost.yaml") in str(error.value)
+    assert read_costs(tmp_path / "nowhere") is None
 
 
 def test_settings_of_a_run_tell_what_it_was(finished):

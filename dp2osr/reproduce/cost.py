@@ -46,6 +46,12 @@ def read_costs(folder):
     check_keys(path, content, known, "what a stage costs")
     if set(content) != set(known):
         raise UserError(f"{path}: '{sorted(set(known) - set(content))[0]}' is missing")
+    numbers = [key for key in known if key not in ("machine", "images")]
+    wrong = [
+        key for key in numbers if not isinstance(content[key], int | float) or content[key] < 0 or key == "processes" and not content[key]
+    ]
+    if wrong or not isinstance(content["images"], dict):
+        raise UserError(f"{path}: '{(wrong or ['images'])[0]}' must be {'a number, 0 or more' if wrong else 'lines of folder: number'}")
     return Costs(**content)
 
 

@@ -103,6 +103,9 @@ def load_grid(name_or_yaml, preset):
     if not isinstance(content["arms"], dict) or not content["arms"]:
         raise UserError(f"{path}: 'arms' must name at least one setting")
     axis, checkpoints = content.get("axis"), _checkpoints(path, content)
+    pictures = content.get("pictures", 0)
+    if not isinstance(pictures, int) or pictures < 0:
+        raise UserError(f"{path}: 'pictures' must be a number of images, not {pictures!r}")
     arms = [_arm(path, str(name), settings or {}, seeds, axis) for name, settings in content["arms"].items()]
     if checkpoints:
         arms = [_at_checkpoint(path, arm, step) for arm in arms for step in checkpoints]
@@ -119,7 +122,7 @@ def load_grid(name_or_yaml, preset):
         checkpoints,
         {str(name): str(value) for name, value in _flags(path, content, "rivals").items()},
         bool(content.get("best_mean_worst", False)),
-        int(content.get("pictures", 0)),
+        pictures,
     )
 
 
@@ -159,6 +162,8 @@ def _arm(path, name, settings, seeds, axis):
     if not isinstance(rounds, int) or rounds < 1 or reference not in REFERENCES:
         raise UserError(f"{path}: arm '{name}': 'rounds' is a whole number from 1, 'reference' one of {', '.join(REFERENCES)}")
     degradation = settings.get("degradation")
+    if degradation is not None and not isinstance(degradation, str):
+        raise UserError(f"{path}: arm '{name}': 'degradation' must be a name in configs/degradation or a YAML, not {degradation!r}")
     if degradation and rounds > 1:
         raise UserError(f"{path}: arm '{name}': 'degradation' is of one round, not of {rounds}")
     return Arm(
