@@ -603,9 +603,14 @@ def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
-    [({"sample": "slow"}, "'sample' must be a number"), ({"processes": 0}, "'processes' must be"), ({"images": 3}, "'images' must be lines"),
-     ({"sampel": 1}, "sampel"), ({"start": None}, "'start' must be a number")],
-)  # fmt: skip
+    [
+        ({"sample": "slow"}, "'sample' must be a number"),
+        ({"processes": 0}, "'processes' must be"),
+        ({"images": 3}, "'images' must be lines"),
+        ({"sampel": 1}, "sampel"),
+        ({"start": None}, "'start' must be a number"),
+    ],
+)
 def test_a_mistake_in_what_a_stage_costs_is_named(tmp_path, changes, said):
     costs = {"machine": "x", "processes": 2, "start": 0, "sample": 1, "label": 2, "train": 3, "candidate": 1e9, "policy": 1e9, "images": {}}
     (tmp_path / "cost.yaml").write_text(yaml.safe_dump(costs | changes), encoding="utf-8")
