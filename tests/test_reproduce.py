@@ -81,8 +81,6 @@ def test_an_experiment_runs_all_arms_of_a_seed_before_the_next_seed(tmp_path):
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_every_experiment_of_the_repository_gives_its_programs_flags_that_they_know(path, tmp_path, monkeypatch):
-    import importlib
-
     monkeypatch.chdir(ROOT)
     grid = load_grid(path.stem, path.parent.name)
     tasks = plan_grid(grid, tmp_path)
@@ -92,7 +90,7 @@ def test_every_experiment_of_the_repository_gives_its_programs_flags_that_they_k
         task.prepare()
         task.check(path.stem)
         for program in task.programs:
-            parser = importlib.import_module(program.script.removesuffix(".py")).build_parser()
+            parser = program.parser()
             args = parser.parse_args(flags_of(parser, task.folder / f"{program.name}.yaml"))
             if "reward_config" in vars(args):
                 load_reward_config(args.reward_config)

@@ -71,9 +71,12 @@ class Program:
             inside["reward_config"] = str(folder / REWARD)
         return self.settings | inside | self.outside
 
+    def parser(self):
+        return importlib.import_module(self.script.removesuffix(".py").replace("/", ".")).build_parser()
+
     def check(self, where):
         """Raise `UserError` unless the program takes these flags; `where` says whose they are."""
-        parser = importlib.import_module(self.script.removesuffix(".py").replace("/", ".")).build_parser()
+        parser = self.parser()
 
         def refuse(message):
             raise UserError(f"{where}, {self.name}: {message}")
