@@ -51,7 +51,16 @@ def main():
     output = Path(args.output_dir)
     with tempfile.TemporaryDirectory() as folder:
         training = Namespace(
-            **{**vars(args), "output_dir": folder, "top_n": 1, "num_candidates": None, "validation_steps": 0, "force": False}
+            **{
+                **vars(args),
+                "output_dir": folder,
+                "top_n": 1,
+                "num_candidates": None,
+                "validation_steps": 0,
+                "force": False,
+                "lr_scheduler": "constant_with_warmup",
+                "max_train_steps": args.probe_steps,
+            }
         )
         trainer = PreferenceTrainer(training)
         if trainer.accelerator.num_processes > 1:

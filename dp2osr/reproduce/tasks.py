@@ -183,7 +183,7 @@ class GridTasks:
     shared: list
     held_out: dict
     rivals: dict
-    gt_path: str
+    gt_path: str | None
 
     def chains(self):
         """Lists of tasks that can run side by side: what follows the same training is in one, so that none waits for another's."""
@@ -248,7 +248,7 @@ def plan_grid(grid, output):
             policy, origin = policy / f"checkpoint-{arm.checkpoint}.pt", origin | {"checkpoint": arm.checkpoint}
         held_out[arm.run_name(seed)] = [training, candidates_of(test, read["label_test"], output, str(policy), origin)]
     candidates = list({task.folder: task for task in shared.values()}.values())
-    return GridTasks(grid, candidates, held_out, _rivals(grid, output), read["label_test"]["gt_path"])
+    return GridTasks(grid, candidates, held_out, _rivals(grid, output), read["label_test"].get("gt_path"))
 
 
 def _rivals(grid, output):

@@ -64,6 +64,7 @@ class Probe:
         self.config = load_reward_config(args.reward_config)
         everything = self.groups_of(next(iter(self.table.scores.values())).shape[1], 1)
         self.train_on, held_out = split_groups(everything.image_ids, held_out_share, args.seed, crop_suffix)
+        self.visited_ids = {everything.image_ids[index] for index in self.train_on}
         self.held_out = held_out[np.linspace(0, len(held_out) - 1, min(groups, len(held_out))).astype(int)]
         self.judged = everything.only(self.held_out)
         self.candidates = np.arange(min(candidates, self.judged.rewards.shape[1]))
@@ -77,7 +78,8 @@ class Probe:
     def run(self, size, top_n, resamples=2000):
         """A record of (M, N): its pairs, the policy's step, and the first-order gain on held-out photographs with its interval."""
         trainer = self.trainer
-        trainer.groups = self.groups_of(size, top_n).only(self.train_on)
+        groups = self.groups_of(size, top_n)  # a NaN beyond its first M candidates drops a group for a larger M alone: ids, not places
+        trainer.groups = groups.only([place for place, image_id in enumerate(groups.image_ids) if image_id in self.visited_ids])
         trainer.args.num_candidates, trainer.args.top_n = size, top_n
         trainer.args.groups_per_step = max(1, self.visited // (2 * top_n))
         trainer.policy.load_state_dict(trainer.reference.state_dict())

@@ -108,6 +108,7 @@ class PreferenceTrainer:
         from diffusers.optimization import get_scheduler
 
         args = self.args
+        self.accelerator._optimizers.clear()  # it would unscale the gradients once for every optimizer that it has prepared, and keep them
         optimizer = torch.optim.AdamW(self.parameters, lr=args.learning_rate, weight_decay=args.adam_weight_decay, fused=True)
         self.optimizer = self.accelerator.prepare(optimizer)  # for fp16's scaler; gradients are summed over processes in train_step
         self.schedule = get_scheduler(
