@@ -33,7 +33,7 @@ def build_parser():
     add("--held_out_candidates", type=at_least(2), default=16, help="candidates of each (default: %(default)s)")
     add("--held_out_timesteps", type=at_least(1), default=4, help="timesteps for each (default: %(default)s)")
     add("--crop_suffix", default=r"_\d\d$", help="what an image id has beyond its photograph's name (default: %(default)s)")
-    parser.set_defaults(max_train_steps=20, lr_scheduler="constant_with_warmup", report_to="none")
+    parser.set_defaults(report_to="none")
     return parser
 
 
@@ -41,10 +41,15 @@ def main():
     args = parse_args(build_parser())
     if args.lora_rank:
         raise UserError("--lora_rank: the probe trains whole ControlNets; leave it out")
+    if args.force or args.reference_controlnet_model_name_or_path:
+        raise UserError(
+            "--force, --reference_controlnet_model_name_or_path: not of a probe, which starts from the reference; leave them out"
+        )
     import tempfile
     from argparse import Namespace
 
     from dp2osr.config import settle
+    from dp2osr.provenance import weights_hash
     from dp2osr.training.probe import Probe, probe_all, settings_to_probe, suggest
     from dp2osr.training.trainer import PreferenceTrainer
 
@@ -68,7 +73,8 @@ def main():
         scored = trainer.groups.rewards.shape[1]
         wanted = settings_to_probe(args.sizes, args.tops, scored)
         told = ("config", "output_dir", "force", "sizes", "tops", "top_n", "num_candidates", "max_train_steps", "groups_per_step")
-        settle(output / "settings.json", vars(args) | {"groups_hash": trainer.groups.fingerprint()}, told, args.force)
+        hashes = {"groups_hash": trainer.groups.fingerprint(), "start_hash": weights_hash(args.controlnet_model_name_or_path)}
+        settle(output / "settings.json", vars(args) | hashes, told)
         probe = Probe(
             trainer, args.probe_steps, args.probe_visits, args.held_out_share, args.held_out_groups,
             args.held_out_candidates, args.held_out_timesteps, args.crop_suffix,

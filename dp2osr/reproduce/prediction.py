@@ -46,6 +46,8 @@ def run_prediction(description):
     settings = {arm.name: tuple((train | arm.train).get(flag) for flag in ("num_candidates", "top_n")) for arm in grid.arms}
     if any(None in setting for setting in settings.values()):
         raise UserError(f"{grid.name}: not every arm says its num_candidates and top_n; a probe is compared with a sweep over them")
+    if len(tasks.shared) > 1 or len(set(settings.values())) < len(settings):
+        raise UserError(f"{grid.name}: its arms differ in more than M and N; a probe is compared with a sweep over these alone")
     print(f"{grid.name}: a probe of {len(grid.arms)} settings", flush=True)
     if args.plan:
         return
@@ -62,6 +64,8 @@ def run_prediction(description):
         for name, setting in settings.items()
         if setting in by_setting
     ]
+    if not rows:
+        raise UserError(f"{grid.name}: none of its N is a power of two up to half of its M, as the probe tries")
     text = prediction_markdown(grid, rows, suggest([by_setting[row.size, row.top_n] for row in rows]))
     write_text(output / "prediction.md", text)
     write_text(output / "prediction.csv", prediction_csv(rows))
