@@ -5,6 +5,7 @@ import difflib
 import json
 import math
 import os
+import re
 import socket
 import sys
 from pathlib import Path
@@ -32,6 +33,15 @@ def positive(word):
     if not 0 < float(word) < math.inf:
         raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {word}")
     return float(word)
+
+
+def regular_expression(word):
+    """An argparse type: a regular expression, as it is written."""
+    try:
+        re.compile(word)
+    except re.error as error:
+        raise argparse.ArgumentTypeError(f"{word!r} is not a regular expression ({error})") from None
+    return word
 
 
 def finite(word):

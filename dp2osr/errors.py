@@ -60,3 +60,9 @@ def stop(message, code):
             bar.close()
     print(message, file=sys.stderr)
     sys.exit(code)
+
+
+def listed(names, at_most=8):
+    """`a, b, c and 5 more`."""
+    rest = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + rest

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def make_parser():
-    from dp2osr.config import at_least
+    from dp2osr.config import at_least, regular_expression
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_mutually_exclusive_group(required=True)
@@ -38,10 +38,12 @@ def make_parser():
     parser.add_argument("--seed", type=int, default=0, help="of the resampling (default: %(default)s)")
     parser.add_argument(
         "--crop_suffix",
+        type=regular_expression,
         default=r"_\d\d$",
         help="regular expression of what an image id has beyond its photograph's name; '' if every image is a photograph "
         "(default: %(default)s)",
     )
+    parser.add_argument("--metrics_dir", help="folder of scripts/fetch_metrics.py with pyiqa's weights (default: pyiqa's own places)")
     of_candidates = parser.add_argument_group("with --candidates")
     of_candidates.add_argument(
         "--reward_config", default="embedded", metavar="NAME_OR_YAML", help="a name in configs/rewards or a YAML (default: %(default)s)"
@@ -66,7 +68,6 @@ def make_parser():
     of_images.add_argument("--crop_border", type=at_least(0), help="of PSNR and SSIM, pixels cut on each side (default: the protocol's)")
     of_images.add_argument("--center_crop", type=at_least(8), help="score the middle square of this side, pixels (default: all)")
     of_images.add_argument("--exclude_metrics", nargs="+", default=[], metavar="METRIC", help="metrics of the protocol to leave out")
-    of_images.add_argument("--metrics_dir", help="folder of scripts/fetch_metrics.py with pyiqa's weights (default: pyiqa's own places)")
     of_images.add_argument(
         "--fid", action="store_true", help="FID of each method's images against the GT too; 100 images at least, whole (no --center_crop)"
     )

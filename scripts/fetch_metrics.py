@@ -25,15 +25,12 @@ def build_parser():
 
 def main():
     args = parse_args(build_parser())
-    from dp2osr.rewards.config import load_reward_config
+    from dp2osr.rewards.config import MetricSpec, load_reward_config
     from dp2osr.rewards.label import chosen_metrics
     from dp2osr.rewards.weights import fetch_weights
 
-    if args.fid:
-        from dp2osr.evaluation.fid import build_fid
-
-        build_fid(args.metrics_dir)
     specs = chosen_metrics(load_reward_config(args.reward_config), args.extra_metrics, args.exclude_metrics)
+    specs += [MetricSpec("fid")] if args.fid else []
     print("\n".join(fetch_weights(specs, args.metrics_dir)))
 
 

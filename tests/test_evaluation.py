@@ -462,7 +462,7 @@ def test_a_gt_that_is_missing_or_of_the_wrong_size(world, monkeypatch):
     with pytest.raises(UserError, match=f"{IMAGE_IDS[3]}.*33 x 32"):
         run_script(world, monkeypatch)
     (world / "gt" / f"{IMAGE_IDS[3]}.png").unlink()
-    with pytest.raises(UserError, match=f"no GT for {IMAGE_IDS[3]}"):
+    with pytest.raises(UserError, match=f"no GT for 1 of 8 images: {IMAGE_IDS[3]}"):
         run_script(world, monkeypatch)
 
 

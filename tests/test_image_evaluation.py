@@ -3,7 +3,9 @@
 import csv
 import json
 import sys
+import urllib.request
 from pathlib import Path
+from urllib.error import URLError
 
 import numpy as np
 import pytest
@@ -245,14 +247,24 @@ def test_fid_is_pyiqa_s_own_of_the_two_sets_and_asks_for_enough_images(photograp
     assert json.loads((tmp_path / "out/settings.json").read_text(encoding="utf-8"))["fid"] == pytest.approx({"soft": found["soft"]})
 
 
-def test_fid_without_its_weights_is_one_clear_line(photographs, protocol, tmp_path):
+def test_fid_without_its_weights_is_one_clear_line(photographs, protocol, tmp_path, monkeypatch):
     flags = ["--images", f"sharp={photographs / 'sharp'}", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "out", "--fid"]
     assert_one_clear_line(run_program("scripts/evaluate.py", *flags, check=False), "--fid: 20 images")
     assert_one_clear_line(run_program("scripts/evaluate.py", *flags, "--center_crop", "32", check=False), "--fid", "--center_crop")
     from dp2osr.evaluation.fid import build_fid
 
-    with pytest.raises(UserError, match="--fid: Inception's weights cannot be had"):
-        build_fid(tmp_path / "nothing")
+    def no_network(*_, **__):
+        raise URLError("no network")
+
+    monkeypatch.setattr(urllib.request, "urlopen", no_network)
+    monkeypatch.setattr(torch.hub, "urlopen", no_network)
+    monkeypatch.setenv("DP2OSR_METRICS_DIR", str(tmp_path))
+    with pytest.raises(UserError, match="--fid: metric 'fid': its weights are not here and cannot be fetched .*no network"):
+        build_fid()
+    for given, said in ((tmp_path / "nothing", "nothing: no such folder"), (None, "DP2OSR_METRICS_DIR: nowhere: no such folder")):
+        monkeypatch.setenv("DP2OSR_METRICS_DIR", "nowhere")
+        with pytest.raises(UserError, match=said):
+            build_fid(given)
 
 
 def test_an_image_that_a_metric_cannot_score_is_left_out_of_it_for_all_methods(photographs, tmp_path, capsys):
@@ -328,6 +340,7 @@ def test_sizes_that_differ_are_named_with_both_sizes(photographs, tmp_path):
         (["--images", "a=preset/test/gt", "--published", "table9"], ["table9", "table1_realsr"]),
         (["--images", "a=preset/test/gt", "--protocol", "offlin"], ["offlin", "did you mean", "offline"]),
         (["--images", "a=preset/test/gt", "--candidates", "a=b"], ["not allowed with"]),
+        (["--images", "a=preset/test/gt", "--crop_suffix", "_("], ["--crop_suffix", "not a regular expression"]),
         (["--candidates", "a=b"], ["--gt_path"]),
     ],
 )

@@ -169,7 +169,7 @@ def test_nr_metrics_need_no_gt(store, suites, tmp_path):
 
 def test_gt_missing_or_not_given(store, suites, gt_path):
     (gt_path / "c.png").unlink()
-    with pytest.raises(UserError, match="no GT for 1 of 4 candidate groups, the first is 'c'"):
+    with pytest.raises(UserError, match="no GT for 1 of 4 images: c;"):
         pair_gt(gt_path, store.ids(), suites["full"].modes)
     with pytest.raises(UserError, match="gmsd, nlpd compare with the GT"):
         pair_gt(None, store.ids(), suites["full"].modes)

@@ -83,6 +83,8 @@ def test_settings_are_powers_of_two_unless_they_are_named():
     for sizes, tops, said in (([32], None, "--sizes 32: 16 candidates"), ([4], [3], "--tops 3: none")):
         with pytest.raises(UserError, match=said):
             settings_to_probe(sizes, tops, 16)
+    with pytest.raises(UserError, match="3 candidates an image are scored"):
+        settings_to_probe(None, None, 3)
 
 
 def test_the_smallest_m_is_proposed_that_cannot_be_told_from_the_best():
@@ -91,13 +93,24 @@ def test_the_smallest_m_is_proposed_that_cannot_be_told_from_the_best():
 
     def record(size, top_n, mean, own=0.01):
         values = mean + noise + own * sign
-        return {"M": size, "N": top_n, "gain": values.mean(), "by_group": values.tolist()}
+        photographs = [f"photo{number}" for number in range(40)]
+        return {"M": size, "N": top_n, "gain": values.mean(), "by_group": values.tolist(), "photographs": photographs}
 
     records = [record(64, 8, 1.0), record(64, 1, 0.5), record(16, 4, 0.999, 0.05), record(16, 2, 0.9), record(4, 1, 0.9)]
     best, cheapest = suggest(records)
     assert (best["M"], best["N"]) == (64, 8)
     assert (cheapest["M"], cheapest["N"]) == (16, 4)  # of that M the better one; M = 4 is clearly worse on the same photographs
     assert suggest(records[:2])[1]["N"] == 8
+
+
+def test_crops_of_one_photograph_are_one_witness():
+    lost = np.repeat([0.3, 0.3, 0.3, -0.2], 10)  # forty crops of four photographs, one of which says the contrary
+    photographs = [f"photo{number}" for number in range(4) for _ in range(10)]
+    best = {"M": 8, "N": 2, "gain": 1.0, "by_group": np.ones(40).tolist(), "photographs": photographs}
+    other = {"M": 4, "N": 1, "gain": 1 - lost.mean(), "by_group": (1 - lost).tolist(), "photographs": photographs}
+    assert suggest([best, other])[1]["M"] == 4
+    crops = [f"photo{number}" for number in range(40)]
+    assert suggest([best | {"photographs": crops}, other | {"photographs": crops}])[1]["M"] == 8  # were they photographs, it would be clear
 
 
 @one_kind
@@ -115,5 +128,6 @@ def test_the_program_proposes_goes_on_and_says_what_is_wrong(kind, labelled, tmp
         "| 6", "| 6", "| 4", "| 4",
     ]  # fmt: skip
     assert_one_clear_line(run_program("scripts/suggest_nm.py", *flags, "--beta", "10", check=False), "beta", "5000")
-    assert_one_clear_line(run_program("scripts/suggest_nm.py", *flags, "--lora_rank", "2", check=False), "--lora_rank")
+    more = ["--lora_rank", "2", "--pairs_per_group", "1"]
+    assert_one_clear_line(run_program("scripts/suggest_nm.py", *flags, *more, check=False), "--lora_rank, --pairs_per_group")
     assert_one_clear_line(run_program("scripts/suggest_nm.py", *flags, "--sizes", "7", check=False), "--sizes 7", "6 candidates")

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 import yaml
 from conftest import ROOT, assert_one_clear_line, run_program
 from PIL import Image
@@ -134,6 +136,9 @@ def test_every_image_table_of_the_repository_gives_its_programs_flags_that_they_
         ({"axis": None, "arms": {"a": {}}, "checkpoints": [0]}, ["checkpoints", "above 0"]),
         ({"axis": None, "arms": {"a": {"rounds": 2}}, "checkpoints": [1]}, ["arm 'a'", "not of 2 rounds"]),
         ({"rivals": ["SeeSR"]}, ["rivals", "name: value"]),
+        ({"rivals": {"plain": "bicubic"}}, ["rival 'plain'"]),
+        ({"rivals": {"GT": "bicubic"}}, ["rival 'GT'"]),
+        ({"crop_suffix": "_("}, ["crop_suffix", "not a regular expression"]),
         ({"pictures": "many"}, ["pictures", "number"]),
         ({"arms": {"a": {"at": 1, "degradation": ["jpeg"]}}}, ["arm 'a'", "degradation"]),
     ],
@@ -164,7 +169,10 @@ def test_an_experiment_that_is_not_there_lists_those_that_are():
         ({"arms": {"a": {"at": 1, "train": {"top_n": 3, "num_candidates": 4}}}}, ["a-0, train", "at most half"]),
         ({"arms": {"a": {"at": 1, "train": {"learning_rate": "fast"}}}}, ["a-0, train", "learning_rate"]),
         ({"arms": {"a": {"at": 1, "reward": {"normalize": "rank"}}}}, ["a-0", "normalize", "normalise"]),
+        ({"arms": {"a": {"at": 1, "train": {"max_train_steps": "1e3"}}}}, ["a-0, train", "max_train_steps", "1e3"]),
         ({"evaluated_by": "embeded"}, ["embeded", "embedded"]),
+        ({"axis": None, "arms": {"a": {"train": {"max_train_steps": "1e3"}}}, "checkpoints": [1]}, ["arm 'a', train", "1e3"]),
+        ({"axis": None, "arms": {"a": {"train": {"lora_rank": 2}}}, "checkpoints": [1]}, ["arm 'a'", "lora_rank 2"]),
     ],
 )
 def test_what_a_program_would_refuse_is_refused_before_the_first_one_runs(tmp_path, changes, mentions):
@@ -303,9 +311,14 @@ def test_another_degradation_makes_its_own_lr_images_and_is_another_folder(tmp_p
     assert clean.is_done() and read_scores(clean.folder / "candidates/scores.parquet").scores["gmsd"].shape == (3, 4)
     store = CandidateStore(clean.folder / "candidates")
     for image_id in store.ids():
-        gt = Image.open(ROOT / f"preset/train/gt/{image_id}.png").convert("RGB")
-        reduced = np.asarray(gt.resize((gt.width // 4, gt.height // 4), Image.Resampling.BICUBIC)).astype(float)
-        assert np.abs(np.asarray(store.read(image_id).lr).astype(float) - reduced).mean() < 12  # without antialiasing, as ResShift resizes
+        with Image.open(ROOT / f"preset/train/gt/{image_id}.png") as gt, Image.open(ROOT / f"preset/train/lr/{image_id}.png") as given_lr:
+            pixels, own = (torch.from_numpy(np.asarray(image.convert("RGB")).astype(np.float32)) for image in (gt, given_lr))
+        reduced = F.interpolate(pixels.permute(2, 0, 1)[None], scale_factor=0.25, mode="bicubic")[0].permute(1, 2, 0).clamp(0, 255)
+        lr = torch.from_numpy(np.asarray(store.read(image_id).lr).astype(np.float32))
+        assert (lr - reduced).abs().max() <= 1 < (own - reduced).abs().mean()  # nothing but the reduction; ResShift's has noise and JPEG
+    (tmp_path / "stages/label.yaml").write_text(yaml.safe_dump({"reward_config": "nr_only"}), encoding="utf-8")
+    with pytest.raises(UserError, match="arm 'clean': 'degradation'.*'gt_path'"):
+        plan_grid(load_grid(tmp_path / "small.yaml", "tiny"), tmp_path / "out")
     with pytest.raises(UserError, match="arm 'x': 'degradation' is of one round"):
         load_grid(experiment(tmp_path / "two", arms={"x": {"at": 1, "degradation": "bicubic", "rounds": 2}}), "tiny")
 
@@ -316,7 +329,7 @@ def test_the_mean_gain_of_one_training_is_its_gain():
     weights = statistics.bootstrap_weights(list("aabbcd"), 500, 0)
     expected = statistics.gain(policy, base, weights)
     difference = (policy.mean(axis=1) - base.mean(axis=1))[None]
-    got = statistics.mean_gain(difference, statistics.spread(base), weights, statistics.seed_weights(1, 500, 0))
+    got, _ = statistics.mean_gain(difference, statistics.spread(base), weights, statistics.seed_weights(1, 500, 0))
     assert (got.value, got.low, got.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
@@ -329,10 +342,11 @@ def test_the_interval_of_several_trainings_is_that_of_a_loop_over_resamples():
         above = sum(images[g] * seeds[s] * differences[s, g] for s in range(3) for g in range(4))
         below = sum(images[g] * seeds[s] * spread[g] for s in range(3) for g in range(4))
         values.append(above / below)
-    got = statistics.mean_gain(differences, spread, weights, of_seeds)
+    got, draws = statistics.mean_gain(differences, spread, weights, of_seeds)
     assert got.value == pytest.approx(differences.mean() / spread.mean())
     assert [got.low, got.high] == pytest.approx(list(np.percentile(values, [2.5, 97.5])))
-    one = statistics.mean_gain(differences[:1], spread, weights, statistics.seed_weights(1, 200, 0))
+    assert draws == pytest.approx(values)
+    one, _ = statistics.mean_gain(differences[:1], spread, weights, statistics.seed_weights(1, 200, 0))
     assert np.isfinite([one.low, one.high]).all()
 
 
@@ -491,7 +505,8 @@ def watched(tmp_path_factory, finished):
         (gt / image.name).write_bytes((ROOT / "preset/test/gt" / image.name).read_bytes())
     label = yaml.safe_load((folder / "stages/label_test.yaml").read_text())
     (folder / "stages/label_test.yaml").write_text(yaml.safe_dump(label | {"gt_path": str(gt)}), encoding="utf-8")
-    costs = {"machine": "an abacus", "processes": 2, "start": 0, "sample": 1, "label": 2, "train": 3, "candidate": 1e9, "policy": 1e9}
+    costs = {"machine": "an abacus", "processes": 2, "start": 100, "sample": 1, "label": 2, "train": 3}
+    costs |= {"candidate": 1e9, "policy": 1e9, "checkpoint": 5e9}
     (folder / "stages/cost.yaml").write_text(yaml.safe_dump(costs | {"images": {}}), encoding="utf-8")
     done = run_program("scripts/reproduce/fig1b.py", "--experiment", path, "--output_dir", output, "--bootstrap", "200")
     return path, output, done.stdout
@@ -539,8 +554,8 @@ def test_other_methods_stand_beside_it_without_a_part_in_the_scale(watched):
 def test_a_plan_tells_hours_and_disk_by_what_a_candidate_costs(watched, tmp_path):
     path, output, printed = watched
     # 3 images x 4 to sample and score; 2 steps of 2 groups of 4; twice held out and twice for the rival that is the base: those are one
-    seconds = 12 * 3 + 2 * 2 * 4 * 3 + 3 * 12 * 3
-    size = 12 + 1 + 3 * 12
+    seconds = 12 * 3 + 2 * 2 * 4 * 3 + 3 * 12 * 3 + 100 * (2 + 1 + 3 * 2)  # and as many programs
+    size = 12 + 1 + 2 * 5 + 3 * 12
     assert f"about {seconds / 2 / 3600:.2g} hours and {size} GB on an abacus" in printed
     again = run_program("scripts/reproduce/fig1b.py", "--experiment", path, "--output_dir", output, "--plan").stdout
     assert "1 trainings, 0 of them missing" in again and "hours" not in again
@@ -549,6 +564,17 @@ def test_a_plan_tells_hours_and_disk_by_what_a_candidate_costs(watched, tmp_path
         plan_grid(replace(grid, arms=[replace(grid.arms[0], checkpoint=3)], checkpoints=(3,)), tmp_path)
     with pytest.raises(UserError, match="rival 'x': nowhere is not a folder"):
         plan_grid(replace(grid, rivals={"x": "nowhere"}), tmp_path).check()
+    label = grid.stages["label_test"]
+    content = label.read_text(encoding="utf-8")
+    try:
+        label.write_text(content.replace(yaml.safe_load(content)["gt_path"], "preset/test/gt"), encoding="utf-8")
+        with pytest.raises(UserError, match="only in|other images"):
+            plan_grid(replace(grid, rivals={"x": grid.rivals["SeeSR"]}), tmp_path).check()
+        label.write_text(yaml.safe_dump({"reward_config": "nr_only"}), encoding="utf-8")
+        with pytest.raises(UserError, match="label_test.yaml: 'gt_path' is missing"):
+            plan_grid(grid, tmp_path).check()
+    finally:
+        label.write_text(content, encoding="utf-8")
 
 
 # ---------------------------------------------------------------- a probe before a sweep
@@ -579,7 +605,8 @@ def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, 
         flags = yaml.safe_load(Path(words[-1]).read_text(encoding="utf-8"))
         ran.append(flags)
         records = [{"M": 4, "N": 1, "gain": 3.0}, {"M": 4, "N": 2, "gain": 2.0}, {"M": 2, "N": 1, "gain": 1.0}]
-        records = [record | {"by_group": [record["gain"], record["gain"] + 0.1]} for record in records]
+        both = {"photographs": ["a", "b"]}
+        records = [record | both | {"by_group": [record["gain"], record["gain"] + 0.1]} for record in records]
         (Path(flags["output_dir"]) / "probe.json").write_text(json.dumps(records), encoding="utf-8")
         return subprocess.CompletedProcess(words, 0)
 
@@ -605,12 +632,14 @@ def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, 
         ({"sample": "slow"}, "'sample' must be a number"),
         ({"processes": 0}, "'processes' must be"),
         ({"images": 3}, "'images' must be lines"),
+        ({"images": {"data/lr": "many"}}, "'images' must be lines"),
         ({"sampel": 1}, "sampel"),
         ({"start": None}, "'start' must be a number"),
     ],
 )
 def test_a_mistake_in_what_a_stage_costs_is_named(tmp_path, changes, said):
-    costs = {"machine": "x", "processes": 2, "start": 0, "sample": 1, "label": 2, "train": 3, "candidate": 1e9, "policy": 1e9, "images": {}}
+    costs = {"machine": "x", "processes": 2, "start": 0, "sample": 1, "label": 2, "train": 3, "candidate": 1e9, "policy": 1e9}
+    costs |= {"checkpoint": 1e9, "images": {}}
     (tmp_path / "cost.yaml").write_text(yaml.safe_dump(costs | changes), encoding="utf-8")
     with pytest.raises(UserError, match=said) as error:
         read_costs(tmp_path)

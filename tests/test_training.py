@@ -402,6 +402,7 @@ def test_the_guard_calls_a_collapse_after_falls_in_a_row_and_knows_the_best():
         (False, False),
         (False, True),
     ]
+    assert not guard.see({"step": 8}) and not guard.collapsed  # a validation that says nothing is not another collapse
     assert not guard.see({"step": 9, "loss": 1.0}) and guard.best == 0.5
     assert not guard.see({"step": 10, "G": math.nan}) and guard.best == 0.5 and guard.last == 0.0
     records = [{"step": step, "G": gain} for step, gain in enumerate([0.4, 0.3, 0.2])]

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
 
-from dp2osr.errors import UserError
+from dp2osr.errors import UserError, listed
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 
@@ -37,6 +37,16 @@ def list_images(folder):
             )
         by_stem[path.stem] = path
     return paths
+
+
+def find_gt(gt_path, image_ids):
+    """{image id: path of its GT}. Raises UserError naming the first images without one."""
+    paths = {path.stem: path for path in list_images(gt_path)}
+    missing = [image_id for image_id in image_ids if image_id not in paths]
+    if missing:
+        count = f"{len(missing)} of {len(image_ids)} images"
+        raise UserError(f"{gt_path}: no GT for {count}: {listed(missing)}; a GT has the name of its LR image")
+    return {image_id: paths[image_id] for image_id in image_ids}
 
 
 def _listed_in(manifest):

@@ -4,7 +4,8 @@ import tempfile
 from pathlib import Path
 
 from dp2osr.errors import UserError
-from dp2osr.rewards.weights import metric_weights
+from dp2osr.rewards.config import MetricSpec
+from dp2osr.rewards.metrics import create_metric
 
 FEWEST = 100  # RealSR's test set; below, the distance says more about the number of images than about the method
 
@@ -13,16 +14,12 @@ def build_fid(weights_dir=None, device="cpu"):
     """pyiqa's `fid` (clean-fid's resizing, Inception v3).
 
     Raises:
-        UserError: its weights are neither there nor to be fetched.
+        UserError: its weights are neither in `weights_dir`, or what DP2OSR_METRICS_DIR names, nor to be fetched.
     """
-    import pyiqa
-
     try:
-        with metric_weights("FID", weights_dir):
-            return pyiqa.create_metric("fid", device=device)
-    except Exception as error:  # no network raises URLError, HTTPError, RuntimeError, ...
-        where = weights_dir or "the folder of scripts/fetch_metrics.py --fid"
-        raise UserError(f"--fid: Inception's weights cannot be had ({' '.join(str(error).split())[:160]}); put them into {where}") from None
+        return create_metric(MetricSpec("fid"), device, weights_dir)
+    except UserError as error:
+        raise UserError(f"--fid: {error}; scripts/fetch_metrics.py --fid fetches them") from None
 
 
 def check_enough(gt):

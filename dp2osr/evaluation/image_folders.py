@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dp2osr.data.images import list_images
-from dp2osr.errors import UserError
-from dp2osr.evaluation.methods import listed
+from dp2osr.errors import UserError, listed
 
 SAMPLE = re.compile(r"(.+)_(\d+)")  # photo_00, photo_01: samples of photo, as the test programs name them
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dp2osr.data.images import find_gt
 from dp2osr.errors import UserError
-from dp2osr.evaluation.methods import find_gt
 from dp2osr.evaluation.reward_report import Pictures, write_report
 from dp2osr.preference.groups import check_same_candidates
 from dp2osr.preference.pairs import curate

@@ -10,12 +10,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from dp2osr.config import write_json, write_text
-from dp2osr.data.images import pil_to_tensor, tensor_to_pil
+from dp2osr.data.images import find_gt, pil_to_tensor, tensor_to_pil
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.evaluation.figures import MUTED, save_figure, style
 from dp2osr.evaluation.locality import concentration, correlations, explained_by_filters, image_change
-from dp2osr.evaluation.methods import find_gt, parse_candidates, read_gt
+from dp2osr.evaluation.methods import parse_candidates, read_gt
 from dp2osr.evaluation.pictures import detail_window
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown

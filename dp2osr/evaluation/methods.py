@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dp2osr.errors import UserError
+from dp2osr.errors import UserError, listed
 
 RESERVED = ("bicubic", "GT", "LR", "reward")  # names of the report's own columns
 SCORES = "scores.parquet"
@@ -114,12 +114,6 @@ def _load(name, folder, config, command):
     )
 
 
-def listed(names, at_most=8):
-    """`a, b, c and 5 more`."""
-    rest = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + rest
-
-
 def _check_same_images(methods):
     first = methods[0]
     for method in methods[1:]:
@@ -223,17 +217,6 @@ def _restrict(method, metrics, total):
 # ---------------------------------------------------------------- GT and bicubic
 
 
-def find_gt(gt_path, image_ids):
-    """{image id: path of its GT}. Raises UserError naming the first images without one."""
-    from dp2osr.data.images import list_images
-
-    paths = {path.stem: path for path in list_images(gt_path)}
-    missing = [image_id for image_id in image_ids if image_id not in paths]
-    if missing:
-        raise UserError(f"{gt_path}: no GT for {listed(missing)}; a GT has the name of its LR image")
-    return {image_id: paths[image_id] for image_id in image_ids}
-
-
 def result_size(group):
     """(width, height) of a group's candidates."""
     return round(group.lr.width * group.upscale), round(group.lr.height * group.upscale)
@@ -259,34 +242,30 @@ def upsample_bicubic(group):
     return group.lr.resize(result_size(group), Image.Resampling.BICUBIC)
 
 
-def bicubic_scores(method, gt_paths, device="cpu"):
-    """Raw scores of the bicubic-upsampled LR image: {metric: (G,)}, the metrics and their options as in the method's table."""
-    from tqdm import tqdm
-
-    from dp2osr.data.images import pil_to_tensor
+def suites_of(metrics, device="cpu", weights_dir=None):
+    """The `MetricSuite`s, one a precision, that give a method's metrics anew; `metrics`: of `Method`; the rest as `MetricSuite` has it."""
     from dp2osr.rewards.config import MetricSpec
     from dp2osr.rewards.metrics import MetricSuite
 
-    precisions = {entry.get("precision", "fp32") for entry in method.metrics.values()}
-    suites = {
-        precision: MetricSuite(
-            [
-                MetricSpec(name, entry.get("options") or {})
-                for name, entry in method.metrics.items()
-                if entry.get("precision", "fp32") == precision
-            ],
-            device,
-            precision=precision,
-        )
-        for precision in sorted(precisions)
-    }
+    by_precision = {}
+    for name, entry in metrics.items():
+        by_precision.setdefault(entry.get("precision", "fp32"), []).append(MetricSpec(name, entry.get("options") or {}))
+    return [MetricSuite(specs, device, precision=precision, weights_dir=weights_dir) for precision, specs in sorted(by_precision.items())]
+
+
+def bicubic_scores(method, gt_paths, suites):
+    """Raw scores of the bicubic-upsampled LR image: {metric: (G,)}; `suites` of `suites_of` the method's metrics."""
+    from tqdm import tqdm
+
+    from dp2osr.data.images import pil_to_tensor
+
     rows = []
     for image_id in tqdm(method.image_ids, desc="score bicubic", unit="image"):
         group = method.store.read(image_id)
-        gt = pil_to_tensor(read_gt(gt_paths[image_id], group)).to(device)
-        image = pil_to_tensor(upsample_bicubic(group)).to(device)
+        gt = pil_to_tensor(read_gt(gt_paths[image_id], group))
+        image = pil_to_tensor(upsample_bicubic(group))
         scores = {}
-        for suite in suites.values():
+        for suite in suites:
             scores |= suite.score(image[None], gt, image_id, candidates=["bicubic"])
         rows.append({name: float(values[0]) for name, values in scores.items()})
     return {name: np.array([row[name] for row in rows]) for name in method.metrics}

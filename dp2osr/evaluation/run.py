@@ -5,8 +5,9 @@ from importlib import metadata
 from pathlib import Path
 
 from dp2osr.config import write_text
+from dp2osr.data.images import find_gt
 from dp2osr.evaluation import figures, pictures, report, tables
-from dp2osr.evaluation.methods import bicubic_scores, find_gt, load_methods
+from dp2osr.evaluation.methods import bicubic_scores, load_methods, suites_of
 from dp2osr.evaluation.summary import evaluate
 from dp2osr.evaluation.training_log import read_training_logs
 
@@ -35,7 +36,7 @@ def run_evaluation(args):
     output.mkdir(parents=True, exist_ok=True)
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    bicubic = None if args.no_bicubic else bicubic_scores(methods[0], gt_paths, device)
+    bicubic = None if args.no_bicubic else bicubic_scores(methods[0], gt_paths, suites_of(methods[0].metrics, device, args.metrics_dir))
     evaluation = evaluate(methods, config, bicubic, resamples=args.bootstrap, seed=args.seed, crop_suffix=args.crop_suffix)
     evaluation.notes = notes + evaluation.notes
     panels = pictures.make_panels(evaluation, methods, bicubic, args.gt_path, args.max_images_in_report, device)

@@ -198,15 +198,16 @@ def mean_gain(differences, base_spread, weights, weights_of_seeds):
         weights_of_seeds: (B, S) of `seed_weights`.
 
     Returns:
-        `Estimate`; NaN where the base has no spread.
+        (`Estimate`, NaN where the base has no spread; (B,) the gain of each resample, `None` without an interval).
     """
     sigma = base_spread.mean()
     if sigma == 0:
-        return Estimate(float("nan"))
+        return Estimate(float("nan")), None
     value = float(differences.mean() / sigma)
     if weights is None:
-        return Estimate(value)
+        return Estimate(value), None
     below = weights @ base_spread * weights_of_seeds.sum(axis=1)
     above = np.einsum("bs,sg,bg->b", weights_of_seeds, differences, weights)
-    low, high = np.percentile(above[below != 0] / below[below != 0], [2.5, 97.5])
-    return Estimate(value, float(low), float(high))
+    draws = np.divide(above, below, out=np.full(len(below), np.nan), where=below != 0)
+    low, high = np.nanpercentile(draws, [2.5, 97.5])
+    return Estimate(value, float(low), float(high)), draws

@@ -17,11 +17,11 @@ class Costs:
     Attributes:
         machine: that they are for.
         processes: that share the work.
-        start: seconds of a program beside its work: imports, weights.
+        start: seconds of a program beside its work, imports and weights, times the processes that it has.
         sample, label: seconds a candidate.
         train: seconds a candidate of a visited group: policy's and reference's pass, the policy's backward.
         candidate: bytes of a stored candidate.
-        policy: bytes of a training's output.
+        policy: bytes of a trained ControlNet; checkpoint: bytes of each checkpoint that is kept, with the optimizer.
         images: {folder of LR images: how many it should have}, for those that are not on this machine.
     """
 
@@ -33,6 +33,7 @@ class Costs:
     train: float
     candidate: float
     policy: float
+    checkpoint: float
     images: dict
 
 
@@ -50,7 +51,8 @@ def read_costs(folder):
     wrong = [
         key for key in numbers if not isinstance(content[key], int | float) or content[key] < 0 or key == "processes" and not content[key]
     ]
-    if wrong or not isinstance(content["images"], dict):
+    images = content["images"]
+    if wrong or not isinstance(images, dict) or not all(isinstance(count, int) and count >= 0 for count in images.values()):
         raise UserError(f"{path}: '{(wrong or ['images'])[0]}' must be {'a number, 0 or more' if wrong else 'lines of folder: number'}")
     return Costs(**content)
 
@@ -67,19 +69,19 @@ def expected(tasks, costs):
     seconds, size = 0.0, 0.0
     for task in tasks:
         for program in task.missing():
-            settings = program.settings
+            args = program.parsed()
             seconds += costs.start
             if program.script == "gen_candidates.py":
-                count = candidates_of(settings, costs)
+                count = count_candidates(program, costs)
                 seconds, size = seconds + costs.sample * count, size + costs.candidate * count
             elif program.script == "label_rewards.py":
                 scored = program.inside["candidates_dir"]
                 [sampled] = [other for other in task.programs if other.inside.get("output_dir") == scored]
-                seconds += costs.label * candidates_of(sampled.settings, costs)
-            elif program.script.startswith("train_"):
-                groups = settings.get("max_train_steps", 1000) * settings.get("groups_per_step", 16)
-                visited = groups * settings.get("timesteps_per_group", 1) * 2 * settings.get("top_n", 8)
-                seconds, size = seconds + costs.train * visited, size + costs.policy
+                seconds += costs.label * count_candidates(sampled, costs)
+            elif program.trains:
+                visited = args.max_train_steps * args.groups_per_step * args.timesteps_per_group * 2 * args.top_n
+                kept = min(args.checkpoints_total_limit, -(-args.max_train_steps // args.checkpointing_steps))
+                seconds, size = seconds + costs.train * visited, size + costs.policy + kept * costs.checkpoint
     return f"; about {_number(seconds / costs.processes / 3600)} hours and {_number(size / 1e9)} GB on {costs.machine}"
 
 
@@ -87,8 +89,8 @@ def _number(value):
     return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
 
 
-def candidates_of(settings, costs):
-    """How many candidates a sampling's settings ask for."""
-    path, most = Path(settings["image_path"]), settings.get("max_images")
-    count = len(list_images(path)) if path.exists() else costs.images.get(str(path), most or 0)
-    return min(count, most or count) * settings["num_candidates"]
+def count_candidates(program, costs):
+    """How many candidates a sampling program makes; LR images made anew are as many as those that they stand for."""
+    args, path = program.parsed(), Path(program.settings["image_path"])
+    count = len(list_images(path)) if path.exists() else costs.images.get(str(path), args.max_images or 0)
+    return min(count, args.max_images or count) * args.num_candidates

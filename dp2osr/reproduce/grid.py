@@ -1,12 +1,15 @@
 """A grid: trainings that differ in a few flags, each with several seeds, on the same candidates; read from one YAML."""
 
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
 
+from dp2osr.config import regular_expression
 from dp2osr.errors import UserError
+from dp2osr.evaluation.methods import RESERVED
 from dp2osr.evaluation.statistics import CROP_SUFFIX
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "reproduce"
@@ -116,11 +119,11 @@ def load_grid(name_or_yaml, preset):
         str(content["evaluated_by"]),
         arms,
         "training step" if checkpoints else axis,
-        str(content.get("crop_suffix", CROP_SUFFIX)),
+        crop_suffix(path, content),
         bool(content.get("reference_cache", False)),
         _flags(path, content, "test"),
         checkpoints,
-        {str(name): str(value) for name, value in _flags(path, content, "rivals").items()},
+        _rivals(path, content, arms),
         bool(content.get("best_mean_worst", False)),
         pictures,
     )
@@ -130,6 +133,25 @@ def _flags(path, content, key):
     if not isinstance(content.get(key, {}), dict):
         raise UserError(f"{path}: '{key}' must be lines of 'name: value'")
     return dict(content.get(key, {}))
+
+
+def crop_suffix(path, content):
+    """The regular expression of an experiment's YAML, by default `CROP_SUFFIX`; `UserError` where it is none."""
+    try:
+        return regular_expression(str(content.get("crop_suffix", CROP_SUFFIX)))
+    except ArgumentTypeError as error:
+        raise UserError(f"{path}: 'crop_suffix': {error}") from None
+
+
+def _rivals(path, content, arms):
+    rivals = {str(name): str(value) for name, value in _flags(path, content, "rivals").items()}
+    taken = {"base", *RESERVED, *(arm.name for arm in arms), *(arm.line for arm in arms)} - {"bicubic"}
+    for name in rivals:
+        if name in taken or not name or set(name) & set("=,|"):
+            raise UserError(
+                f"{path}: rival '{name}': a name without the signs = , | that no arm has, and not {', '.join(RESERVED[1:])} or base"
+            )
+    return rivals
 
 
 def _checkpoints(path, content):

@@ -20,8 +20,7 @@ from dp2osr.errors import UserError
 from dp2osr.evaluation.benchmark import load_published
 from dp2osr.evaluation.image_scores import protocol_specs
 from dp2osr.evaluation.run_images import load_protocol
-from dp2osr.evaluation.statistics import CROP_SUFFIX
-from dp2osr.reproduce.grid import check_keys, read_experiment
+from dp2osr.reproduce.grid import check_keys, crop_suffix, read_experiment
 from dp2osr.reproduce.runs import Pool, default_jobs
 from dp2osr.reproduce.tasks import INPUTS, Program, Task, digest, fingerprint
 
@@ -42,7 +41,7 @@ class ImageTable:
     methods: dict
     exclude_metrics: list
     metrics_dir: str | None
-    crop_suffix: str | None
+    crop_suffix: str
 
 
 def load_image_table(name_or_yaml, preset):
@@ -65,7 +64,7 @@ def load_image_table(name_or_yaml, preset):
         if "program" in entry and "controlnet_model_name_or_path" not in (entry.get("flags") or {}):
             raise UserError(f"{path}: method '{name}' needs 'flags', with a controlnet_model_name_or_path")
     first = (content[key] for key in KEYS[:4])
-    return ImageTable(path.stem, *first, content.get("exclude_metrics", []), content.get("metrics_dir"), content.get("crop_suffix"))
+    return ImageTable(path.stem, *first, content.get("exclude_metrics", []), content.get("metrics_dir"), crop_suffix(path, content))
 
 
 def plan_images(table, output):
@@ -157,5 +156,5 @@ def evaluation_flags(table, set_name, folders, output, bootstrap):
         published=of_set.get("published"),
         bootstrap=bootstrap,
         seed=0,
-        crop_suffix=CROP_SUFFIX if table.crop_suffix is None else table.crop_suffix,
+        crop_suffix=table.crop_suffix,
     )

@@ -29,8 +29,9 @@ def run_experiment(name, description):
 
     grid = load_grid(args.experiment or name, args.preset)
     tasks = plan_grid(grid, Path(args.output_dir))
+    tasks.check_flags()
     print(tasks.summary() + expected(tasks.missing(), read_costs(grid.stages["train"].parent)), flush=True)
-    tasks.check()
+    tasks.check_inputs()
     if args.plan:
         return
     folders, other_bases = run_grid(tasks, args.jobs)
@@ -39,8 +40,8 @@ def run_experiment(name, description):
 
     output = results_folder(args, grid.name)
     output.mkdir(parents=True, exist_ok=True)
-    rivals = score_rivals(grid, folders, other_bases, tasks.gt_path, output)
-    write_results(grid, folders, output, args.bootstrap, rivals, tasks.gt_path)
+    rivals = score_rivals(grid, folders, other_bases, tasks.label, output)
+    write_results(grid, folders, output, args.bootstrap, rivals, tasks.label.get("gt_path"))
 
 
 def run_image_table(name, description):

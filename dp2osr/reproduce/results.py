@@ -1,14 +1,15 @@
 """What the runs of a grid say together: each arm's change of reward and of every metric, against the base and against the first arm."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from dp2osr.errors import UserError
+from dp2osr.data.images import find_gt
 from dp2osr.evaluation import statistics
 from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.evaluation.image_scores import ImageScorer
-from dp2osr.evaluation.methods import bicubic_scores, find_gt, load_methods
+from dp2osr.evaluation.methods import bicubic_scores, load_methods, suites_of
 from dp2osr.evaluation.statistics import Estimate
 from dp2osr.reproduce.tasks import BICUBIC
 
@@ -18,10 +19,11 @@ REWARD = "reward"
 
 @dataclass(frozen=True)
 class Change:
-    """In the base's spread within a group, + is better: the mean over trainings with its interval, and each training's."""
+    """In the base's spread within a group, + is better: the mean over trainings with its interval, each training's, each resample's."""
 
     estimate: Estimate
     by_seed: np.ndarray
+    draws: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ def collect(grid, folders, resamples=2000, seed=0, rivals=None):
 
     def change(differences, name):
         of_seeds = statistics.seed_weights(len(differences), resamples, seed)
-        estimate = statistics.mean_gain(differences, spreads[name], weights, of_seeds)
-        return Change(estimate, differences.mean(axis=1) / spreads[name].mean())
+        estimate, draws = statistics.mean_gain(differences, spreads[name], weights, of_seeds)
+        return Change(estimate, differences.mean(axis=1) / spreads[name].mean(), draws)
 
     arms, first = [], grid.arms[0]
     for arm in grid.arms:
@@ -124,31 +126,32 @@ def _reward_of_outsider(scores, pool, lower_better, config):
     return np.mean([sum(statistics.parts_of_outsider(sample, pool, lower_better, config).values()) for sample in samples], axis=0)
 
 
-def score_rivals(grid, folders, candidates, gt_path, output):
+def score_rivals(grid, folders, candidates, label, output):
     """{rival: {metric: (G, S) raw}}.
 
     Args:
         folders: of `collect`; the rivals' images are those of the base's LR images, and get the base's metrics.
         candidates: {name: scored candidate folder} of the rivals that are another base.
-        gt_path: folder of the GT images.
+        label: flags with which the held-out candidates were scored: gt_path, the folder of GT images, and metrics_dir.
         output: folder that keeps the scores of images.
     """
-    from dp2osr.rewards.config import MetricSpec, load_reward_config
-    from dp2osr.rewards.metrics import MetricSuite
+    import torch
+
+    from dp2osr.rewards.config import load_reward_config
 
     if not grid.rivals:
         return {}
     config = load_reward_config(grid.evaluated_by)
     [base, *others], _ = load_methods([f"{name}={folder}" for name, folder in {BASE: folders[BASE], **candidates}.items()], config, "")
     found = {method.name: method.scores for method in others}
-    suite = MetricSuite([MetricSpec(name, about.get("options") or {}) for name, about in base.metrics.items()])
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    suites = suites_of(base.metrics, device, label.get("metrics_dir")) if set(grid.rivals) - set(candidates) else []
     for name, where in grid.rivals.items():
         if where == BICUBIC:
-            scores = bicubic_scores(base, find_gt(gt_path, base.image_ids))
+            scores = bicubic_scores(base, find_gt(label["gt_path"], base.image_ids), suites)
             found[name] = {metric: values[:, None] for metric, values in scores.items()}
         elif name not in candidates:
-            images, gt = pair_images({name: [where]}, gt_path)
-            if sorted(gt) != sorted(base.image_ids):
-                raise UserError(f"{gt_path}: has other images than the base's candidates; a rival's images are of all of them")
-            found[name] = {metric: of[name] for metric, of in ImageScorer(suite, gt, output / "rivals.jsonl").score(images).items()}
+            images, gt = pair_images({name: [Path(where)]}, label["gt_path"])
+            scored = [ImageScorer(suite, gt, output / "rivals.jsonl").score(images) for suite in suites]
+            found[name] = {metric: of[name] for part in scored for metric, of in part.items()}
     return {name: found[name] for name in grid.rivals}

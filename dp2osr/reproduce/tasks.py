@@ -17,7 +17,9 @@ import yaml
 
 from dp2osr.config import read_json, words_of, write_json, write_text
 from dp2osr.data.degradation import load_degradation
-from dp2osr.errors import UserError
+from dp2osr.data.images import list_images
+from dp2osr.errors import UserError, listed
+from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.provenance import file_sha256
 from dp2osr.reproduce.grid import read_yaml
 from dp2osr.rewards.config import find_reward_config, load_reward_config
@@ -71,24 +73,34 @@ class Program:
             inside["reward_config"] = str(folder / REWARD)
         return self.settings | inside | self.outside
 
+    @property
+    def trains(self):
+        return self.script.startswith("train_")
+
     def parser(self):
         return importlib.import_module(self.script.removesuffix(".py").replace("/", ".")).build_parser()
 
-    def check(self, where):
-        """Raise `UserError` unless the program takes these flags; `where` says whose they are."""
+    def parsed(self, where=""):
+        """Its flags as it will read them, with its defaults; `UserError`, which says `where` they are from, unless it takes them."""
         parser = self.parser()
+        where = ", ".join(filter(None, (where, self.name)))
 
         def refuse(message):
-            raise UserError(f"{where}, {self.name}: {message}")
+            raise UserError(f"{where}: {message}")
 
         parser.error = refuse
-        args = parser.parse_args(words_of(parser, self.flags(Path("folder")), f"{where}, {self.name}"))
-        if self.script.startswith("train_"):
+        return parser.parse_args(words_of(parser, self.flags(Path("folder")), where))
+
+    def check(self, where):
+        """Raise `UserError` unless the program takes these flags and they go together; `where` says whose they are."""
+        args = self.parsed(where)
+        if self.trains:
             from dp2osr.training.options import check_options
 
             check_options(args)
             if args.num_candidates and 2 * args.top_n > args.num_candidates:
-                refuse(f"top_n {args.top_n} of num_candidates {args.num_candidates}: at most half of them")
+                told = f"top_n {args.top_n} of num_candidates {args.num_candidates}: at most half of them"
+                raise UserError(f"{where}, {self.name}: {told}")
 
 
 def digest(content):
@@ -128,7 +140,7 @@ class Task:
     @property
     def training_steps(self):
         """Optimizer steps of its trainings."""
-        return sum(program.settings.get("max_train_steps", 1000) for program in self.programs if program.script.startswith("train_"))
+        return sum(program.parsed().max_train_steps for program in self.programs if program.trains)
 
     def missing(self):
         """Its programs from the first that has not ended well under these settings."""
@@ -176,14 +188,14 @@ def write_yaml(path, content):
 class GridTasks:
     """The tasks of a grid: `shared` candidates first, then `held_out`: name → tasks, one after the other, the base before the runs.
 
-    `rivals`: name → the task of another base's held-out candidates; `gt_path`: the folder of the held-out images' GT.
+    `rivals`: name → the task of another base's held-out candidates; `label`: the flags with which held-out candidates are scored.
     """
 
     grid: object
     shared: list
     held_out: dict
     rivals: dict
-    gt_path: str | None
+    label: dict
 
     def chains(self):
         """Lists of tasks that can run side by side: what follows the same training is in one, so that none waits for another's."""
@@ -210,14 +222,22 @@ class GridTasks:
         return f"{self.grid.name}: {self.grid.title}. {len(runs)} trainings, {left} of them missing{doing}"
 
     def check(self):
-        """Raise `UserError` for what is not on this machine or will be refused, before the first expensive second."""
+        """Raise `UserError` for what will be refused or is not on this machine, before the first expensive second."""
+        self.check_flags()
+        self.check_inputs()
+
+    def check_flags(self):
+        """Raise `UserError` for flags or a reward that a program will refuse."""
         load_reward_config(self.grid.evaluated_by)
-        everything = {"shared candidates": self.shared, **self.held_out, "rivals": self.rivals.values()}
-        for name, where in self.grid.rivals.items():
-            if where != BICUBIC and not Path(where).is_dir():
-                raise UserError(f"{self.grid.name}: rival '{name}': {where} is not a folder; leave it out, or put its images there")
+        for name, tasks in self._everything().items():
+            for task in tasks:
+                task.check(f"{self.grid.name}, {name}")
+
+    def check_inputs(self):
+        """Raise `UserError` for models and images that are not on this machine."""
+        self._check_rivals()
         missing = {}
-        for tasks in everything.values():
+        for tasks in self._everything().values():
             for program in (program for task in tasks for program in task.programs):
                 for key, value in program.settings.items():
                     if key in {*INPUTS} - {*program.inside, *program.outside} and not Path(str(value)).exists():
@@ -227,9 +247,25 @@ class GridTasks:
             raise UserError(
                 f"{self.grid.name}: not on this machine: {some}; put them there, or name others in {self.grid.stages['train'].parent}"
             )
-        for name, tasks in everything.items():
-            for task in tasks:
-                task.check(f"{self.grid.name}, {name}")
+
+    def _everything(self):
+        return {"shared candidates": self.shared, **self.held_out, "rivals": self.rivals.values()}
+
+    def _check_rivals(self):
+        grid = self.grid
+        gt_path = self.label.get("gt_path")
+        if not gt_path and (grid.rivals or grid.pictures):
+            raise UserError(f"{grid.stages['label_test']}: 'gt_path' is missing, which rivals and pictures of {grid.name} need")
+        for name, where in grid.rivals.items():
+            if where != BICUBIC and not Path(where).is_dir():
+                raise UserError(f"{grid.name}: rival '{name}': {where} is not a folder; leave it out, or put its images there")
+            if where != BICUBIC and name not in self.rivals:
+                test = self.held_out["base"][0].programs[0].settings
+                wanted = {path.stem for path in list_images(test["image_path"])[: test.get("max_images")]}
+                [images], gt = pair_images({name: [Path(where)]}, gt_path)
+                if sorted(gt) != sorted(wanted):
+                    other = sorted(set(gt) ^ wanted)
+                    raise UserError(f"{grid.name}: rival '{name}': {where} has other images than {test['image_path']} ({listed(other)})")
 
 
 def plan_grid(grid, output):
@@ -237,7 +273,8 @@ def plan_grid(grid, output):
     read = {stage: read_yaml(path, "the flags of a program") for stage, path in grid.stages.items()}
     shared = {arm.name: training_candidates(read, arm, output) for arm in grid.arms}
     test = read["test"] | grid.test
-    held_out = {"base": [candidates_of(test, read["label_test"], output)]}
+    label_test = read["label_test"]
+    held_out = {"base": [candidates_of(test, label_test, output)]}
     for arm in grid.arms:
         if arm.rounds > 1 and not (read["sample"] | arm.sample).get("max_images"):
             raise UserError(f"{grid.name}, arm '{arm.name}': a further round samples other images: give max_images in its 'sample'")
@@ -246,17 +283,17 @@ def plan_grid(grid, output):
         policy, origin = training.folder / _policy(arm.rounds), {"training": training.folder.name}
         if arm.checkpoint:
             policy, origin = policy / f"checkpoint-{arm.checkpoint}.pt", origin | {"checkpoint": arm.checkpoint}
-        held_out[arm.run_name(seed)] = [training, candidates_of(test, read["label_test"], output, str(policy), origin)]
+        held_out[arm.run_name(seed)] = [training, candidates_of(test, label_test, output, str(policy), origin)]
     candidates = list({task.folder: task for task in shared.values()}.values())
-    return GridTasks(grid, candidates, held_out, _rivals(grid, output), read["label_test"].get("gt_path"))
+    return GridTasks(grid, candidates, held_out, _other_bases(grid, test, label_test, output), label_test)
 
 
-def _rivals(grid, output):
-    """{name: task} of the rivals that are another base: a folder of stages with another test.yaml, labelled as the grid's candidates."""
+def _other_bases(grid, test, label, output):
+    """{name: task} of the rivals that are another base: sampled as their own test.yaml says, as many of the grid's own images."""
+    common = {key: test[key] for key in ("image_path", "prompt_file", "max_images", "num_candidates", "seed") if key in test}
     found = {name: Path(where) / "test.yaml" for name, where in grid.rivals.items()}
-    label = read_yaml(grid.stages["label_test"], "the flags of a program")
     return {
-        name: candidates_of(read_yaml(path, "the flags of a program") | grid.test, label, output)
+        name: candidates_of(read_yaml(path, "the flags of a program") | common, label, output)
         for name, path in found.items()
         if path.is_file()
     }
@@ -267,6 +304,8 @@ def training_candidates(read, arm, output):
     sample, label = read["sample"] | arm.sample, read["label"]
     if not arm.degradation:
         return candidates_of(sample, label, output)
+    if "gt_path" not in label:
+        raise UserError(f"arm '{arm.name}': 'degradation' makes its LR images of the GT: give 'gt_path' in the experiment's label.yaml")
     settings = {"image_path": label["gt_path"], "degradation": arm.degradation}
     pairs = Program("scripts/make_lr_pairs.py", "pairs", settings, {"output_dir": PAIRS})
     sampled, scored = _sampled_and_scored(sample, label, {"image_path": f"{PAIRS}/lr"}, {})
@@ -283,15 +322,14 @@ def training_of(grid, read, arm, seed, shared, output):
     """The task of one training, of one round or several."""
     train, reward = read["train"] | arm.train | {"seed": seed}, None
     if grid.checkpoints:
-        steps = train.get("max_train_steps", 1000)
-        if max(grid.checkpoints) > steps:
-            raise UserError(f"{grid.name}, arm '{arm.line}': has no step {max(grid.checkpoints)} of 'checkpoints'; it has {steps} steps")
-        train |= {"checkpointing_steps": math.gcd(*grid.checkpoints), "checkpoints_total_limit": steps}
+        train |= {"checkpointing_steps": math.gcd(*grid.checkpoints), "checkpoints_total_limit": max(grid.checkpoints)}
     if arm.reward:
         reward = yaml.safe_load(find_reward_config(train.get("reward_config", "default")).read_text(encoding="utf-8")) | arm.reward
         train["reward_config"] = REWARD
     first = {"candidates_dir": str(shared.folder / CANDIDATES), "scores": str(shared.folder / CANDIDATES / SCORES)}
     programs = [_training(train, {}, first | _cache(grid, output), 1)]
+    if grid.checkpoints:
+        _check_checkpoints(grid, programs[0].parsed(f"{grid.name}, arm '{arm.line}'"), arm)
     for number in range(2, arm.rounds + 1):
         suffix, proposer = f"-{number}", {"controlnet_model_name_or_path": _policy(number - 1)}
         sample = read["sample"] | arm.sample | {"seed": 1000 * number + seed, "images_offset": number - 1}
@@ -305,6 +343,16 @@ def training_of(grid, read, arm, seed, shared, output):
     origin = {"candidates": shared.folder.name} | ({"reference": arm.reference} if arm.rounds > 1 else {})
     origin |= {"checkpoints": grid.checkpoints} if grid.checkpoints else {}  # another experiment's run of it has not kept them
     return Task(output / "trainings", programs, reward, origin)
+
+
+def _check_checkpoints(grid, args, arm):
+    if max(grid.checkpoints) > args.max_train_steps:
+        told = f"has no step {max(grid.checkpoints)} of 'checkpoints'; it has {args.max_train_steps} steps"
+        raise UserError(f"{grid.name}, arm '{arm.line}': {told}")
+    if args.lora_rank:
+        raise UserError(
+            f"{grid.name}, arm '{arm.line}': a checkpoint of lora_rank {args.lora_rank} has adapters alone; 'checkpoints' are whole"
+        )
 
 
 def _cache(grid, output):

@@ -37,9 +37,8 @@ def write_results(grid, folders, output, resamples=2000, rivals=None, gt_path=No
     if grid.pictures:
         shown = {BASE: folders[BASE]} | {arm.name: folders[arm.run_name(arm.seeds[0])] for arm in grid.arms}
         contact_sheet(shown, gt_path, output / "pictures.png", columns=1, zoom=2, image_ids=results.furthest_apart[: grid.pictures])
-    arms = {arm.name: asdict(arm) for arm in grid.arms}
-    about = {"title": grid.title, "stages": {stage: str(path) for stage, path in grid.stages.items()}, "evaluated_by": grid.evaluated_by}
-    write_json(output / "settings.json", about | {"arms": arms, "bootstrap": resamples, "runs": folders, "versions": versions()})
+    about = asdict(grid) | {"arms": {arm.name: asdict(arm) for arm in grid.arms}}
+    write_json(output / "settings.json", about | {"bootstrap": resamples, "runs": folders, "versions": versions()})
     print(f"\n{text}\nfiles: {output}/results.md, .csv, .png, .svg and settings.json")
     return results
 

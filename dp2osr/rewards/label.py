@@ -15,7 +15,7 @@ import numpy as np
 from scipy.stats import kendalltau
 from tqdm import tqdm
 
-from dp2osr.data.images import list_images, pil_to_tensor, read_image
+from dp2osr.data.images import find_gt, pil_to_tensor, read_image
 from dp2osr.errors import UserError
 from dp2osr.provenance import file_sha256
 from dp2osr.rewards.batches import Batches
@@ -40,12 +40,7 @@ def pair_gt(gt_path, image_ids, modes):
             names = ", ".join(full_reference)
             raise UserError(f"{names} compare with the GT; pass --gt_path, or a reward config without FR metrics (nr_only)")
         return {}
-    by_stem = {path.stem: path for path in list_images(gt_path)}
-    missing = [image_id for image_id in image_ids if image_id not in by_stem]
-    if missing:
-        count = f"{len(missing)} of {len(image_ids)}"
-        raise UserError(f"{gt_path}: no GT for {count} candidate groups, the first is '{missing[0]}'; a GT has the name of its LR image")
-    return {image_id: by_stem[image_id] for image_id in image_ids}
+    return find_gt(gt_path, image_ids)
 
 
 def file_hash(path):

@@ -104,9 +104,8 @@ class MetricSuite:
                 raise UserError(f"metric '{spec.name}' is asked for with {self.specs[spec.name].options} and with {spec.options}; keep one")
         self.device, self.precision, self.compiled = torch.device(device), precision, compiled
         self.batches = batches or Batches(8, self.device)
-        weights_dir = weights_dir or os.environ.get("DP2OSR_METRICS_DIR")
         with quiet_imports():
-            metrics = {name: _create(spec, self.device, weights_dir) for name, spec in self.specs.items()}
+            metrics = {name: create_metric(spec, self.device, weights_dir) for name, spec in self.specs.items()}
         self.lower_better = {name: bool(metric.lower_better) for name, metric in metrics.items()}
         self.modes = {name: metric.metric_mode for name, metric in metrics.items()}
         self.seed, self.drawing = 0, set()
@@ -229,20 +228,21 @@ def check_modes(config, suite):
                 raise UserError(f"reward config '{config.name}': '{spec.name}' is a {actual} metric; list it under '{actual.lower()}'")
 
 
-def _create(spec, device, weights_dir=None):
+def create_metric(spec, device, weights_dir=None):
+    """A metric of this repository, or pyiqa's; see `MetricSuite`, also for what it raises."""
     builder = _local_builder(spec)
     if builder:
         return _check_options(spec, builder)(**spec.options).to(device)
     import pyiqa
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-    from dp2osr.rewards.weights import metric_weights
+    from dp2osr.rewards.weights import metric_weights, metrics_folder
 
     if spec.name not in DEFAULT_CONFIGS:
         raise UserError(f"unknown metric '{spec.name}'{nearest(spec.name, [*DEFAULT_CONFIGS, 'dp2o_rank'])}")
     _refuse_old_qalign(spec.name)
     try:
-        with metric_weights(DEFAULT_CONFIGS[spec.name]["metric_opts"]["type"], weights_dir), redirect_stdout(io.StringIO()):
+        with metric_weights(DEFAULT_CONFIGS[spec.name]["metric_opts"]["type"], metrics_folder(weights_dir)), redirect_stdout(io.StringIO()):
             return pyiqa.create_metric(spec.name, device=device, **spec.options)
     except ImportError as error:
         problem = f"metric '{spec.name}' needs a package that this environment lacks ({error})"

@@ -1,6 +1,7 @@
 """The weights of pyiqa's metrics in a folder of the user's: found there, fetched to there, checked by their hashes."""
 
 import json
+import os
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,15 @@ def metric_weights(kind, folder=None):
         yield
 
 
+def metrics_folder(given=None):
+    """The folder of weights: the one given, else what DP2OSR_METRICS_DIR names, else None; `UserError` where it is not there."""
+    folder = given or os.environ.get("DP2OSR_METRICS_DIR")
+    if folder and not Path(folder).is_dir():
+        asked = "" if given else "DP2OSR_METRICS_DIR: "
+        raise UserError(f"{asked}{folder}: no such folder of metric weights; scripts/fetch_metrics.py makes it")
+    return folder or None
+
+
 def weight_files(folder):
     """The files of a metrics folder, sorted, without the manifest."""
     return sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != MANIFEST and path.name[0] != ".")
@@ -64,9 +74,7 @@ def check_manifest(folder, complete=True):
     Raises:
         UserError: no such folder, a file that is missing, cut short or changed.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder of metric weights; scripts/fetch_metrics.py makes it")
+    folder = Path(metrics_folder(folder))
     if not (folder / MANIFEST).is_file():
         return  # filled by hand
     try:

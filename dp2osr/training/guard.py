@@ -8,6 +8,7 @@ class CollapseGuard:
 
     Args:
         patience: k; `collapsed` is true after a validation that was the k-th in a row to fall; then the count begins anew. 0: never.
+            Any record that follows, a validation without a finite reward too, makes it false again.
         records: of the log so far, for a run that goes on.
     """
 
@@ -19,6 +20,7 @@ class CollapseGuard:
 
     def see(self, record):
         """Take a record in; whether it is the best validation so far."""
+        self.collapsed = False
         reward = record.get("G")
         if reward is None or not math.isfinite(reward):
             return False

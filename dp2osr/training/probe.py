@@ -4,15 +4,23 @@ Of a policy p ∝ p_ref · exp(r̂), with r̂ = β · (e_ref − e_θ)/2 as in D
 reference's own candidates, to first order. That is what a probe measures: it needs no new samples and no metric.
 """
 
+import tempfile
+from argparse import Namespace
+from pathlib import Path
+
 import numpy as np
 import torch
 
-from dp2osr.config import read_json, write_json
+from dp2osr.config import read_json, settle, write_json
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.preference.groups import PreferenceGroups
+from dp2osr.provenance import weights_hash
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
+from dp2osr.training.trainer import PreferenceTrainer
+
+FREE_SETTINGS = ("config", "output_dir", "force", "sizes", "tops", "top_n", "num_candidates", "max_train_steps", "groups_per_step")
 
 
 def split_groups(image_ids, share, seed, crop_suffix=statistics.CROP_SUFFIX):
@@ -39,6 +47,8 @@ def settings_to_probe(sizes, tops, scored):
     sizes = sizes or [size for size in statistics.subset_sizes(scored) if size >= 4]
     if max(sizes, default=0) > scored:
         raise UserError(f"--sizes {max(sizes)}: {scored} candidates an image are scored")
+    if not sizes:
+        raise UserError(f"{scored} candidates an image are scored; by itself it tries M from 4: sample more, or give --sizes")
     found = [(size, top) for size in sorted(sizes, reverse=True) for top in (tops or statistics.subset_sizes(size // 2)) if 2 * top <= size]
     if not found:
         raise UserError(f"--tops {' '.join(map(str, tops))}: none is at most half of an M of {sorted(sizes)}")
@@ -102,6 +112,7 @@ class Probe:
             "low": estimate.low,
             "high": estimate.high,
             "by_group": gains.tolist(),
+            "photographs": self.photographs,
         }
 
     @torch.no_grad()
@@ -126,10 +137,10 @@ class Probe:
 
 
 def probe_all(probe, wanted, path, show=lambda record: None):
-    """Records of every (M, N) of `wanted`, in order; those in the JSON at `path` are not run again.
+    """Records of every (M, N) of `wanted`, in the order in which they were run; those in the JSON at `path` are not run again.
 
     Args:
-        show: called with each record.
+        show: called with each record, in the order of `wanted`.
     """
     records = read_json(path) if path.exists() else []
     for size, top_n in wanted:
@@ -145,14 +156,58 @@ def probe_all(probe, wanted, path, show=lambda record: None):
 def suggest(records, resamples=2000, seed=0):
     """(best, cheapest): the record of the largest gain, and that of the smallest M which cannot be told from it.
 
-    Told apart are two records where the interval of their difference, over held-out groups, leaves zero out; among several of one M the one
-    of the larger gain counts.
+    Told apart are two records where the interval of their difference, over held-out photographs, leaves zero out; among several of one M
+    the one of the larger gain counts.
+
+    Args:
+        records: of `Probe.run`.
     """
     best = max(records, key=lambda record: record["gain"])
-    drawn = np.random.default_rng(seed).integers(len(best["by_group"]), size=(resamples, len(best["by_group"])))
-    alike = []
-    for record in records:
-        lost = (np.array(best["by_group"]) - np.array(record["by_group"]))[drawn].mean(axis=1)
-        if np.percentile(lost, 2.5) <= 0:
-            alike.append(record)
-    return best, min(alike, key=lambda record: (record["M"], -record["gain"]))
+    weights = statistics.bootstrap_weights(best["photographs"], resamples, seed)
+
+    def worse(record):
+        lost = np.array(best["by_group"]) - np.array(record["by_group"])
+        return statistics.ratio_of_means(lost, np.ones(len(lost)), weights).low > 0
+
+    return best, min((record for record in records if not worse(record)), key=lambda record: (record["M"], -record["gain"]))
+
+
+def run_probe(args):
+    """Probe every (M, N), print a line for each and what is proposed; `probe.json` and `settings.json` in `args.output_dir`, resumable.
+
+    Args:
+        args: the flags of scripts/suggest_nm.py.
+
+    Raises:
+        UserError: flags that a probe has no use for, settings other than those of the records that are there, several processes.
+    """
+    unused = ("lora_rank", "force", "reference_controlnet_model_name_or_path", "pairs_per_group")
+    given = [f"--{flag}" for flag in unused if getattr(args, flag)]
+    if given:
+        raise UserError(f"{', '.join(given)}: a probe trains whole ControlNets from their reference on all pairs; leave it out")
+    table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
+    wanted = settings_to_probe(args.sizes, args.tops, next(iter(table.scores.values())).shape[1])
+    output = Path(args.output_dir)
+    with tempfile.TemporaryDirectory() as folder:
+        fixed = {"output_dir": folder, "top_n": 1, "num_candidates": None, "validation_steps": 0, "max_train_steps": args.probe_steps}
+        trainer = PreferenceTrainer(Namespace(**vars(args) | fixed | {"lr_scheduler": "constant_with_warmup"}))
+        if trainer.accelerator.num_processes > 1:
+            raise UserError("one process is enough for the probe; start it with python")
+        hashes = {"groups_hash": trainer.groups.fingerprint(), "start_hash": weights_hash(args.controlnet_model_name_or_path)}
+        settle(output / "settings.json", vars(args) | hashes, FREE_SETTINGS)
+        probe = Probe(
+            trainer, args.probe_steps, args.probe_visits, args.held_out_share, args.held_out_groups,
+            args.held_out_candidates, args.held_out_timesteps, args.crop_suffix,
+        )  # fmt: skip
+        print(f"{len(probe.train_on)} groups are visited, {len(probe.held_out)} judge\n")
+        print("| M | N | N/M | gap, σ | accuracy | gain | |\n|---|---|---|---|---|---|---|")
+        records = probe_all(probe, wanted, output / "probe.json", _show)
+    best, cheapest = suggest(records, seed=args.seed)
+    print(f"\nBest: N = {best['N']} of M = {best['M']}.")
+    print(f"The smallest M that cannot be told from it: N = {cheapest['N']} of M = {cheapest['M']}.")
+
+
+def _show(record):
+    ratio = record["N"] / record["M"]
+    cells = [record["M"], record["N"], f"1/{1 / ratio:g}", f"{record['gap']:.2f}", f"{record['accuracy']:.2f}", f"{record['gain']:.3f}"]
+    print("| " + " | ".join(map(str, [*cells, f"[{record['low']:.3f}, {record['high']:.3f}]"])) + " |", flush=True)

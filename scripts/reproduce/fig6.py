@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 
 def make_parser():
-    from dp2osr.config import at_least
+    from dp2osr.config import at_least, regular_expression
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -25,7 +25,12 @@ def make_parser():
     add("--num_candidates", type=at_least(2), default=8, help="seeds of an image that are compared (default: %(default)s)")
     add("--num_shown", type=at_least(1), default=4, help="images in the figure, evenly over how much they changed (default: %(default)s)")
     add("--bootstrap", type=at_least(1), default=2000, help="resamples for the intervals (default: %(default)s)")
-    add("--crop_suffix", default=r"_\d\d$", help="what an image id has beyond its photograph's name (default: %(default)s)")
+    add(
+        "--crop_suffix",
+        type=regular_expression,
+        default=r"_\d\d$",
+        help="of image ids, after the photograph's name (default: %(default)s)",
+    )
     return parser
 
 
