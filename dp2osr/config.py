@@ -51,6 +51,14 @@ def finite(word):
     return float(word)
 
 
+def named_folder(word, flag, example):
+    """(name, Path) of `NAME=DIR`; `UserError`, which names `flag` and shows an `example`, where it is not of that form."""
+    name, equals, folder = word.partition("=")
+    if not (name and equals and folder):
+        raise UserError(f"{flag} {word}: not of the form NAME=DIR; write for example {example}")
+    return name, Path(folder)
+
+
 MODEL_FLAGS = argparse.ArgumentParser(add_help=False)
 MODEL_FLAGS.add_argument("--pretrained_model_name_or_path", required=True, help="base model: a diffusers folder or hub id")
 MODEL_FLAGS.add_argument("--variant", help="read the base model's weights from files of this variant, as fp16 in *.fp16.safetensors")

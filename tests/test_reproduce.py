@@ -18,10 +18,13 @@ import torch.nn.functional as F
 import yaml
 from conftest import ROOT, assert_one_clear_line, run_program
 from PIL import Image
+from safetensors.torch import load_file
 
 from dp2osr.config import flags_of
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
+from dp2osr.evaluation.statistics import Estimate
+from dp2osr.reproduce.capacity import Point, best_places, capacity_markdown, load_capacity, slope, trained_parameters
 from dp2osr.reproduce.cost import read_costs
 from dp2osr.reproduce.grid import CONFIG_DIR, Arm, load_grid
 from dp2osr.reproduce.runs import Pool, last_line, run_alone
@@ -31,7 +34,8 @@ from dp2osr.rewards.table import read_scores
 from dp2osr.sampling.store import CandidateStore
 
 TABLES = sorted(CONFIG_DIR.glob("*/table[12].yaml"))
-EXPERIMENTS = sorted(set(CONFIG_DIR.glob("*/*.yaml")) - set(TABLES))
+CAPACITY = CONFIG_DIR / "tiny" / "capacity.yaml"
+EXPERIMENTS = sorted(set(CONFIG_DIR.glob("*/*.yaml")) - {*TABLES, CAPACITY})
 
 
 def experiment(folder, **changes):
@@ -575,6 +579,101 @@ def test_a_plan_tells_hours_and_disk_by_what_a_candidate_costs(watched, tmp_path
             plan_grid(grid, tmp_path).check()
     finally:
         label.write_text(content, encoding="utf-8")
+
+
+# ---------------------------------------------------------------- one sweep on several models
+
+
+def test_a_sweep_of_capacities_has_each_model_in_every_stage(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    grids = load_capacity("capacity", "tiny")
+    tasks = {model: plan_grid(grid, tmp_path) for model, grid in grids.items()}
+    for of_model in tasks.values():
+        of_model.check()
+    small, *_, preset, flux = tasks.values()
+    networks = [
+        {
+            (program.settings["pretrained_model_name_or_path"], program.settings["controlnet_model_name_or_path"])
+            for task in [*small.shared, *(task for name in ("base", "N1-0") for task in small.held_out[name])]
+            for program in task.programs
+            if "pretrained_model_name_or_path" in program.settings
+        }
+    ]
+    assert networks == [{("preset/models/tiny-sd2-8", "preset/models/c-tiny-sd2-8")}]
+    sweep = plan_grid(load_grid("fig4", "tiny"), tmp_path)  # what the sweep of the preset's model has in common is run once
+    assert preset.held_out["N4-1"][0].folder == sweep.held_out["M16_N4-1"][0].folder
+    assert "N1-1" in small.held_out and "N1-1" not in flux.held_out
+    sizes = [trained_parameters(grid) for grid in grids.values()]
+    assert sizes == sorted(sizes) and sizes[2] == sum(
+        tensor.numel() for tensor in load_file(ROOT / "preset/models/c-tiny-sd2/diffusion_pytorch_model.safetensors").values()
+    )
+
+
+def test_the_best_place_of_each_model_and_how_it_moves_by_hand():
+    rng = np.random.default_rng(0)
+    sizes, draws = {"a": 1e3, "b": 4e3, "c": 16e3}, {}
+    points = []
+    for model, best in (("a", 0.5), ("b", 0.25), ("c", 0.125)):
+        for place in (0.5, 0.25, 0.125):
+            value = 1.0 if place == best else 0.5
+            draws[model, place] = value + rng.normal(0, 0.3, 300)
+            low, high = np.percentile(draws[model, place], [2.5, 97.5])
+            points.append(Point(model, "slow", place, Estimate(value, low, high), draws[model, place]))
+    found = best_places(points)
+    assert [(one.model, one.at) for one in found] == [("a", 0.5), ("b", 0.25), ("c", 0.125)]
+    moves = []
+    for number in range(300):
+        best = [max((0.5, 0.25, 0.125), key=lambda place: draws[model, place][number]) for model in "abc"]
+        moves.append(np.polyfit(np.log2([1e3, 4e3, 16e3]), np.log2(best), 1)[0])
+    estimate = slope(found, sizes)
+    assert estimate.value == pytest.approx(-0.5)  # half a doubling for each
+    assert [estimate.low, estimate.high] == pytest.approx(np.percentile(moves, [2.5, 97.5]))
+    share = np.mean([max((0.5, 0.25, 0.125), key=lambda place: draws["a", place][i]) == 0.5 for i in range(300)])
+    text = capacity_markdown("T", "N/M", points, sizes)
+    assert f"1/2 ({share:.0%})" in text and "it falls with capacity" in text and "Worse than its base: none." in text
+    points.append(Point("c", "fast", 0.5, Estimate(-1.0, -2.0, -0.5), np.zeros(300)))
+    assert "Worse than its base: c, fast 1/2." in capacity_markdown("T", "N/M", points, sizes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"models": {"a": {"stages": "x"}}}, "at least two"),
+        ({"models": {"a": {}, "b": {}}}, "model 'a': 'stages' is missing"),
+        ({"models": {"a": {"stage": "x"}, "b": {}}}, "model 'a'.*'stage'"),
+        ({"axis": None}, "'axis' is missing"),
+        ({"models": {"a": {"stages": "nowhere"}, "b": {"stages": "nowhere"}}}, "nowhere"),
+    ],
+)
+def test_a_mistake_in_a_sweep_of_capacities_is_named(tmp_path, changes, said):
+    path = experiment(tmp_path)
+    content = yaml.safe_load(path.read_text(encoding="utf-8")) | {"models": {name: {"stages": str(tmp_path / "stages")} for name in "ab"}}
+    path.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != "stages"} | changes), encoding="utf-8")
+    with pytest.raises(UserError, match=said) as error:
+        load_capacity(path, "tiny")
+    assert str(path) in str(error.value)
+
+
+def test_models_are_swept_one_after_the_other_and_compared(finished, tmp_path):
+    """The same model by two names, on candidates and trainings that are there: the best place cannot move."""
+    path, done, _ = finished
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    stages = content.pop("stages")
+    content["models"] = {name: {"stages": stages} for name in ("one model", "another")}
+    own = tmp_path / "two.yaml"
+    own.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    output = tmp_path / "out"
+    output.mkdir()
+    for folder in ("candidates", "trainings"):
+        (output / folder).symlink_to(done / folder)
+    said = run_program("scripts/reproduce/capacity.py", "--experiment", own, "--output_dir", output, "--bootstrap", "200").stdout
+    rows = list(csv.DictReader((output / "own/two/capacity.csv").open(encoding="utf-8")))
+    before = list(csv.DictReader((done / "own/small/results.csv").open(encoding="utf-8")))
+    changes = {row["arm"]: row["change"] for row in before if row["metric"] == "reward"}
+    assert [row["model"] for row in rows] == ["one model"] * 2 + ["another"] * 2
+    assert [float(row["change"]) for row in rows] == pytest.approx([float(changes[arm]) for arm in ("plain", "ranks")] * 2, rel=1e-4)
+    assert "| one model |" in said and (output / "own/two/capacity.png").stat().st_size > 1000
+    assert (output / "own/two/another/results.md").exists()
 
 
 # ---------------------------------------------------------------- a probe before a sweep

@@ -1,5 +1,6 @@
 """Weights from disk or hub, with one clear line where they are missing, broken or another model's."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,6 +134,17 @@ def read_tensors(path):
     except Exception as error:  # SafetensorError, FileNotFoundError, OSError; of torch.load RuntimeError, KeyError, UnpicklingError
         kind = "checkpoint of a training" if Path(path).suffix == ".pt" else "safetensors file"
         raise UserError(f"{path}: not a readable {kind} ({' '.join(str(error).split())[:200]})") from None
+
+
+def count_parameters(path):
+    """How many numbers the weights of a diffusers folder, or one safetensors file, hold; by the headers alone."""
+    from safetensors import safe_open
+
+    path, count = Path(path), 0
+    for file in sorted(path.glob("diffusion_pytorch_model*.safetensors")) if path.is_dir() else [path]:
+        with safe_open(file, "pt") as tensors:
+            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    return count
 
 
 def _policy_of_checkpoint(path):

@@ -13,7 +13,7 @@ from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.evaluation.statistics import Estimate
 from dp2osr.evaluation.summary import interval
-from dp2osr.evaluation.tables import markdown, number
+from dp2osr.evaluation.tables import markdown, number, with_spread
 from dp2osr.rewards.config import nearest
 
 PUBLISHED_DIR = Path(__file__).resolve().parents[2] / "configs" / "paper"
@@ -156,8 +156,8 @@ def places(benchmark):
 
 
 def cell(result):
-    """`0.4045 ± 0.0091`."""
-    return number(result.mean.value) + ("" if np.isnan(result.std) else f" ± {number(result.std, result.mean.value)}")
+    """A method's mean ± the spread over its samples, where it has several."""
+    return with_spread(result.mean.value, result.std)
 
 
 def benchmark_markdown(benchmark, settings, distances=None):

@@ -2,8 +2,8 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
+from dp2osr.config import named_folder
 from dp2osr.data.images import list_images
 from dp2osr.errors import UserError, listed
 
@@ -26,10 +26,8 @@ def parse_folders(arguments):
     """`["ours=DIR", "ours=DIR2", "SeeSR=DIR"]` → {"ours": [Path, Path], "SeeSR": [Path]}: a further folder has further samples."""
     folders = {}
     for argument in arguments:
-        name, equals, folder = argument.partition("=")
-        if not (name and equals and folder):
-            raise UserError(f"--images {argument}: not of the form NAME=DIR; write for example SeeSR=results/seesr ours=results/ours")
-        folders.setdefault(name, []).append(Path(folder))
+        name, folder = named_folder(argument, "--images", "SeeSR=results/seesr ours=results/ours")
+        folders.setdefault(name, []).append(folder)
     return folders
 
 

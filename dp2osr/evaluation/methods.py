@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dp2osr.config import named_folder
 from dp2osr.errors import UserError, listed
 
 RESERVED = ("bicubic", "GT", "LR", "reward")  # names of the report's own columns
@@ -40,14 +41,12 @@ def parse_candidates(arguments):
     """`["base=DIR", "policy=DIR"]` → {"base": Path, "policy": Path}; the first is the reference of every comparison."""
     folders = {}
     for argument in arguments:
-        name, equals, folder = argument.partition("=")
-        if not (name and equals and folder):
-            raise UserError(f"--candidates {argument}: not of the form NAME=DIR; write for example base=runs/base policy=runs/policy")
+        name, folder = named_folder(argument, "--candidates", "base=runs/base policy=runs/policy")
         if name in RESERVED:
             raise UserError(f"--candidates {argument}: the name '{name}' is taken by a column of the report; choose another")
         if name in folders:
             raise UserError(f"--candidates: the name '{name}' is given twice; give each folder its own name")
-        folders[name] = Path(folder)
+        folders[name] = folder
     return folders
 
 

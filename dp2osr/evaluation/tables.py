@@ -39,11 +39,19 @@ def number(value, beside=None):
     return f"{value:.2f}" if abs(value if beside is None else beside) >= 10 else f"{value:.4f}"
 
 
+def with_spread(mean, std):
+    """`0.3521 ± 0.0012`, or the mean alone where there is no spread."""
+    return number(mean) + ("" if math.isnan(std) else f" ± {number(std, mean)}")
+
+
 def cell_text(cell):
-    """`0.3521 ± 0.0012` (± over seeds), or the mean alone for a single image."""
-    if cell is None:
-        return ""
-    return number(cell.mean) + ("" if math.isnan(cell.std_over_seeds) else f" ± {number(cell.std_over_seeds, cell.mean)}")
+    """A metric's mean ± its spread over seeds, or the mean alone for a single image."""
+    return "" if cell is None else with_spread(cell.mean, cell.std_over_seeds)
+
+
+def bold_if_clear(text, estimate):
+    """Markdown: bold where the estimate's interval leaves zero out."""
+    return f"**{text}**" if estimate.verdict != "unclear" else text
 
 
 # ---------------------------------------------------------------- text and Markdown

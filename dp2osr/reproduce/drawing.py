@@ -64,7 +64,7 @@ def draw_axis(results, output):
             axes.axhline(rival.changes[REWARD].estimate.value, color=colour, linestyle="--", linewidth=1.2, label=rival.name)
         axes.axhline(0, color=MUTED, linewidth=1)
         if not steps:
-            _halving_axis(axes, sorted({setting.at for setting in results.grid.arms}))
+            halving_axis(axes, sorted({setting.at for setting in results.grid.arms}))
         axes.set_xlabel(results.grid.axis)
         axes.set_ylabel("change of the reward, σ of the base")
         if len(lines) + len(results.rivals) > 1:
@@ -73,7 +73,7 @@ def draw_axis(results, output):
             save_figure(figure, output / f"axis.{kind}")
 
 
-def _halving_axis(axes, places):
+def halving_axis(axes, places):
     """A logarithmic axis with a tick at each place, as a fraction where all are halves of halves."""
     axes.set_xscale("log", base=2)
     halves = all(math.log2(place).is_integer() for place in places)
@@ -90,7 +90,7 @@ def draw_curves(results, output):
         axes = figure.add_subplot()
         for (name, curve), colour in zip(results.curves.items(), cycle(METHODS), strict=False):
             draw_curve(axes, name, curve, colour)
-        _halving_axis(axes, results.curves[BASE]["m"])
+        halving_axis(axes, results.curves[BASE]["m"])
         axes.set_xlabel("candidates drawn, m")
         axes.set_ylabel("reward: Best ▲  Mean —  Worst ▼")
         axes.legend()

@@ -85,6 +85,10 @@ class Grid:
     best_mean_worst: bool = False
     pictures: int = 0
 
+    def flags(self, stage):
+        """The content of a stage's YAML."""
+        return read_yaml(self.stages[stage], "the flags of a program")
+
     @property
     def runs(self):
         """[(arm, seed)], seed by seed, so that an unfinished grid has all arms of its first seeds."""
@@ -98,7 +102,12 @@ def load_grid(name_or_yaml, preset):
     Raises:
         UserError: no such file, not YAML, an unknown or missing key, a stage's YAML that is not there.
     """
-    path, content = read_experiment(name_or_yaml, preset, (*KEYS, *MORE_KEYS))
+    return read_grid(*read_experiment(name_or_yaml, preset))
+
+
+def read_grid(path, content):
+    """The `Grid` of the content of a YAML at `path`; see `load_grid`."""
+    check_keys(path, content, (*KEYS, *MORE_KEYS), "an experiment")
     for key in KEYS:
         if key not in content:
             raise UserError(f"{path}: '{key}' is missing")
@@ -216,15 +225,13 @@ def _seeds(path, seeds):
     return tuple(seeds)
 
 
-def read_experiment(name_or_yaml, preset, keys):
-    """(path, content) of an experiment's YAML; `UserError` where there is none, or it has another key than `keys`."""
+def read_experiment(name_or_yaml, preset):
+    """(path, content) of an experiment's YAML; `UserError` where there is none."""
     path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else CONFIG_DIR / preset / f"{name_or_yaml}.yaml"
     if not path.exists():
         known = sorted(f"{file.parent.name}/{file.stem}" for file in CONFIG_DIR.glob("*/*.yaml"))
         raise UserError(f"{path}: there is no such experiment; known: {', '.join(known)}")
-    content = read_yaml(path, "an experiment")
-    check_keys(path, content, keys, "an experiment")
-    return path, content
+    return path, read_yaml(path, "an experiment")
 
 
 def read_yaml(path, what):

@@ -46,7 +46,8 @@ class ImageTable:
 
 def load_image_table(name_or_yaml, preset):
     """Read an image table as `load_grid` reads a grid; UserError for what is missing or not known."""
-    path, content = read_experiment(name_or_yaml, preset, KEYS)
+    path, content = read_experiment(name_or_yaml, preset)
+    check_keys(path, content, KEYS, "an image table")
     for key in KEYS[:4]:
         if not content.get(key):
             raise UserError(f"{path}: '{key}' is missing")

@@ -13,7 +13,7 @@ from dp2osr.config import parse_args, read_json, write_text
 from dp2osr.errors import UserError
 from dp2osr.evaluation.figures import METHODS, save_figure, style
 from dp2osr.evaluation.tables import markdown
-from dp2osr.reproduce.grid import load_grid, read_yaml
+from dp2osr.reproduce.grid import load_grid
 from dp2osr.reproduce.program import build_parser, results_folder
 from dp2osr.reproduce.results import REWARD
 from dp2osr.reproduce.runs import REPOSITORY, locked, run_alone
@@ -42,7 +42,7 @@ def run_prediction(description):
     tasks = plan_grid(grid, Path(args.output_dir))
     tasks.check()
     output = results_folder(args, grid.name)
-    train = read_yaml(grid.stages["train"], "the flags of a program")
+    train = grid.flags("train")
     settings = {arm.name: tuple((train | arm.train).get(flag) for flag in ("num_candidates", "top_n")) for arm in grid.arms}
     if any(None in setting for setting in settings.values()):
         raise UserError(f"{grid.name}: not every arm says its num_candidates and top_n; a probe is compared with a sweep over them")

@@ -22,26 +22,40 @@ def build_parser(description):
 def run_experiment(name, description):
     """The whole of an experiment of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
     args = parse_args(build_parser(description))
-    from dp2osr.reproduce.cost import expected, read_costs
     from dp2osr.reproduce.grid import load_grid
-    from dp2osr.reproduce.runs import run_grid
-    from dp2osr.reproduce.tasks import plan_grid
 
     grid = load_grid(args.experiment or name, args.preset)
-    tasks = plan_grid(grid, Path(args.output_dir))
-    tasks.check_flags()
-    print(tasks.summary() + expected(tasks.missing(), read_costs(grid.stages["train"].parent)), flush=True)
-    tasks.check_inputs()
-    if args.plan:
-        return
-    folders, other_bases = run_grid(tasks, args.jobs)
+    run_grids(args, {results_folder(args, grid.name): grid})
+
+
+def run_grids(args, grids):
+    """Say what is missing of grids, check all, and unless it is but a plan run them one after the other; returns their `GridResults`.
+
+    Args:
+        args: of `build_parser`.
+        grids: {folder of the results: `Grid`}.
+    """
+    from dp2osr.reproduce.cost import expected, read_costs
     from dp2osr.reproduce.results import score_rivals
+    from dp2osr.reproduce.runs import run_grid
+    from dp2osr.reproduce.tasks import plan_grid
     from dp2osr.reproduce.writing import write_results
 
-    output = results_folder(args, grid.name)
-    output.mkdir(parents=True, exist_ok=True)
-    rivals = score_rivals(grid, folders, other_bases, tasks.label, output)
-    write_results(grid, folders, output, args.bootstrap, rivals, tasks.label.get("gt_path"))
+    planned = {output: plan_grid(grid, Path(args.output_dir)) for output, grid in grids.items()}
+    for tasks in planned.values():
+        tasks.check_flags()
+        print(tasks.summary() + expected(tasks.missing(), read_costs(tasks.grid.stages["train"].parent)), flush=True)
+    for tasks in planned.values():
+        tasks.check_inputs()
+    if args.plan:
+        return []
+    found = []
+    for output, tasks in planned.items():
+        folders, other_bases = run_grid(tasks, args.jobs)
+        output.mkdir(parents=True, exist_ok=True)
+        rivals = score_rivals(tasks.grid, folders, other_bases, tasks.label, output)
+        found.append(write_results(tasks.grid, folders, output, args.bootstrap, rivals, tasks.label.get("gt_path")))
+    return found
 
 
 def run_image_table(name, description):

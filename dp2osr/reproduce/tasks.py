@@ -270,7 +270,7 @@ class GridTasks:
 
 def plan_grid(grid, output):
     """The `GridTasks` of a grid under the folder `output`."""
-    read = {stage: read_yaml(path, "the flags of a program") for stage, path in grid.stages.items()}
+    read = {stage: grid.flags(stage) for stage in grid.stages}
     shared = {arm.name: training_candidates(read, arm, output) for arm in grid.arms}
     test = read["test"] | grid.test
     label_test = read["label_test"]

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from dp2osr.config import write_json, write_text
 from dp2osr.evaluation.contact_sheet import contact_sheet
 from dp2osr.evaluation.summary import interval
-from dp2osr.evaluation.tables import markdown
+from dp2osr.evaluation.tables import bold_if_clear, markdown
 from dp2osr.provenance import versions
 from dp2osr.reproduce.drawing import draw_axis, draw_curves, draw_results
 from dp2osr.reproduce.results import BASE, REWARD, collect
@@ -83,7 +83,7 @@ def _cell(change):
     if len(change.by_seed) > 1:
         value, rest = text.split(" ", 1) if " " in text else (text, "")
         text = f"{value} ± {change.by_seed.std(ddof=1):.2f} {rest}".strip()
-    return f"**{text}**" if change.estimate.verdict != "unclear" else text
+    return bold_if_clear(text, change.estimate)
 
 
 def curves_table(results):
