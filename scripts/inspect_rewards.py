@@ -1,6 +1,7 @@
 """Explain a reward on the candidates that it scored: which metrics agree, which one drives it, where one alone decides.
 
-Writes rewards.html, one self-contained page, and rewards.parquet, a row a candidate with its reward, rank and parts.
+Writes rewards.html, one self-contained page, rewards.parquet, a row a candidate with its reward, rank and parts, and correlation.csv,
+how much any two metrics agree on the candidates of an image.
 """
 
 import argparse
@@ -19,7 +20,7 @@ def build_parser():
     parser.add_argument("--scores", help="table of label_rewards.py; scores.parquet in the candidate folder if not given")
     parser.add_argument("--reward_config", default="embedded", help="name in configs/rewards or a YAML file")
     parser.add_argument("--gt_path", help="folder of GT images, named as the LR images: shown beside the candidates, and for the maps")
-    parser.add_argument("--output_dir", required=True, help="rewards.html and rewards.parquet go here")
+    parser.add_argument("--output_dir", required=True, help="rewards.html, rewards.parquet and correlation.csv go here")
     parser.add_argument("--top_n", type=at_least(1), help="N, candidates that count as winners; a quarter of M if not given")
     parser.add_argument("--max_groups_in_report", type=at_least(0), default=5, help="groups shown, evenly over the spread of their rewards")
     parser.add_argument(

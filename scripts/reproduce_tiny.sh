@@ -15,7 +15,7 @@ source scripts/environment.sh
 
 bash scripts/quickstart.sh                        # its policies are the rows of the image tables
 bash scripts/quickstart.sh --backbone flux
-for name in table1 table2 table3 reward_sets aggregation groups_per_step degradation fig1b fig4 predict_nm fig5 rounds; do
+for name in table1 table2 table3 reward_sets aggregation groups_per_step degradation fig1b fig4 predict_nm capacity fig5 rounds; do
     echo "== $name"
     "$PY" "scripts/reproduce/$name.py" --output_dir "$output"
 done

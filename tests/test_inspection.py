@@ -15,7 +15,7 @@ from dp2osr.rewards import inspection as inspection_module
 from dp2osr.rewards.config import MetricSpec, RewardConfig
 from dp2osr.rewards.inspection import find_outliers, finite_groups, inspect_rewards, sentences
 from dp2osr.rewards.reward import hybrid_reward
-from dp2osr.rewards.table import ScoreTable
+from dp2osr.rewards.table import ScoreTable, read_scores
 
 CONFIG = RewardConfig("r", [MetricSpec("a"), MetricSpec("b")], [MetricSpec("c"), MetricSpec("d")])
 LOWER_BETTER = {"a": True, "b": False, "c": False, "d": True, "x": False}
@@ -166,6 +166,7 @@ def test_the_program_writes_a_page_and_a_table(kind, labelled, tmp_path):
     words = ["--candidates_dir", labelled, "--reward_config", config, "--gt_path", ROOT / "preset/train/gt", "--top_n", 2]
     done = run_program("scripts/inspect_rewards.py", *words, "--output_dir", tmp_path / "out", "--max_groups_in_report", 2)
     assert "drives the reward most" in done.stdout and sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "correlation.csv",
         "rewards.html",
         "rewards.parquet",
     ]
@@ -179,6 +180,11 @@ def test_the_program_writes_a_page_and_a_table(kind, labelled, tmp_path):
     np.testing.assert_allclose(rows.reward, rows.part_gmsd + rows.part_piqe)
     assert (rows.groupby("image_id").reward.idxmax() == rows.index[rows["rank"] == 1]).all()
     assert json.loads(table.schema.metadata[b"dp2osr"])["top_n"] == 2
+    head, *lines = (tmp_path / "out/correlation.csv").read_text(encoding="utf-8").splitlines()
+    matrix = {line.split(",")[0]: dict(zip(head.split(",")[1:], map(float, line.split(",")[1:]), strict=True)) for line in lines}
+    scores = read_scores(labelled / "scores.parquet").scores
+    by_hand = np.mean([spearmanr(-gmsd, ssim).statistic for gmsd, ssim in zip(scores["gmsd"], scores["ssim"], strict=True)])
+    assert matrix["gmsd"]["ssim"] == pytest.approx(by_hand, abs=1e-4) and matrix["ssim"]["ssim"] == 1
 
 
 @one_kind

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dp2osr.config import write_text
 from dp2osr.data.images import find_gt
 from dp2osr.errors import UserError
 from dp2osr.evaluation.reward_report import Pictures, write_report
@@ -24,7 +25,7 @@ from dp2osr.sampling.store import CandidateStore
 
 
 def run_inspection(args):
-    """Write `rewards.html` and `rewards.parquet` to `args.output_dir`; returns lines of text, the findings first.
+    """Write `rewards.html`, `rewards.parquet` and `correlation.csv` to `args.output_dir`; returns lines of text, the findings first.
 
     Args:
         args: flags of scripts/inspect_rewards.py.
@@ -65,6 +66,7 @@ def run_inspection(args):
     pictures = Pictures(store, gt_paths, decoder, suite)
     write_report(output / "rewards.html", inspection, config, settings, pictures, args.max_groups_in_report, validation)
     write_table(output / "rewards.parquet", reward_columns(inspection), {"reward_config": config.name, "top_n": top_n})
+    write_text(output / "correlation.csv", correlation_csv(inspection))
     return [*sentences(inspection), f"report: {output / 'rewards.html'}", f"table:  {output / 'rewards.parquet'}"]
 
 
@@ -72,6 +74,14 @@ def _validate(config, args, device):
     """What distortions the metrics order on crops of `args.resolution` pixels."""
     crops = held_out_crops(args.validation_image_path, args.resolution, args.num_crops)
     return validate_reward(MetricSuite(config.metrics, device, weights_dir=args.metrics_dir), crops)
+
+
+def correlation_csv(inspection):
+    """The mean rank correlation within a group of every two metrics, outside of the reward too; empty where none has a spread."""
+    rows = [",".join(["", *inspection.names])]
+    for name, values in zip(inspection.names, inspection.correlation, strict=True):
+        rows.append(",".join([name, *("" if np.isnan(value) else f"{value:.4f}" for value in values)]))
+    return "\n".join(rows) + "\n"
 
 
 def reward_columns(inspection):
