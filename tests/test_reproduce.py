@@ -616,7 +616,7 @@ def test_the_best_place_of_each_model_and_how_it_moves_by_hand():
     for model, best in (("a", 0.5), ("b", 0.25), ("c", 0.125)):
         for place in (0.5, 0.25, 0.125):
             value = 1.0 if place == best else 0.5
-            draws[model, place] = value + rng.normal(0, 0.3, 300)
+            draws[model, place] = value + rng.normal(0, 0.1, 300)
             low, high = np.percentile(draws[model, place], [2.5, 97.5])
             points.append(Point(model, "slow", place, Estimate(value, low, high), draws[model, place]))
     found = best_places(points)

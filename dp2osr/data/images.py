@@ -39,6 +39,16 @@ def list_images(folder):
     return paths
 
 
+def evenly(paths, count, offset=0):
+    """`count` of the sorted paths, evenly spaced, so that a part of a folder still holds every photograph; all if None.
+
+    Offsets 0, 1, 2 ... give parts without a common path until all are used, if `count` divides their number.
+    """
+    if count is None or count >= len(paths):
+        return paths
+    return [paths[(index * len(paths) // count + offset) % len(paths)] for index in range(count)]
+
+
 def find_gt(gt_path, image_ids):
     """{image id: path of its GT}. Raises UserError naming the first images without one."""
     paths = {path.stem: path for path in list_images(gt_path)}

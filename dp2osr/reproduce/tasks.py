@@ -17,7 +17,7 @@ import yaml
 
 from dp2osr.config import read_json, words_of, write_json, write_text
 from dp2osr.data.degradation import load_degradation
-from dp2osr.data.images import list_images
+from dp2osr.data.images import evenly, list_images
 from dp2osr.errors import UserError, listed
 from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.provenance import file_sha256
@@ -260,12 +260,12 @@ class GridTasks:
             if where != BICUBIC and not Path(where).is_dir():
                 raise UserError(f"{grid.name}: rival '{name}': {where} is not a folder; leave it out, or put its images there")
             if where != BICUBIC and name not in self.rivals:
-                test = self.held_out["base"][0].programs[0].settings
-                wanted = {path.stem for path in list_images(test["image_path"])[: test.get("max_images")]}
+                test = self.held_out["base"][0].programs[0].parsed()
+                wanted = {path.stem for path in evenly(list_images(test.image_path), test.max_images, test.images_offset)}
                 [images], gt = pair_images({name: [Path(where)]}, gt_path)
                 if sorted(gt) != sorted(wanted):
                     other = sorted(set(gt) ^ wanted)
-                    raise UserError(f"{grid.name}: rival '{name}': {where} has other images than {test['image_path']} ({listed(other)})")
+                    raise UserError(f"{grid.name}: rival '{name}': {where} has other images than {test.image_path} ({listed(other)})")
 
 
 def plan_grid(grid, output):

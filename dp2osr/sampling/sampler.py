@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.backbones.tiles import WHOLE, Tiling, latent_tiling
-from dp2osr.data.images import list_images, read_image
+from dp2osr.data.images import evenly, list_images, read_image
 from dp2osr.errors import UserError
 from dp2osr.precision import DTYPES, usable_precision
 from dp2osr.prompts.source import PromptSource
@@ -136,16 +136,6 @@ def sampling_record(args, sampler, **counts):
         "mixed_precision": next(name for name, dtype in DTYPES.items() if dtype == sampler.backbone.dtype),
         "versions": {name: versions()[name] for name in ("torch", "diffusers")},
     }
-
-
-def evenly(paths, count, offset=0):
-    """`count` of the sorted paths, evenly spaced, so that a part of a folder still holds every photograph; all if None.
-
-    Offsets 0, 1, 2 ... give parts without a common path until all are used, if `count` divides their number.
-    """
-    if count is None or count >= len(paths):
-        return paths
-    return [paths[(index * len(paths) // count + offset) % len(paths)] for index in range(count)]
 
 
 def generate_candidates(args):
