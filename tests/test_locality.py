@@ -129,7 +129,9 @@ def test_the_program_compares_two_folders(kind, sampled, lr_folder, tmp_path):
     changes = [changed_by_hand(sampled, other, path.stem) for path in sorted(lr_folder.iterdir())]
     shares = [np.sort(change.ravel() ** 2)[::-1][: round(change.size / 10)].sum() / np.sum(change**2) for change in changes]
     assert rows["share of the squared change in the tenth of the pixels that change most"] == pytest.approx(np.mean(shares), rel=1e-4)
-    assert (tmp_path / "out/fig6.png").stat().st_size > 10_000 and (tmp_path / "out/fig6.svg").exists()
+    assert (tmp_path / "out/fig6.png").stat().st_size > 10_000 and all(
+        title in (tmp_path / "out/fig6.svg").read_text(encoding="utf-8") for title in (">LR<", ">policy<", ">GT<", "base|, white 0.")
+    )
     run_program("gen_candidates.py", *kind.model_flags, *words[:-1], tmp_path / "seed", "--num_inference_steps", "1", "--seed", "4")
     done = run_program("scripts/reproduce/fig6.py", "--candidates", f"base={sampled}", f"policy={tmp_path / 'seed'}", *flags, check=False)
     assert_one_clear_line(done, "another seed")

@@ -23,7 +23,6 @@ from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
 
 ZOOM = 64  # pixels: side of the window that the figure shows
-GAIN = 4  # differences are drawn so many times as strong
 
 
 def run_locality(args):
@@ -93,27 +92,28 @@ def draw(changes, output, count):
 
     order = np.argsort([-image.maps["change"].mean() for image in changes])
     chosen = [changes[index] for index in order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]]
-    titles = ["LR", "base", "policy", "GT", f"|policy − base| × {GAIN}", f"base, spread × {GAIN}"]
+    windows = [_window(image) for image in chosen]
+    white = [max(np.percentile(np.concatenate([window[place].ravel() for window in windows]), 99.5), 1e-6) for place in (4, 5)]
+    titles = ["LR", "base", "policy", "GT", f"|policy − base|, white {white[0]:.3f}", f"over seeds, white {white[1]:.3f}"]
     with style():
         figure = Figure(figsize=(1.7 * len(titles), 1.75 * len(chosen) + 0.2), layout="constrained")
         panels = figure.subplots(len(chosen), len(titles), squeeze=False)
-        for row, image in zip(panels, chosen, strict=True):
-            for axes, title, picture in zip(row, titles, _pictures(image), strict=True):
-                axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        for row, image, window in zip(panels, chosen, windows, strict=True):
+            for axes, picture, most in zip(row, window, [1, 1, 1, 1, *white], strict=True):
+                axes.imshow(picture, cmap="gray", vmin=0, vmax=most, interpolation="nearest")
                 axes.set(xticks=[], yticks=[])
-                if row is panels[0]:
-                    axes.set_title(title, fontsize=8)
             row[0].set_ylabel(image.image_id, fontsize=7, color=MUTED)
+        for axes, title in zip(panels[0], titles, strict=True):
+            axes.set_title(title, fontsize=7)
         for kind in ("png", "svg"):
             save_figure(figure, output / f"fig6.{kind}")
 
 
-def _pictures(image):
-    """The six pictures of an image, cut to its window of most detail."""
+def _window(image):
+    """LR, base, policy and GT in [0, 1], the change and the base's spread as they are, cut to the image's window of most detail."""
     gt = tensor_to_pil(image.gt)
     box = detail_window(gt, ZOOM) or (0, 0, *gt.size)
     lr = image.lr.resize(gt.size, Image.Resampling.NEAREST)
     pictures = [np.asarray(picture.crop(box)) / 255 for picture in (lr, tensor_to_pil(image.base), tensor_to_pil(image.policy), gt)]
     left, top, right, bottom = box
-    maps = [image.maps[name][top:bottom, left:right] for name in ("change", "base spread over seeds")]
-    return pictures + [np.clip(GAIN * values, 0, 1) for values in maps]
+    return pictures + [image.maps[name][top:bottom, left:right] for name in ("change", "base spread over seeds")]
