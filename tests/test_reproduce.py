@@ -713,7 +713,7 @@ def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, 
     monkeypatch.setattr(prediction, "run_alone", lambda task: None)
     prediction.run_prediction("")
     said = capsys.readouterr().out
-    assert ran[0]["sizes"] == [2, 4] and "num_candidates" not in ran[0] and ran[0]["learning_rate"] == 1e-3
+    assert (ran[0]["sizes"], ran[0]["tops"]) == ([2, 4], [1, 2]) and "num_candidates" not in ran[0] and ran[0]["learning_rate"] == 1e-3
     assert "rank correlation +0.50" in said  # 3, 2, 1 against .5, .7, −.2
     assert "Its best: N = 1 of M = 4, measured +0.50, 0.20 below the sweep's best, M4_N2." in said
     rows = list(csv.DictReader((results.parent / "prediction.csv").open(encoding="utf-8")))

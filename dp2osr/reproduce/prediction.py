@@ -22,7 +22,7 @@ from dp2osr.reproduce.tasks import CANDIDATES, SCORES, fingerprint, plan_grid, w
 
 @dataclass(frozen=True)
 class Predicted:
-    """A setting of the sweep: `gain` of the probe (its unit is the sampler's), `change` of the held-out reward, σ, with its interval."""
+    """A setting of the sweep: `gain` of the probe, Cov(r̂, R) in σ of the reward, `change` of the held-out reward, σ, with its interval."""
 
     arm: str
     size: int
@@ -35,7 +35,7 @@ class Predicted:
 
 def run_prediction(description):
     """The whole of it, from the command line: probe, comparison, `prediction.md`, `.csv`, `.png` and `.svg` beside the sweep's results."""
-    args = parse_args(build_parser(description))
+    args = parse_args(build_parser(description, jobs=False))
     from dp2osr.training.probe import suggest
 
     grid = load_grid(args.experiment or "fig4", args.preset)
@@ -55,18 +55,10 @@ def run_prediction(description):
     [shared] = tasks.shared
     with locked(shared):
         run_alone(shared)
-    records = probe(
-        grid, train, shared.folder / CANDIDATES, Path(args.output_dir) / "probes", sorted({size for size, _ in settings.values()})
-    )
+    records = probe(grid, train, settings.values(), shared.folder / CANDIDATES, Path(args.output_dir) / "probes")
     by_setting = {(record["M"], record["N"]): record for record in records}
-    rows = [
-        Predicted(name, *setting, by_setting[setting]["gain"], *measured[name])
-        for name, setting in settings.items()
-        if setting in by_setting
-    ]
-    if not rows:
-        raise UserError(f"{grid.name}: none of its N is a power of two up to half of its M, as the probe tries")
-    text = prediction_markdown(grid, rows, suggest([by_setting[row.size, row.top_n] for row in rows]))
+    rows = [Predicted(name, *setting, by_setting[setting]["gain"], *measured[name]) for name, setting in settings.items()]
+    text = prediction_markdown(grid, rows, suggest([by_setting[setting] for setting in settings.values()], args.bootstrap))
     write_text(output / "prediction.md", text)
     write_text(output / "prediction.csv", prediction_csv(rows))
     draw_prediction(rows, output)
@@ -85,17 +77,22 @@ def read_measured(path, grid):
     return found
 
 
-def probe(grid, train, candidates, parent, sizes):
-    """Records of `scripts/suggest_nm.py` on a grid's candidates, in a folder named by what it is run on; resumable."""
+def probe(grid, train, settings, candidates, parent):
+    """Records of `scripts/suggest_nm.py` for the `settings`, (M, N), and more, in a folder named by what decides them; resumable."""
     folder = parent / f"{grid.name}-{fingerprint(str(grid.stages['train']))}-{candidates.parent.name}"
+    found = folder / "probe.json"
+    if found.exists() and set(settings) <= {(record["M"], record["N"]) for record in read_json(found)}:
+        return read_json(found)
     folder.mkdir(parents=True, exist_ok=True)
+    sizes, tops = (sorted(set(numbers)) for numbers in zip(*settings, strict=True))
     flags = {key: value for key, value in train.items() if key not in ("num_candidates", "top_n", "groups_per_step", "max_train_steps")}
+    flags |= {"lr_scheduler": "constant_with_warmup", "sizes": sizes, "tops": tops}
     paths = {"candidates_dir": str(candidates), "scores": str(candidates / SCORES), "output_dir": str(folder)}
-    write_yaml(folder / "probe.yaml", flags | {"lr_scheduler": "constant_with_warmup", "sizes": sizes} | paths)
+    write_yaml(folder / "probe.yaml", flags | paths)
     words = [sys.executable, str(REPOSITORY / "scripts/suggest_nm.py"), "--config", str(folder / "probe.yaml")]
     if subprocess.run(words, stdin=subprocess.DEVNULL).returncode:
         raise UserError(f"scripts/suggest_nm.py --config {folder / 'probe.yaml'} stopped; the same command goes on")
-    return read_json(folder / "probe.json")
+    return read_json(found)
 
 
 def prediction_markdown(grid, rows, proposals):

@@ -6,14 +6,16 @@ from pathlib import Path
 from dp2osr.config import at_least, parse_args
 
 
-def build_parser(description):
+def build_parser(description, jobs=True):
+    """Flags of every program of scripts/reproduce; `jobs`: whether it has several trainings."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", choices=["tiny", "paper"], default="tiny", help="configs/reproduce/<preset> (default: %(default)s)")
     parser.add_argument(
         "--experiment", help="another experiment of the same form, a YAML or a name of the preset's (default: the program's)"
     )
     parser.add_argument("--output_dir", default="runs/reproduce", help="of all experiments, which share runs (default: %(default)s)")
-    parser.add_argument("--jobs", type=at_least(1), help="runs side by side (default: the cores, eight at most; with a GPU 1)")
+    if jobs:
+        parser.add_argument("--jobs", type=at_least(1), help="runs side by side (default: the cores, eight at most; with a GPU 1)")
     parser.add_argument("--plan", action="store_true", help="say what is missing and stop")
     parser.add_argument("--bootstrap", type=at_least(1), default=2000, help="resamples for the intervals (default: %(default)s)")
     return parser
