@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every table, figure and ablation that the tiny models can give, one after the other: about five hours on two cores, by its plans.
+# Every table, figure and ablation that the tiny models can give, one after the other: about six hours on two cores, by its plans.
 #     bash scripts/reproduce_tiny.sh [OUTPUT_DIR]     # default: runs/reproduce; the quickstarts, which come first, have folders of their own
 # Run it again and it goes on where it was stopped; what is done is told by its tables in seconds.
 
