@@ -24,6 +24,7 @@ from dp2osr.config import flags_of
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.evaluation.statistics import Estimate
+from dp2osr.reproduce import runs
 from dp2osr.reproduce.capacity import Point, best_places, capacity_markdown, load_capacity, slope, trained_parameters
 from dp2osr.reproduce.cost import read_costs
 from dp2osr.reproduce.grid import CONFIG_DIR, Arm, load_grid
@@ -424,6 +425,14 @@ def test_a_killed_experiment_leaves_no_program_behind(tmp_path):
     finally:
         parent.kill()
     assert not list((tmp_path / "out").glob("*/*/done.json"))
+
+
+def test_programs_that_share_no_work_are_one_process(monkeypatch):
+    started = []
+    monkeypatch.setattr(runs.subprocess, "Popen", lambda command, **_: started.append(command))
+    for script, jobs in (("gen_candidates.py", 1), ("gen_candidates.py", 2), ("scripts/make_lr_pairs.py", 1)):
+        runs.start(script, "x.yaml", jobs)
+    assert ["dp2osr.launch" in command for command in started] == [True, False, False]
 
 
 def wait_for(condition, seconds=60):

@@ -139,11 +139,14 @@ def run_alone(task):
 
 
 def start(script, settings, jobs, **streams):
-    """Start a program under a YAML: one process with its share of the threads where there are several jobs, else `dp2osr.launch`'s."""
+    """Start a program under a YAML: one process with its share of the threads where there are several jobs, else `dp2osr.launch`'s.
+
+    A program of `scripts/` is one process in any case: several would do the same work, in the same files.
+    """
     environment = {**KEPT_MEMORY, **os.environ, PARENT: str(os.getpid())}
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))
-    launcher = [] if jobs > 1 else ["-m", "dp2osr.launch"]
+    launcher = [] if jobs > 1 or Path(script).parent.name == "scripts" else ["-m", "dp2osr.launch"]
     command = [sys.executable, *launcher, str(REPOSITORY / script), "--config", str(settings)]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **streams)
 
