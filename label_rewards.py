@@ -16,7 +16,10 @@ def build_parser():
     )
     parser.add_argument("--output", help="score table (default: <candidates_dir>/scores.parquet)")
     parser.add_argument("--exclude_metrics", nargs="+", default=[], metavar="METRIC", help="metrics of the config to leave out this time")
-    parser.add_argument("--metrics_dir", help="folder of scripts/fetch_metrics.py with pyiqa's weights (default: pyiqa's own places)")
+    parser.add_argument(
+        "--metrics_dir",
+        help="folder of scripts/fetch_metrics.py with pyiqa's weights (default: DP2OSR_METRICS_DIR, else pyiqa's own places)",
+    )
     parser.add_argument("--batch_size", type=at_least(1), default=8, help="images scored together at most (default: %(default)s)")
     parser.add_argument(
         "--memory_limit", type=positive, help="GB a process may take, weights and all; batches shrink to it (default: no limit)"

@@ -43,7 +43,10 @@ def make_parser():
         help="regular expression of what an image id has beyond its photograph's name; '' if every image is a photograph "
         "(default: %(default)s)",
     )
-    parser.add_argument("--metrics_dir", help="folder of scripts/fetch_metrics.py with pyiqa's weights (default: pyiqa's own places)")
+    parser.add_argument(
+        "--metrics_dir",
+        help="folder of scripts/fetch_metrics.py with pyiqa's weights (default: DP2OSR_METRICS_DIR, else pyiqa's own places)",
+    )
     of_candidates = parser.add_argument_group("with --candidates")
     of_candidates.add_argument(
         "--reward_config", default="embedded", metavar="NAME_OR_YAML", help="a name in configs/rewards or a YAML (default: %(default)s)"

@@ -10,7 +10,7 @@ from conftest import assert_one_clear_line, one_kind, run_program
 
 from dp2osr.config import parse_args
 from dp2osr.errors import UserError
-from dp2osr.evaluation.statistics import photographs_of
+from dp2osr.evaluation.statistics import bootstrap_weights, photographs_of
 from dp2osr.training.probe import Probe, settings_to_probe, split_groups, suggest
 from dp2osr.training.trainer import PreferenceTrainer
 
@@ -63,7 +63,14 @@ def test_every_setting_starts_from_the_reference_with_as_many_candidates_a_step(
     assert first == again and all(torch.equal(weights[key], value) for key, value in probe.trainer.policy.state_dict().items())
     assert (first["groups_per_step"], other["groups_per_step"]) == (1, 2) and first["gain"] != other["gain"]
     assert first["distance"] > 0 and probe.trainer.groups.image_ids == [probe.groups_of(6, 1).image_ids[i] for i in probe.train_on]
-    assert first["gain"] == pytest.approx(np.mean(first["by_group"]) / np.std(probe.judged.rewards, axis=1, ddof=1).mean())
+    spread = np.std(probe.judged.rewards, axis=1, ddof=1)
+    assert first["gain"] == pytest.approx(np.mean(first["by_group"]) / spread.mean())
+    assert first["photographs"] == photographs_of(probe.judged.image_ids) == probe.photographs
+    weights = bootstrap_weights(first["photographs"], 50, probe.trainer.args.seed)
+    ratios = weights @ np.array(first["by_group"]) / (weights @ spread)
+    assert [first["low"], first["high"]] == pytest.approx(np.percentile(ratios, [2.5, 97.5]).tolist())
+    probe.photographs = ["one"] * 2  # crops of one photograph: no interval can be had
+    assert np.isnan(probe.run(4, 1, resamples=50)["low"])
 
 
 def test_no_photograph_is_both_visited_and_judged_by():

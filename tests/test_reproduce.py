@@ -143,6 +143,8 @@ def test_every_image_table_of_the_repository_gives_its_programs_flags_that_they_
         ({"rivals": ["SeeSR"]}, ["rivals", "name: value"]),
         ({"rivals": {"plain": "bicubic"}}, ["rival 'plain'"]),
         ({"rivals": {"GT": "bicubic"}}, ["rival 'GT'"]),
+        ({"stages": None}, ["stages", "folder"]),
+        ({"arms": {"a": {"at": float("inf")}}}, ["arm 'a'", "'at'"]),
         ({"crop_suffix": "_("}, ["crop_suffix", "not a regular expression"]),
         ({"pictures": "many"}, ["pictures", "number"]),
         ({"arms": {"a": {"at": 1, "degradation": ["jpeg"]}}}, ["arm 'a'", "degradation"]),
@@ -170,12 +172,16 @@ def test_an_experiment_that_is_not_there_lists_those_that_are():
 @pytest.mark.parametrize(
     ("changes", "mentions"),
     [
-        ({"arms": {"a": {"at": 1, "train": {"topn": 3}}}}, ["a-0, train", "topn", "top_n"]),
-        ({"arms": {"a": {"at": 1, "train": {"top_n": 3, "num_candidates": 4}}}}, ["a-0, train", "at most half"]),
-        ({"arms": {"a": {"at": 1, "train": {"learning_rate": "fast"}}}}, ["a-0, train", "learning_rate"]),
+        ({"arms": {"a": {"at": 1, "train": {"topn": 3}}}}, ["arm 'a', train", "topn", "top_n"]),
+        ({"arms": {"a": {"at": 1, "train": {"top_n": 3, "num_candidates": 4}}}}, ["arm 'a'", "N = 3 of M = 4"]),
+        ({"arms": {"a": {"at": 1, "train": {"learning_rate": "fast"}}}}, ["arm 'a', train", "learning_rate"]),
         ({"arms": {"a": {"at": 1, "reward": {"normalize": "rank"}}}}, ["a-0", "normalize", "normalise"]),
-        ({"arms": {"a": {"at": 1, "train": {"max_train_steps": "1e3"}}}}, ["a-0, train", "max_train_steps", "1e3"]),
+        ({"arms": {"a": {"at": 1, "train": {"max_train_steps": "1e3"}}}}, ["arm 'a', train", "max_train_steps", "1e3"]),
         ({"evaluated_by": "embeded"}, ["embeded", "embedded"]),
+        ({"arms": {"a": {"at": 1, "train": {"num_candidates": 8}}}}, ["arm 'a'", "N = 2 of M = 8", "4 candidates"]),
+        ({"arms": {"a": {"at": 1, "train": {"top_n": 3}}}}, ["arm 'a'", "N = 3 of M = 4", "4 candidates"]),
+        ({"arms": {"a": {"at": 1, "train": {"backbone": "fluxx"}}}}, ["train_fluxx_dpo.py", "no such program"]),
+        ({"arms": {"a": {"at": 1, "train": {"reward_config": 3}}}}, ["3"]),
         ({"axis": None, "arms": {"a": {"train": {"max_train_steps": "1e3"}}}, "checkpoints": [1]}, ["arm 'a', train", "1e3"]),
         ({"axis": None, "arms": {"a": {"train": {"lora_rank": 2}}}, "checkpoints": [1]}, ["arm 'a'", "lora_rank 2"]),
     ],
@@ -581,8 +587,11 @@ def test_a_plan_tells_hours_and_disk_by_what_a_candidate_costs(watched, tmp_path
     content = label.read_text(encoding="utf-8")
     try:
         label.write_text(content.replace(yaml.safe_load(content)["gt_path"], "preset/test/gt"), encoding="utf-8")
-        with pytest.raises(UserError, match="only in|other images"):
-            plan_grid(replace(grid, rivals={"x": grid.rivals["SeeSR"]}), tmp_path).check()
+        plan_grid(replace(grid, rivals={"x": "preset/test/gt"}), tmp_path).check()  # images beyond those that are sampled have no part
+        with pytest.raises(UserError, match="test/lr/.*32 x 32"):
+            plan_grid(replace(grid, rivals={"x": "preset/test/lr"}), tmp_path).check()
+        with pytest.raises(UserError, match="only in preset/test/gt, not in x"):
+            plan_grid(replace(grid, rivals={"x": "preset/train/gt"}), tmp_path).check()
         label.write_text(yaml.safe_dump({"reward_config": "nr_only"}), encoding="utf-8")
         with pytest.raises(UserError, match="label_test.yaml: 'gt_path' is missing"):
             plan_grid(grid, tmp_path).check()
@@ -596,26 +605,35 @@ def test_a_plan_tells_hours_and_disk_by_what_a_candidate_costs(watched, tmp_path
 def test_a_sweep_of_capacities_has_each_model_in_every_stage(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     grids = load_capacity("capacity", "tiny")
-    tasks = {model: plan_grid(grid, tmp_path) for model, grid in grids.items()}
-    for of_model in tasks.values():
+    tasks = {key: plan_grid(grid, tmp_path) for key, grid in grids.items()}
+    suffixes = {
+        "C-tiny-SD2, 8 channels": "sd2-8",
+        "C-tiny-SD2, 16 channels": "sd2-16",
+        "C-tiny-SD2, 32 channels": "sd2",
+        "C-tiny-FLUX": "flux",
+    }
+    for (model, _), of_model in tasks.items():
         of_model.check()
-    small, *_, preset, flux = tasks.values()
-    networks = [
-        {
-            (program.settings["pretrained_model_name_or_path"], program.settings["controlnet_model_name_or_path"])
-            for task in [*small.shared, *(task for name in ("base", "N1-0") for task in small.held_out[name])]
+        programs = [
+            program
+            for task in [*of_model.shared, *(task for chain in of_model.held_out.values() for task in chain)]
             for program in task.programs
+        ]
+        networks = {
+            tuple(program.settings[key] for key in ("pretrained_model_name_or_path", "controlnet_model_name_or_path"))
+            for program in programs
             if "pretrained_model_name_or_path" in program.settings
         }
-    ]
-    assert networks == [{("preset/models/tiny-sd2-8", "preset/models/c-tiny-sd2-8")}]
+        assert networks == {(f"preset/models/tiny-{suffixes[model]}", f"preset/models/c-tiny-{suffixes[model]}")}
+        [sampled] = {task.programs[0].settings["num_candidates"] for task in of_model.shared}
+        assert sampled == (64 if model == "C-tiny-SD2, 32 channels" else 16)
     sweep = plan_grid(load_grid("fig4", "tiny"), tmp_path)  # what the sweep of the preset's model has in common is run once
+    preset = tasks["C-tiny-SD2, 32 channels", "rate 1e-4"]
     assert preset.held_out["N4-1"][0].folder == sweep.held_out["M16_N4-1"][0].folder
-    assert "N1-1" in small.held_out and "N1-1" not in flux.held_out
+    assert "N1_5x-0" not in preset.held_out and "N1-1" not in tasks["C-tiny-FLUX", "rate 1e-4"].held_out
     sizes = [trained_parameters(grid) for grid in grids.values()]
-    assert sizes == sorted(sizes) and sizes[2] == sum(
-        tensor.numel() for tensor in load_file(ROOT / "preset/models/c-tiny-sd2/diffusion_pytorch_model.safetensors").values()
-    )
+    weights = load_file(ROOT / "preset/models/c-tiny-sd2/diffusion_pytorch_model.safetensors")
+    assert sizes == sorted(sizes) and sizes[4] == sum(tensor.numel() for tensor in weights.values())
 
 
 def test_the_best_place_of_each_model_and_how_it_moves_by_hand():
@@ -625,23 +643,40 @@ def test_the_best_place_of_each_model_and_how_it_moves_by_hand():
     for model, best in (("a", 0.5), ("b", 0.25), ("c", 0.125)):
         for place in (0.5, 0.25, 0.125):
             value = 1.0 if place == best else 0.5
-            draws[model, place] = value + rng.normal(0, 0.1, 300)
+            draws[model, place] = value + rng.normal(0, 0.35, 300)
             low, high = np.percentile(draws[model, place], [2.5, 97.5])
-            points.append(Point(model, "slow", place, Estimate(value, low, high), draws[model, place]))
+            points.append(Point(model, "slow", place, Estimate(value, low, high), draws[model, place], 3))
     found = best_places(points)
     assert [(one.model, one.at) for one in found] == [("a", 0.5), ("b", 0.25), ("c", 0.125)]
-    moves = []
+    moves, share = [], 0
     for number in range(300):
         best = [max((0.5, 0.25, 0.125), key=lambda place: draws[model, place][number]) for model in "abc"]
         moves.append(np.polyfit(np.log2([1e3, 4e3, 16e3]), np.log2(best), 1)[0])
+        share += (best[0] == 0.5) / 300
     estimate = slope(found, sizes)
     assert estimate.value == pytest.approx(-0.5)  # half a doubling for each
     assert [estimate.low, estimate.high] == pytest.approx(np.percentile(moves, [2.5, 97.5]))
-    share = np.mean([max((0.5, 0.25, 0.125), key=lambda place: draws["a", place][i]) == 0.5 for i in range(300)])
+    assert estimate.low < estimate.high and 0.5 < share < 0.95
     text = capacity_markdown("T", "N/M", points, sizes)
-    assert f"1/2 ({share:.0%})" in text and "it falls with capacity" in text and "Worse than its base: none." in text
-    points.append(Point("c", "fast", 0.5, Estimate(-1.0, -2.0, -0.5), np.zeros(300)))
-    assert "Worse than its base: c, fast 1/2." in capacity_markdown("T", "N/M", points, sizes)
+    assert f"1/2 ({share:.0%})" in text and "cannot be told from not moving" in text and "Worse than its base: none." in text
+    sure = [replace(point, draws=np.full(300, point.change.value)) for point in points]
+    assert "it falls with capacity" in capacity_markdown("T", "N/M", sure, sizes)
+    assert "doubling" not in capacity_markdown("T", "N/M", sure, dict.fromkeys(sizes, 1e3))
+    points.append(Point("c", "fast", 0.5, Estimate(-1.0, -2.0, -0.5), np.zeros(300), 1))
+    text = capacity_markdown("T", "N/M", points, sizes)
+    assert "Worse than its base: c, fast 1/2." in text and "whose own chance is in no interval: c." in text
+
+
+def test_draws_without_a_value_say_nothing_of_the_best_place():
+    points = [
+        Point("a", "", place, Estimate(value), draws, 1)
+        for place, value, draws in ((0.5, 1.0, np.array([np.nan, 2, 2, 0])), (0.25, 0.5, np.ones(4)))
+    ]
+    [found] = best_places(points)
+    assert found.share == pytest.approx(2 / 3) and found.draws.tolist() == [0.5, 0.5, 0.25]
+    [found] = best_places([replace(point, draws=None) for point in points])  # one photograph alone
+    assert found.at == 0.5 and np.isnan(found.share)
+    assert "1/2 |" in capacity_markdown("T", "N/M", [replace(point, draws=None) for point in points], {"a": 1})
 
 
 @pytest.mark.parametrize(
@@ -652,37 +687,44 @@ def test_the_best_place_of_each_model_and_how_it_moves_by_hand():
         ({"models": {"a": {"stage": "x"}, "b": {}}}, "model 'a'.*'stage'"),
         ({"axis": None}, "'axis' is missing"),
         ({"models": {"a": {"stages": "nowhere"}, "b": {"stages": "nowhere"}}}, "nowhere"),
+        ({"models": {"a": {"stages": 3}, "b": {"stages": 3}}}, "'stages' must be a folder"),
+        ({"models": {"a 1": {"stages": "STAGES"}, "a-1": {"stages": "STAGES"}}}, "they name folders"),
+        ({"arms": {"one": {"at": 1}, "two": {"at": 1}}}, "different places"),
     ],
 )
 def test_a_mistake_in_a_sweep_of_capacities_is_named(tmp_path, changes, said):
     path = experiment(tmp_path)
     content = yaml.safe_load(path.read_text(encoding="utf-8")) | {"models": {name: {"stages": str(tmp_path / "stages")} for name in "ab"}}
-    path.write_text(yaml.safe_dump({key: value for key, value in content.items() if key != "stages"} | changes), encoding="utf-8")
+    written = yaml.safe_dump({key: value for key, value in content.items() if key != "stages"} | changes)
+    path.write_text(written.replace("STAGES", str(tmp_path / "stages")), encoding="utf-8")
     with pytest.raises(UserError, match=said) as error:
         load_capacity(path, "tiny")
     assert str(path) in str(error.value)
 
 
 def test_models_are_swept_one_after_the_other_and_compared(finished, tmp_path):
-    """The same model by two names, on candidates and trainings that are there: the best place cannot move."""
+    """The same model by three names, on candidates and trainings that are there."""
     path, done, _ = finished
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     stages = content.pop("stages")
-    content["models"] = {name: {"stages": stages} for name in ("one model", "another")}
-    own = tmp_path / "two.yaml"
+    content["models"] = {name: {"stages": stages} for name in ("one", "two", "three")}
+    content["arms"]["ranks"] |= {"line": ""}
+    own = tmp_path / "three.yaml"
     own.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     output = tmp_path / "out"
     output.mkdir()
     for folder in ("candidates", "trainings"):
         (output / folder).symlink_to(done / folder)
     said = run_program("scripts/reproduce/capacity.py", "--experiment", own, "--output_dir", output, "--bootstrap", "200").stdout
-    rows = list(csv.DictReader((output / "own/two/capacity.csv").open(encoding="utf-8")))
+    rows = list(csv.DictReader((output / "own/three/capacity.csv").open(encoding="utf-8")))
     before = list(csv.DictReader((done / "own/small/results.csv").open(encoding="utf-8")))
-    changes = {row["arm"]: row["change"] for row in before if row["metric"] == "reward"}
-    assert [row["model"] for row in rows] == ["one model"] * 2 + ["another"] * 2
-    assert [float(row["change"]) for row in rows] == pytest.approx([float(changes[arm]) for arm in ("plain", "ranks")] * 2, rel=1e-4)
-    assert "| one model |" in said and (output / "own/two/capacity.png").stat().st_size > 1000
-    assert (output / "own/two/another/results.md").exists()
+    changes = {row["arm"]: float(row["change"]) for row in before if row["metric"] == "reward"}
+    assert [row["model"] for row in rows] == ["one"] * 2 + ["two"] * 2 + ["three"] * 2
+    assert [float(row["change"]) for row in rows] == pytest.approx([changes[arm] for arm in ("plain", "ranks")] * 3, rel=1e-4)
+    best = "1/2" if changes["plain"] > changes["ranks"] else "1/4"
+    table = [line for line in said.splitlines() if line.startswith(("| one |", "| two |", "| three |"))]
+    assert len(table) == 3 and all(f"| {best} (" in line for line in table) and "doubling" not in said  # models of one size have no slope
+    assert (output / "own/three/capacity.png").stat().st_size > 1000 and (output / "own/three/two/results.md").exists()
 
 
 # ---------------------------------------------------------------- a probe before a sweep
@@ -709,17 +751,17 @@ def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, 
     results.write_text("\n".join([*lines, "M2_N1,reward,-0.2,-0.3,-0.1"]) + "\n", encoding="utf-8")
     ran = []
 
-    def probe(words, stdin):
-        flags = yaml.safe_load(Path(words[-1]).read_text(encoding="utf-8"))
-        ran.append(flags)
+    def run_alone(task):
+        if task.programs[0].name != "probe":
+            return
+        ran.append(task.programs[0].flags(task.folder))
         records = [{"M": 4, "N": 1, "gain": 3.0}, {"M": 4, "N": 2, "gain": 2.0}, {"M": 2, "N": 1, "gain": 1.0}]
         both = {"photographs": ["a", "b"]}
         records = [record | both | {"by_group": [record["gain"], record["gain"] + 0.1]} for record in records]
-        (Path(flags["output_dir"]) / "probe.json").write_text(json.dumps(records), encoding="utf-8")
-        return subprocess.CompletedProcess(words, 0)
+        (task.folder / "probe").mkdir()
+        (task.folder / "probe/probe.json").write_text(json.dumps(records), encoding="utf-8")
 
-    monkeypatch.setattr(prediction.subprocess, "run", probe)
-    monkeypatch.setattr(prediction, "run_alone", lambda task: None)
+    monkeypatch.setattr(prediction, "run_alone", run_alone)
     prediction.run_prediction("")
     said = capsys.readouterr().out
     assert (ran[0]["sizes"], ran[0]["tops"]) == ([2, 4], [1, 2]) and "num_candidates" not in ran[0] and ran[0]["learning_rate"] == 1e-3
@@ -732,6 +774,19 @@ def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, 
         ("M2_N1", 1, -0.2),
     ]
     assert (results.parent / "prediction.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("change", [{"train": {"learning_rate": 1e-4}}, {"reward": {"normalise": "rank"}}, {"rounds": 2}])
+def test_a_probe_is_compared_with_nothing_but_a_sweep_over_m_and_n(tmp_path, monkeypatch, change):
+    from dp2osr.reproduce import prediction
+
+    flags = {"num_candidates": 4, "top_n": 1}
+    arms = {"a": {"at": 1, "train": flags}, "b": {"at": 2} | change | {"train": flags | {"top_n": 2} | change.get("train", {})}}
+    path = experiment(tmp_path, arms=arms)
+    monkeypatch.setattr(sys, "argv", ["predict_nm.py", "--experiment", str(path), "--output_dir", str(tmp_path / "out")])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="differ in more than M and N"):
+        prediction.run_prediction("")
 
 
 @pytest.mark.parametrize(

@@ -137,14 +137,15 @@ def read_tensors(path):
 
 
 def count_parameters(path):
-    """How many numbers the weights of a diffusers folder, or one safetensors file, hold; by the headers alone."""
-    from safetensors import safe_open
+    """How many numbers the weights of a diffusers folder, or one safetensors file, hold, by its header; `UserError` if there are none."""
+    from safetensors import SafetensorError, safe_open
 
-    path, count = Path(path), 0
-    for file in sorted(path.glob("diffusion_pytorch_model*.safetensors")) if path.is_dir() else [path]:
-        with safe_open(file, "pt") as tensors:
-            count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    return count
+    path = Path(path) / "diffusion_pytorch_model.safetensors" if Path(path).is_dir() else Path(path)
+    try:
+        with safe_open(path, "pt") as tensors:
+            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: its parameters cannot be counted ({' '.join(str(error).split())[:200]})") from None
 
 
 def _policy_of_checkpoint(path):

@@ -19,7 +19,7 @@ def build_fid(weights_dir=None, device="cpu"):
     try:
         return create_metric(MetricSpec("fid"), device, weights_dir)
     except UserError as error:
-        raise UserError(f"--fid: {error}; scripts/fetch_metrics.py --fid fetches them") from None
+        raise UserError(f"--fid: {error}") from None
 
 
 def check_enough(gt):

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from dp2osr.config import named_folder
-from dp2osr.data.images import list_images
+from dp2osr.data.images import find_gt, list_images, read_image
 from dp2osr.errors import UserError, listed
 
 SAMPLE = re.compile(r"(.+)_(\d+)")  # photo_00, photo_01: samples of photo, as the test programs name them
@@ -31,7 +31,7 @@ def parse_folders(arguments):
     return folders
 
 
-def pair_images(folders, gt_path=None, lr_path=None):
+def pair_images(folders, gt_path=None, lr_path=None, only=None):
     """The methods' images and their GT.
 
     An SR image has the name of its GT, or that with `_` and the sample's number. Without GT the LR images give the names, and without them
@@ -40,6 +40,7 @@ def pair_images(folders, gt_path=None, lr_path=None):
     Args:
         folders: of `parse_folders`.
         gt_path: folder of the GT images, or None; lr_path: of the LR images, or None.
+        only: image ids; others of the GT and of the methods are passed over.
 
     Returns:
         (list of `ImageMethod` with the same image ids, {image id: GT path}, empty without GT).
@@ -48,6 +49,8 @@ def pair_images(folders, gt_path=None, lr_path=None):
         UserError: an image without GT or a GT without image (all sides are listed), or numbers of samples that differ.
     """
     gt = {path.stem: path for path in list_images(gt_path)} if gt_path else {}
+    if only is not None:
+        gt = find_gt(gt_path, only)
     named_by = gt_path or lr_path
     names = gt or ({path.stem: path for path in list_images(lr_path)} if lr_path else {})
     methods = []
@@ -56,7 +59,7 @@ def pair_images(folders, gt_path=None, lr_path=None):
         for folder in paths:
             for path in list_images(folder):
                 samples.setdefault(image_id_of(path.stem, names), []).append(path)
-        methods.append(ImageMethod(name, samples))
+        methods.append(ImageMethod(name, {key: found for key, found in samples.items() if only is None or key in gt}))
     _check_names(methods, names, named_by)
     _check_samples(methods)
     return methods, gt
@@ -79,6 +82,16 @@ def _check_names(methods, names, named_by):
         raise UserError(
             f"the images do not have the same names ({'; '.join(problems)}); an SR image has its GT's name, and _00, _01 ... for samples"
         )
+
+
+def check_sizes(paths):
+    """Raise `UserError` unless all images can be read and are as large as the first."""
+    sizes = {}
+    for path in paths:
+        sizes[path] = read_image(path).size
+        if sizes[path] != sizes[paths[0]]:
+            told = [f"{width} x {height}" for width, height in (sizes[path], sizes[paths[0]])]
+            raise UserError(f"{path}: is {told[0]} pixels, {paths[0]} is {told[1]}; nothing is resized here, make them the same size")
 
 
 def _check_samples(methods):

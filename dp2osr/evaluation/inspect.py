@@ -17,7 +17,7 @@ from dp2osr.rewards.inspection import finite_groups, inspect_rewards, sentences
 from dp2osr.rewards.maps import has_map
 from dp2osr.rewards.metrics import MetricSuite
 from dp2osr.rewards.reward import reward_shares
-from dp2osr.rewards.table import read_scores, write_table
+from dp2osr.rewards.table import read_scores, scores_path, write_table
 from dp2osr.rewards.validation import held_out_crops, validate_reward
 from dp2osr.rewards.weights import check_manifest
 from dp2osr.sampling.decode import load_decoder
@@ -34,7 +34,7 @@ def run_inspection(args):
         UserError: no score table, a metric that was not scored, N too large, a GT that is missing.
     """
     store, config = CandidateStore(args.candidates_dir), load_reward_config(args.reward_config)
-    scores = Path(args.scores or Path(args.candidates_dir) / "scores.parquet")
+    scores = scores_path(args.candidates_dir, args.scores)
     table = read_scores(scores)
     check_same_candidates(store, table)
     table, left_out, odd = finite_groups(table, config)

@@ -8,9 +8,9 @@ import numpy as np
 
 from dp2osr.config import named_folder
 from dp2osr.errors import UserError, listed
+from dp2osr.rewards.table import SCORES, read_scores
 
 RESERVED = ("bicubic", "GT", "LR", "reward")  # names of the report's own columns
-SCORES = "scores.parquet"
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,6 @@ def load_methods(candidates, config, label_command, num_candidates=None):
 
 
 def _load(name, folder, config, command):
-    from dp2osr.rewards.table import read_scores
     from dp2osr.sampling.store import CandidateStore
 
     store = CandidateStore(folder)

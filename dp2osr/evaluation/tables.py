@@ -39,6 +39,11 @@ def number(value, beside=None):
     return f"{value:.2f}" if abs(value if beside is None else beside) >= 10 else f"{value:.4f}"
 
 
+def fraction(place):
+    """`1/16`, or the number where it is no fraction of 1."""
+    return f"1/{1 / place:g}" if place < 1 and float(1 / place).is_integer() else f"{place:g}"
+
+
 def with_spread(mean, std):
     """`0.3521 ± 0.0012`, or the mean alone where there is no spread."""
     return number(mean) + ("" if math.isnan(std) else f" ± {number(std, mean)}")

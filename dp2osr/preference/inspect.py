@@ -1,19 +1,17 @@
 """What curation makes of the scores, as a table to read before training."""
 
-from pathlib import Path
-
 import numpy as np
 
 from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.rewards.config import load_reward_config
-from dp2osr.rewards.table import read_scores
+from dp2osr.rewards.table import read_scores, scores_path
 from dp2osr.sampling.store import CandidateStore
 
 
 def describe_preferences(args):
     """Lines of text: one row a group (winners' and losers' mean reward, σ_g, range of the pair weights), then the summary."""
     store = CandidateStore(args.candidates_dir)
-    table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
+    table = read_scores(scores_path(args.candidates_dir, args.scores))
     config = load_reward_config(args.reward_config)
     groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
     best = np.take_along_axis(groups.rewards, groups.winners, 1).mean(1)

@@ -9,6 +9,7 @@ Read from one YAML, an experiment without `stages` of its own:
 
 import csv
 import io
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from dp2osr.errors import UserError
 from dp2osr.evaluation.figures import METHODS, MUTED, save_figure, style
 from dp2osr.evaluation.statistics import Estimate
 from dp2osr.evaluation.summary import interval
-from dp2osr.evaluation.tables import bold_if_clear, markdown
+from dp2osr.evaluation.tables import bold_if_clear, fraction, markdown
 from dp2osr.reproduce.drawing import halving_axis
 from dp2osr.reproduce.grid import check_keys, read_experiment, read_grid
 from dp2osr.reproduce.results import REWARD
@@ -29,13 +30,19 @@ MODEL_KEYS = ("stages", "base", "controlnet", "num_candidates", "seeds")
 
 @dataclass(frozen=True)
 class Point:
-    """One setting of one model: `at` on the axis, `change` of the held-out reward in σ of that model's base, `draws` of the bootstrap."""
+    """One setting of one model.
+
+    Attributes:
+        at: its place on the axis; change: of the held-out reward in σ of that model's base; draws: (B,) of the bootstrap.
+        seeds: how many trainings it is the mean of.
+    """
 
     model: str
     line: str
     at: float
     change: Estimate
     draws: np.ndarray
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -50,10 +57,10 @@ class Best:
 
 
 def load_capacity(name_or_yaml, preset):
-    """{model: its `Grid`}, the smallest first, as the YAML has them.
+    """{(model, line): its `Grid`}, in the YAML's order; each line is pooled with its model's base alone, so that a collapse stays its own.
 
     Raises:
-        UserError: as `load_grid`, and fewer than two models, no axis, a model without stages.
+        UserError: as `load_grid`, and fewer than two models, no axis, a model without stages, two arms of a line at one place.
     """
     path, content = read_experiment(name_or_yaml, preset)
     models = content.pop("models", None)
@@ -66,18 +73,25 @@ def load_capacity(name_or_yaml, preset):
         check_keys(path, model, MODEL_KEYS, f"model '{name}'")
         if "stages" not in model:
             raise UserError(f"{path}: model '{name}': 'stages' is missing")
-        seeds = {"seeds": model["seeds"]} if "seeds" in model else {}
-        grids[str(name)] = _of_model(read_grid(path, content | {"stages": model["stages"]} | seeds), str(name), model)
+        own = {key: model[key] for key in ("stages", "seeds") if key in model}
+        grid = _of_model(read_grid(path, content | own), model)
+        for line in dict.fromkeys(arm.line for arm in grid.arms):
+            arms = [arm for arm in grid.arms if arm.line == line]
+            if len({arm.at for arm in arms}) < len(arms) or any(arm.train.get("lora_rank") for arm in arms):
+                raise UserError(f"{path}: line '{line}': its arms must be at different places, and train whole ControlNets")
+            grids[str(name), line] = replace(grid, name=", ".join(filter(None, (grid.name, str(name), line))), arms=arms)
+    if len({_folder(*key) for key in grids} - {""}) < len(grids):
+        raise UserError(f"{path}: names of models and lines must differ in more than signs: they name folders")
     return grids
 
 
-def _of_model(grid, name, model):
+def _of_model(grid, model):
     """The grid with the model's networks in every stage, and as many candidates to train on as it says."""
     known = {"base": "pretrained_model_name_or_path", "controlnet": "controlnet_model_name_or_path"}
-    networks = {flag: model[key] for key, flag in known.items() if key in model}
+    networks = {flag: str(model[key]) for key, flag in known.items() if key in model}
     sample = networks | {key: model[key] for key in ("num_candidates",) if key in model}
     arms = [replace(arm, train=networks | arm.train, sample=sample | arm.sample) for arm in grid.arms]
-    return replace(grid, name=f"{grid.name}, {name}", arms=arms, test=networks | grid.test)
+    return replace(grid, arms=arms, test=networks | grid.test)
 
 
 def trained_parameters(grid):
@@ -88,24 +102,25 @@ def trained_parameters(grid):
     return count_parameters(arm.train.get("controlnet_model_name_or_path") or grid.flags("train")["controlnet_model_name_or_path"])
 
 
-def points_of(model, results):
-    """The `Point`s of a model's `GridResults`."""
-    settings = {arm.name: arm for arm in results.grid.arms}
-    return [
-        Point(model, settings[arm.name].line, settings[arm.name].at, arm.changes[REWARD].estimate, arm.changes[REWARD].draws)
-        for arm in results.arms
-    ]
+def points_of(model, line, results):
+    """The `Point`s of the `GridResults` of a model and line."""
+    places = {arm.name: arm.at for arm in results.grid.arms}
+    changes = {arm.name: arm.changes[REWARD] for arm in results.arms}
+    seeds = {arm.name: len(arm.seeds) for arm in results.arms}
+    return [Point(model, line, places[name], change.estimate, change.draws, seeds[name]) for name, change in changes.items()]
 
 
 def best_places(points):
-    """A `Best` for every model and line, in the order of the points."""
+    """A `Best` for every model and line, in the order of the points; draws in which a setting has no value have no part."""
     found = []
     for model, line in dict.fromkeys((point.model, point.line) for point in points):
         own = [point for point in points if (point.model, point.line) == (model, line)]
-        places = np.array([point.at for point in own])
         best = max(own, key=lambda point: point.change.value).at
-        draws = places[np.argmax(np.stack([point.draws for point in own]), axis=0)]
-        found.append(Best(model, line, best, float(np.mean(draws == best)), draws))
+        draws = np.array([])
+        if all(point.draws is not None for point in own):
+            values = np.stack([point.draws for point in own])
+            draws = np.array([point.at for point in own])[np.argmax(values, axis=0)][np.isfinite(values).all(axis=0)]
+        found.append(Best(model, line, best, float(np.mean(draws == best)) if len(draws) else float("nan"), draws))
     return found
 
 
@@ -115,15 +130,23 @@ def slope(best, sizes):
     Args:
         best: `Best` of one line, a model each.
         sizes: {model: trained parameters}.
+
+    Returns:
+        `Estimate`; None where all models are of one size.
     """
     doublings = np.log2([sizes[one.model] for one in best])
     centred = doublings - doublings.mean()
+    if not centred.any():
+        return None
 
     def of(places):
         return centred @ np.log2(places) / (centred @ centred)
 
-    low, high = np.percentile(of(np.stack([one.draws for one in best])), [2.5, 97.5])
-    return Estimate(float(of(np.array([one.at for one in best]))), float(low), float(high))
+    value, count = float(of(np.array([one.at for one in best]))), min(len(one.draws) for one in best)
+    if not count:
+        return Estimate(value)
+    low, high = np.percentile(of(np.stack([one.draws[:count] for one in best])), [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
 
 
 def capacity_markdown(title, axis, points, sizes):
@@ -133,25 +156,23 @@ def capacity_markdown(title, axis, points, sizes):
     for one in best:
         own = {point.at: point.change for point in points if (point.model, point.line) == (one.model, one.line)}
         cells = [bold_if_clear(interval(own[place], signed=True), own[place]) if place in own else "" for place in places]
-        rows.append([one.model, f"{sizes[one.model]:,}", one.line, *cells, f"{fraction(one.at)} ({one.share:.0%})"])
+        share = "" if math.isnan(one.share) else f" ({one.share:.0%})"
+        rows.append([one.model, f"{sizes[one.model]:,}", one.line, *cells, fraction(one.at) + share])
     lines = []
     for line in dict.fromkeys(one.line for one in best):
         of_line = [one for one in best if one.line == line]
-        if len(of_line) > 2:
-            found = slope(of_line, sizes)
+        found = slope(of_line, sizes) if len(of_line) > 2 else None
+        if found:
             told = {"better": "rises with capacity", "worse": "falls with capacity", "unclear": "cannot be told from not moving"}
             moves = f"for each doubling of the trained parameters the best {axis} moves by {interval(found, signed=True)} doublings"
             lines.append(f"{line or 'All'}: {moves}: it {told[found.verdict]}.")
     worse = [f"{point.model}, {point.line or axis} {fraction(point.at)}" for point in points if point.change.verdict == "worse"]
     lines.append("Worse than its base: " + ("; ".join(worse) if worse else "none") + ".")
+    alone = dict.fromkeys(point.model for point in points if point.seeds == 1)
+    lines += [f"One training each, whose own chance is in no interval: {', '.join(alone)}."] if alone else []
     header = ["model", "trained parameters", "", *(f"{axis} {fraction(place)}" for place in places), "best (share of draws)"]
     about = "Change of the held-out reward in σ of each model's own base, 95 % interval over photographs and trainings."
     return "\n\n".join([f"# {title}", about, markdown(header, rows), *lines]) + "\n"
-
-
-def fraction(place):
-    """`1/16`, or the number where it is no fraction of 1."""
-    return f"1/{1 / place:g}" if place < 1 and float(1 / place).is_integer() else f"{place:g}"
 
 
 def capacity_csv(points, sizes):
@@ -194,13 +215,14 @@ def run_capacity(name, description):
 
     args = parse_args(build_parser(description))
     grids = load_capacity(args.experiment or name, args.preset)
-    title, axis = next(iter(grids.values())).title, next(iter(grids.values())).axis
+    first = next(iter(grids.values()))
     output = results_folder(args, Path(args.experiment or name).stem)
-    found = run_grids(args, {output / _folder(model): grid for model, grid in grids.items()})
+    sizes = {} if args.plan else {model: trained_parameters(grid) for (model, _), grid in grids.items()}
+    found = run_grids(args, {output / _folder(*key): grid for key, grid in grids.items()})
     if args.plan:
         return
-    points = [point for (model, _), results in zip(grids.items(), found, strict=True) for point in points_of(model, results)]
-    sizes = {model: trained_parameters(grid) for model, grid in grids.items()}
+    points = [point for key, results in zip(grids, found, strict=True) for point in points_of(*key, results)]
+    title, axis = first.title, first.axis
     text = capacity_markdown(title, axis, points, sizes)
     write_text(output / "capacity.md", text)
     write_text(output / "capacity.csv", capacity_csv(points, sizes))
@@ -208,5 +230,5 @@ def run_capacity(name, description):
     print(f"\n{text}\nfiles: {output}/capacity.md, .csv, .png and .svg")
 
 
-def _folder(model):
-    return "".join(sign if sign.isalnum() else "_" for sign in model).strip("_")
+def _folder(model, line):
+    return "_".join("".join(sign if sign.isalnum() else "_" for sign in name).strip("_") for name in (model, line) if name)

@@ -5,6 +5,7 @@ from itertools import cycle
 
 from dp2osr.evaluation.figures import BETTER, METHODS, MUTED, WORSE, draw_curve, save_figure, style
 from dp2osr.evaluation.statistics import Estimate
+from dp2osr.evaluation.tables import fraction
 from dp2osr.reproduce.results import BASE, REWARD
 
 
@@ -77,7 +78,7 @@ def halving_axis(axes, places):
     """A logarithmic axis with a tick at each place, as a fraction where all are halves of halves."""
     axes.set_xscale("log", base=2)
     halves = all(math.log2(place).is_integer() for place in places)
-    axes.set_xticks(places, [f"1/{1 / place:g}" if halves and place < 1 else f"{place:g}" for place in places])
+    axes.set_xticks(places, [fraction(place) if halves else f"{place:g}" for place in places])
     axes.minorticks_off()
 
 

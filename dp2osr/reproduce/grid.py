@@ -1,5 +1,6 @@
 """A grid: trainings that differ in a few flags, each with several seeds, on the same candidates; read from one YAML."""
 
+import math
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -124,7 +125,7 @@ def read_grid(path, content):
     return Grid(
         path.stem,
         str(content["title"]),
-        _stages(path, Path(content["stages"])),
+        _stages(path, content["stages"]),
         str(content["evaluated_by"]),
         arms,
         "training step" if checkpoints else axis,
@@ -155,7 +156,9 @@ def crop_suffix(path, content):
 def _rivals(path, content, arms):
     rivals = {str(name): str(value) for name, value in _flags(path, content, "rivals").items()}
     taken = {"base", *RESERVED, *(arm.name for arm in arms), *(arm.line for arm in arms)} - {"bicubic"}
-    for name in rivals:
+    for name, where in rivals.items():
+        if name == "bicubic" and (Path(where) / "test.yaml").is_file():
+            raise UserError(f"{path}: rival 'bicubic': is the enlarged LR images, not a model; give the model another name")
         if name in taken or not name or set(name) & set("=,|"):
             raise UserError(
                 f"{path}: rival '{name}': a name without the signs = , | that no arm has, and not {', '.join(RESERVED[1:])} or base"
@@ -187,7 +190,7 @@ def _arm(path, name, settings, seeds, axis):
         if not isinstance(settings.get(key, {}), dict):
             raise UserError(f"{path}: arm '{name}': '{key}' must be lines of 'flag: value'")
     at = settings.get("at")
-    if (axis is None) != (at is None) or at is not None and not (isinstance(at, (int, float)) and at > 0):
+    if (axis is None) != (at is None) or at is not None and not (isinstance(at, (int, float)) and 0 < at < math.inf):
         raise UserError(f"{path}: arm '{name}': 'at' must be a number above 0 where the experiment has an 'axis', and only there")
     rounds, reference = settings.get("rounds", 1), settings.get("reference", "moved")
     if not isinstance(rounds, int) or rounds < 1 or reference not in REFERENCES:
@@ -212,7 +215,9 @@ def _arm(path, name, settings, seeds, axis):
 
 
 def _stages(path, folder):
-    stages = {stage: folder / f"{stage}.yaml" for stage in STAGES}
+    if not isinstance(folder, str):
+        raise UserError(f"{path}: 'stages' must be a folder, not {folder!r}")
+    stages = {stage: Path(folder) / f"{stage}.yaml" for stage in STAGES}
     for file in stages.values():
         if not file.is_file():
             raise UserError(f"{path}: {file} is missing, a stage of this experiment")

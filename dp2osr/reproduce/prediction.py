@@ -2,8 +2,6 @@
 
 import csv
 import io
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +10,18 @@ from scipy.stats import spearmanr
 from dp2osr.config import parse_args, read_json, write_text
 from dp2osr.errors import UserError
 from dp2osr.evaluation.figures import METHODS, save_figure, style
+from dp2osr.evaluation.statistics import Estimate
+from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown
 from dp2osr.reproduce.grid import load_grid
 from dp2osr.reproduce.program import build_parser, results_folder
 from dp2osr.reproduce.results import REWARD
-from dp2osr.reproduce.runs import REPOSITORY, locked, run_alone
-from dp2osr.reproduce.tasks import CANDIDATES, SCORES, fingerprint, plan_grid, write_yaml
+from dp2osr.reproduce.runs import locked, run_alone
+from dp2osr.reproduce.tasks import CANDIDATES, Program, Task, fingerprint, plan_grid
+from dp2osr.rewards.table import SCORES
+
+PROBE = "probe"
+SWEPT = {"num_candidates", "top_n", "groups_per_step"}  # what the arms of a sweep may differ in
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,22 @@ def run_prediction(description):
     settings = {arm.name: tuple((train | arm.train).get(flag) for flag in ("num_candidates", "top_n")) for arm in grid.arms}
     if any(None in setting for setting in settings.values()):
         raise UserError(f"{grid.name}: not every arm says its num_candidates and top_n; a probe is compared with a sweep over them")
-    if len(tasks.shared) > 1 or len(set(settings.values())) < len(settings):
+    alike = all(set(arm.train) <= SWEPT and not arm.reward and arm.rounds == 1 for arm in grid.arms)
+    if len(tasks.shared) > 1 or len(set(settings.values())) < len(settings) or not alike:
         raise UserError(f"{grid.name}: its arms differ in more than M and N; a probe is compared with a sweep over these alone")
     print(f"{grid.name}: a probe of {len(grid.arms)} settings", flush=True)
+    [shared] = tasks.shared
+    what = (grid, train, settings.values(), shared.folder / CANDIDATES, Path(args.output_dir))
+    probe_task(*what).check(grid.name)
     if args.plan:
         return
     measured = read_measured(output / "results.csv", grid)
-    [shared] = tasks.shared
     with locked(shared):
         run_alone(shared)
-    records = probe(grid, train, settings.values(), shared.folder / CANDIDATES, Path(args.output_dir) / "probes")
+    task = probe_task(*what)  # named by the scores that are there now
+    with locked(task):
+        run_alone(task)
+    records = read_json(task.folder / PROBE / "probe.json")
     by_setting = {(record["M"], record["N"]): record for record in records}
     rows = [Predicted(name, *setting, by_setting[setting]["gain"], *measured[name]) for name, setting in settings.items()]
     text = prediction_markdown(grid, rows, suggest([by_setting[setting] for setting in settings.values()], args.bootstrap))
@@ -77,28 +87,22 @@ def read_measured(path, grid):
     return found
 
 
-def probe(grid, train, settings, candidates, parent):
-    """Records of `scripts/suggest_nm.py` for the `settings`, (M, N), and more, in a folder named by what decides them; resumable."""
-    folder = parent / f"{grid.name}-{fingerprint(str(grid.stages['train']))}-{candidates.parent.name}"
-    found = folder / "probe.json"
-    if found.exists() and set(settings) <= {(record["M"], record["N"]) for record in read_json(found)}:
-        return read_json(found)
-    folder.mkdir(parents=True, exist_ok=True)
+def probe_task(grid, train, settings, candidates, output):
+    """The `Task` of scripts/suggest_nm.py for the `settings`, (M, N), on a grid's candidates."""
     sizes, tops = (sorted(set(numbers)) for numbers in zip(*settings, strict=True))
-    flags = {key: value for key, value in train.items() if key not in ("num_candidates", "top_n", "groups_per_step", "max_train_steps")}
-    flags |= {"lr_scheduler": "constant_with_warmup", "sizes": sizes, "tops": tops}
-    paths = {"candidates_dir": str(candidates), "scores": str(candidates / SCORES), "output_dir": str(folder)}
-    write_yaml(folder / "probe.yaml", flags | paths)
-    words = [sys.executable, str(REPOSITORY / "scripts/suggest_nm.py"), "--config", str(folder / "probe.yaml")]
-    if subprocess.run(words, stdin=subprocess.DEVNULL).returncode:
-        raise UserError(f"scripts/suggest_nm.py --config {folder / 'probe.yaml'} stopped; the same command goes on")
-    return read_json(found)
+    flags = {key: value for key, value in train.items() if key not in SWEPT | {"max_train_steps"}}
+    flags |= {"lr_scheduler": "constant_with_warmup", "sizes": sizes, "tops": tops, "crop_suffix": grid.crop_suffix}
+    paths = {"candidates_dir": str(candidates), "scores": str(candidates / SCORES)}
+    program = Program("scripts/suggest_nm.py", PROBE, flags, {"output_dir": PROBE}, paths)
+    return Task(
+        output / "probes", [program], origin={"candidates": candidates.parent.name, "scores": fingerprint(str(candidates / SCORES))}
+    )
 
 
 def prediction_markdown(grid, rows, proposals):
     """A row a setting, then rank correlations and what following the probe would have cost."""
     cells = [
-        [row.arm, str(row.size), str(row.top_n), f"{row.gain:.3f}", f"{row.change:+.2f} [{row.low:+.2f}, {row.high:+.2f}]"]
+        [row.arm, str(row.size), str(row.top_n), f"{row.gain:.3f}", interval(Estimate(row.change, row.low, row.high), signed=True)]
         for row in sorted(rows, key=lambda row: -row.gain)
     ]
     found = spearmanr([row.gain for row in rows], [row.change for row in rows])

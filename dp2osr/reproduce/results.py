@@ -151,7 +151,7 @@ def score_rivals(grid, folders, candidates, label, output):
             scores = bicubic_scores(base, find_gt(label["gt_path"], base.image_ids), suites)
             found[name] = {metric: values[:, None] for metric, values in scores.items()}
         elif name not in candidates:
-            images, gt = pair_images({name: [Path(where)]}, label["gt_path"])
+            images, gt = pair_images({name: [Path(where)]}, label["gt_path"], only=base.image_ids)
             scored = [ImageScorer(suite, gt, output / "rivals.jsonl").score(images) for suite in suites]
             found[name] = {metric: of[name] for part in scored for metric, of in part.items()}
     return {name: found[name] for name in grid.rivals}

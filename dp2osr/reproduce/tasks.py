@@ -18,11 +18,12 @@ import yaml
 from dp2osr.config import read_json, words_of, write_json, write_text
 from dp2osr.data.degradation import load_degradation
 from dp2osr.data.images import evenly, list_images
-from dp2osr.errors import UserError, listed
-from dp2osr.evaluation.image_folders import pair_images
+from dp2osr.errors import UserError
+from dp2osr.evaluation.image_folders import check_sizes, pair_images
 from dp2osr.provenance import file_sha256
 from dp2osr.reproduce.grid import read_yaml
 from dp2osr.rewards.config import find_reward_config, load_reward_config
+from dp2osr.rewards.table import SCORES
 
 INPUTS = (  # flags that name what must be there beforehand
     "pretrained_model_name_or_path", "controlnet_model_name_or_path", "image_path", "gt_path", "prompt_file", "ram_path", "dape_path",
@@ -32,8 +33,9 @@ FREE = (  # flags that change nothing in the result, or nothing but rounding
     "batch_size", "memory_limit", "metrics_dir", "micro_batch_size", "gradient_checkpointing", "checkpointing_steps",
     "checkpoints_total_limit", "report_to", "reference_cache", "compile", "save_images",
 )  # fmt: skip
-CANDIDATES, SCORES, REWARD, DONE = "candidates", "scores.parquet", "reward.yaml", "done.json"
+CANDIDATES, REWARD, DONE = "candidates", "reward.yaml", "done.json"
 BICUBIC = "bicubic"
+SAME_IMAGES = ("image_path", "prompt_file", "max_images", "images_offset", "num_candidates", "seed")  # flags that all models share
 PAIRS = "pairs"
 SMALL = 64e6  # bytes: larger files, and the files of folders with more than MANY, are known by name and size alone
 MANY = 100
@@ -60,7 +62,7 @@ class Program:
         own = {key: value for key, value in self.settings.items() if key not in {*self.inside, *self.outside, *FREE}}
         inputs = {key: fingerprint(str(value)) for key, value in own.items() if key in INPUTS}
         reward = own.get("reward_config")
-        found = {} if reward in (None, REWARD) else {"reward": yaml.safe_load(find_reward_config(reward).read_text(encoding="utf-8"))}
+        found = {} if reward in (None, REWARD) else {"reward": read_yaml(find_reward_config(str(reward)), "a reward")}
         found |= {"degradation": asdict(load_degradation(own["degradation"]))} if "degradation" in own else {}
         return {"script": self.script, "settings": own, "inputs": inputs, **found}
 
@@ -78,7 +80,10 @@ class Program:
         return self.script.startswith("train_")
 
     def parser(self):
-        return importlib.import_module(self.script.removesuffix(".py").replace("/", ".")).build_parser()
+        try:
+            return importlib.import_module(self.script.removesuffix(".py").replace("/", ".")).build_parser()
+        except ModuleNotFoundError:
+            raise UserError(f"{self.script}: there is no such program") from None
 
     def parsed(self, where=""):
         """Its flags as it will read them, with its defaults; `UserError`, which says `where` they are from, unless it takes them."""
@@ -240,13 +245,13 @@ class GridTasks:
         for tasks in self._everything().values():
             for program in (program for task in tasks for program in task.programs):
                 for key, value in program.settings.items():
-                    if key in {*INPUTS} - {*program.inside, *program.outside} and not Path(str(value)).exists():
+                    asked = key in {*INPUTS} - {*program.inside, *program.outside} and value is not None
+                    if asked and not Path(str(value)).exists():
                         missing.setdefault(str(value), f"{key} of {program.name}")
         if missing:
             some = ", ".join(f"{value} ({where})" for value, where in missing.items())
-            raise UserError(
-                f"{self.grid.name}: not on this machine: {some}; put them there, or name others in {self.grid.stages['train'].parent}"
-            )
+            others = f"name others in the experiment's YAML or {self.grid.stages['train'].parent}"
+            raise UserError(f"{self.grid.name}: not on this machine: {some}; put them there, or {others}")
 
     def _everything(self):
         return {"shared candidates": self.shared, **self.held_out, "rivals": self.rivals.values()}
@@ -261,11 +266,10 @@ class GridTasks:
                 raise UserError(f"{grid.name}: rival '{name}': {where} is not a folder; leave it out, or put its images there")
             if where != BICUBIC and name not in self.rivals:
                 test = self.held_out["base"][0].programs[0].parsed()
-                wanted = {path.stem for path in evenly(list_images(test.image_path), test.max_images, test.images_offset)}
-                [images], gt = pair_images({name: [Path(where)]}, gt_path)
-                if sorted(gt) != sorted(wanted):
-                    other = sorted(set(gt) ^ wanted)
-                    raise UserError(f"{grid.name}: rival '{name}': {where} has other images than {test.image_path} ({listed(other)})")
+                wanted = [path.stem for path in evenly(list_images(test.image_path), test.max_images, test.images_offset)]
+                [images], gt = pair_images({name: [Path(where)]}, gt_path, only=wanted)
+                for image_id, paths in images.samples.items():
+                    check_sizes([gt[image_id], *paths])
 
 
 def plan_grid(grid, output):
@@ -290,13 +294,13 @@ def plan_grid(grid, output):
 
 def _other_bases(grid, test, label, output):
     """{name: task} of the rivals that are another base: sampled as their own test.yaml says, as many of the grid's own images."""
-    common = {key: test[key] for key in ("image_path", "prompt_file", "max_images", "num_candidates", "seed") if key in test}
-    found = {name: Path(where) / "test.yaml" for name, where in grid.rivals.items()}
-    return {
-        name: candidates_of(read_yaml(path, "the flags of a program") | common, label, output)
-        for name, path in found.items()
-        if path.is_file()
-    }
+    bases = {}
+    for name, where in grid.rivals.items():
+        path = Path(where) / "test.yaml"
+        if path.is_file():
+            own = {key: value for key, value in read_yaml(path, "the flags of a program").items() if key not in SAME_IMAGES}
+            bases[name] = candidates_of(own | {key: test[key] for key in SAME_IMAGES if key in test}, label, output)
+    return bases
 
 
 def training_candidates(read, arm, output):
@@ -324,12 +328,17 @@ def training_of(grid, read, arm, seed, shared, output):
     if grid.checkpoints:
         train |= {"checkpointing_steps": math.gcd(*grid.checkpoints), "checkpoints_total_limit": max(grid.checkpoints)}
     if arm.reward:
-        reward = yaml.safe_load(find_reward_config(train.get("reward_config", "default")).read_text(encoding="utf-8")) | arm.reward
+        reward = read_yaml(find_reward_config(str(train.get("reward_config", "default"))), "a reward") | arm.reward
         train["reward_config"] = REWARD
     first = {"candidates_dir": str(shared.folder / CANDIDATES), "scores": str(shared.folder / CANDIDATES / SCORES)}
     programs = [_training(train, {}, first | _cache(grid, output), 1)]
+    where = f"{grid.name}, arm '{arm.line if arm.checkpoint else arm.name}'"
+    flags, sampling = programs[0].parsed(where), next(program for program in shared.programs if program.name == "sample").parsed(where)
+    if max(flags.num_candidates or 0, 2 * flags.top_n) > sampling.num_candidates:
+        told = f"N = {flags.top_n} of M = {flags.num_candidates or sampling.num_candidates}"
+        raise UserError(f"{where}: trains on {told}, and {sampling.num_candidates} candidates an image are sampled")
     if grid.checkpoints:
-        _check_checkpoints(grid, programs[0].parsed(f"{grid.name}, arm '{arm.line}'"), arm)
+        _check_checkpoints(grid, flags, where)
     for number in range(2, arm.rounds + 1):
         suffix, proposer = f"-{number}", {"controlnet_model_name_or_path": _policy(number - 1)}
         sample = read["sample"] | arm.sample | {"seed": 1000 * number + seed, "images_offset": number - 1}
@@ -345,14 +354,12 @@ def training_of(grid, read, arm, seed, shared, output):
     return Task(output / "trainings", programs, reward, origin)
 
 
-def _check_checkpoints(grid, args, arm):
+def _check_checkpoints(grid, args, where):
     if max(grid.checkpoints) > args.max_train_steps:
         told = f"has no step {max(grid.checkpoints)} of 'checkpoints'; it has {args.max_train_steps} steps"
-        raise UserError(f"{grid.name}, arm '{arm.line}': {told}")
+        raise UserError(f"{where}: {told}")
     if args.lora_rank:
-        raise UserError(
-            f"{grid.name}, arm '{arm.line}': a checkpoint of lora_rank {args.lora_rank} has adapters alone; 'checkpoints' are whole"
-        )
+        raise UserError(f"{where}: a checkpoint of lora_rank {args.lora_rank} has adapters alone; 'checkpoints' are whole")
 
 
 def _cache(grid, output):

@@ -22,7 +22,7 @@ from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import MetricSpec, nearest
 from dp2osr.rewards.draws import share_of_flips
 from dp2osr.rewards.metrics import bad_score, pyiqa_version
-from dp2osr.rewards.table import GT_CANDIDATE, read_columns, write_scores
+from dp2osr.rewards.table import GT_CANDIDATE, read_columns, scores_path, write_scores
 
 
 def pair_gt(gt_path, image_ids, modes):
@@ -280,7 +280,7 @@ def label_candidates(args):
     specs = chosen_metrics(config, args.extra_metrics, args.exclude_metrics)
     suite = MetricSuite(specs, state.device, batches, args.precision, args.metrics_dir, args.compile)
     check_modes(config, suite)
-    output = Path(args.output or Path(args.candidates_dir) / "scores.parquet")
+    output = scores_path(args.candidates_dir, args.output)
     decode = LazyDecoder(store, state.device, batches)
     labeller = Labeller(store, suite, pair_gt(args.gt_path, image_ids, suite.modes), output, decode, args.strict)
     labeller.check_version()

@@ -260,7 +260,7 @@ def create_metric(spec, device, weights_dir=None):
         if error.errno in (28, 122):  # a full disk is reported as such
             raise
         problem = f"metric '{spec.name}': its weights are not here and cannot be fetched ({error})"
-        ways = "run scripts/fetch_metrics.py on a machine with a network and pass --metrics_dir, or take the embedded reward config"
+        ways = "run scripts/fetch_metrics.py (--fid for FID) on a machine with a network and pass --metrics_dir, or take others"
         raise UserError(f"{problem}; {ways}") from None
 
 

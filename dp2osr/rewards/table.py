@@ -12,6 +12,12 @@ from dp2osr.errors import UserError
 
 METADATA_KEY = b"dp2osr"
 GT_CANDIDATE = -1
+SCORES = "scores.parquet"  # in a candidate folder
+
+
+def scores_path(candidates_dir, scores=None):
+    """The score table that a program reads: the one given, else the candidate folder's own."""
+    return Path(scores or Path(candidates_dir) / SCORES)
 
 
 @dataclass(frozen=True)

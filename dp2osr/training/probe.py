@@ -14,10 +14,11 @@ import torch
 from dp2osr.config import read_json, settle, write_json
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
+from dp2osr.evaluation.tables import fraction
 from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.provenance import weights_hash
 from dp2osr.rewards.config import load_reward_config
-from dp2osr.rewards.table import read_scores
+from dp2osr.rewards.table import read_scores, scores_path
 from dp2osr.training.trainer import PreferenceTrainer
 
 FREE_SETTINGS = ("config", "output_dir", "force", "sizes", "tops", "top_n", "num_candidates", "max_train_steps", "groups_per_step")
@@ -70,7 +71,7 @@ class Probe:
     def __init__(self, trainer, steps, visited, held_out_share, groups, candidates, timesteps, crop_suffix=statistics.CROP_SUFFIX):
         self.trainer, self.steps, self.visited, self.timesteps = trainer, steps, visited, timesteps
         args = trainer.args
-        self.table = read_scores(args.scores or trainer.groups.store.folder / "scores.parquet")
+        self.table = read_scores(scores_path(args.candidates_dir, args.scores))
         self.config = load_reward_config(args.reward_config)
         everything = self.groups_of(next(iter(self.table.scores.values())).shape[1], 1)
         self.train_on, held_out = split_groups(everything.image_ids, held_out_share, args.seed, crop_suffix)
@@ -185,7 +186,7 @@ def run_probe(args):
     given = [f"--{flag}" for flag in unused if getattr(args, flag)]
     if given:
         raise UserError(f"{', '.join(given)}: a probe trains whole ControlNets from their reference on all pairs; leave it out")
-    table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
+    table = read_scores(scores_path(args.candidates_dir, args.scores))
     wanted = settings_to_probe(args.sizes, args.tops, next(iter(table.scores.values())).shape[1])
     output = Path(args.output_dir)
     with tempfile.TemporaryDirectory() as folder:
@@ -208,6 +209,12 @@ def run_probe(args):
 
 
 def _show(record):
-    ratio = record["N"] / record["M"]
-    cells = [record["M"], record["N"], f"1/{1 / ratio:g}", f"{record['gap']:.2f}", f"{record['accuracy']:.2f}", f"{record['gain']:.3f}"]
+    cells = [
+        record["M"],
+        record["N"],
+        fraction(record["N"] / record["M"]),
+        f"{record['gap']:.2f}",
+        f"{record['accuracy']:.2f}",
+        f"{record['gain']:.3f}",
+    ]
     print("| " + " | ".join(map(str, [*cells, f"[{record['low']:.3f}, {record['high']:.3f}]"])) + " |", flush=True)

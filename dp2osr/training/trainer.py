@@ -24,7 +24,7 @@ from dp2osr.precision import DTYPES, usable_precision
 from dp2osr.preference.groups import PreferenceGroups, groups_of_step
 from dp2osr.provenance import versions, weights_hash
 from dp2osr.rewards.config import load_reward_config
-from dp2osr.rewards.table import read_scores
+from dp2osr.rewards.table import read_scores, scores_path
 from dp2osr.sampling.decode import stored_tiling
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.adapters import WithoutAdapters, adapters, add_adapters, merged
@@ -78,7 +78,7 @@ class PreferenceTrainer:
             )
         store = CandidateStore(args.candidates_dir)
         check_model(args, store)
-        table = read_scores(args.scores or Path(args.candidates_dir) / "scores.parquet")
+        table = read_scores(scores_path(args.candidates_dir, args.scores))
         config = load_reward_config(args.reward_config)
         self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
         dtype = DTYPES[self.accelerator.mixed_precision]  # what is frozen needs no more; policy and reference are in fp32, under autocast
