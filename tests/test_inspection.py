@@ -183,8 +183,8 @@ def test_the_program_writes_a_page_and_a_table(kind, labelled, tmp_path):
     head, *lines = (tmp_path / "out/correlation.csv").read_text(encoding="utf-8").splitlines()
     matrix = {line.split(",")[0]: dict(zip(head.split(",")[1:], map(float, line.split(",")[1:]), strict=True)) for line in lines}
     scores = read_scores(labelled / "scores.parquet").scores
-    by_hand = np.mean([spearmanr(-gmsd, ssim).statistic for gmsd, ssim in zip(scores["gmsd"], scores["ssim"], strict=True)])
-    assert matrix["gmsd"]["ssim"] == pytest.approx(by_hand, abs=1e-4) and matrix["ssim"]["ssim"] == 1
+    by_hand = np.mean([spearmanr(gmsd, piqe).statistic for gmsd, piqe in zip(scores["gmsd"], scores["piqe"], strict=True)])
+    assert matrix["gmsd"]["piqe"] == pytest.approx(by_hand, abs=1e-4) and matrix["piqe"]["piqe"] == 1
 
 
 @one_kind
