@@ -308,6 +308,15 @@ def test_samples_are_paired_with_their_image(photographs):
     assert [path.name for path in methods[0].samples["image3"]] == ["image3_00.png", "image3_01.png"]
 
 
+def test_of_some_images_alone_another_image_is_no_sample(tmp_path):
+    for name in ("photo", "photo_01", "other"):
+        save_noise(tmp_path / f"{name}.png", (8, 8))
+    [method], gt = pair_images({"sr": [tmp_path]}, tmp_path, only=["photo"])
+    assert method.samples == {"photo": [tmp_path / "photo.png"]} and gt == {"photo": tmp_path / "photo.png"}
+    with pytest.raises(UserError, match="no GT for 1 of 1 images: nobody"):
+        pair_images({"sr": [tmp_path]}, tmp_path, only=["nobody"])
+
+
 def test_without_gt_the_lr_images_tell_samples_from_images(photographs):
     [method], gt = pair_images({"soft": [photographs / "soft"]}, lr_path=photographs / "gt")
     assert method.num_samples == 2 and len(method.samples) == 20 and not gt

@@ -40,7 +40,7 @@ def pair_images(folders, gt_path=None, lr_path=None, only=None):
     Args:
         folders: of `parse_folders`.
         gt_path: folder of the GT images, or None; lr_path: of the LR images, or None.
-        only: image ids; others of the GT and of the methods are passed over.
+        only: image ids with GT; others of the GT and of the methods are passed over.
 
     Returns:
         (list of `ImageMethod` with the same image ids, {image id: GT path}, empty without GT).
@@ -49,8 +49,6 @@ def pair_images(folders, gt_path=None, lr_path=None, only=None):
         UserError: an image without GT or a GT without image (all sides are listed), or numbers of samples that differ.
     """
     gt = {path.stem: path for path in list_images(gt_path)} if gt_path else {}
-    if only is not None:
-        gt = find_gt(gt_path, only)
     named_by = gt_path or lr_path
     names = gt or ({path.stem: path for path in list_images(lr_path)} if lr_path else {})
     methods = []
@@ -59,7 +57,9 @@ def pair_images(folders, gt_path=None, lr_path=None, only=None):
         for folder in paths:
             for path in list_images(folder):
                 samples.setdefault(image_id_of(path.stem, names), []).append(path)
-        methods.append(ImageMethod(name, {key: found for key, found in samples.items() if only is None or key in gt}))
+        methods.append(ImageMethod(name, {key: found for key, found in samples.items() if only is None or key in only}))
+    if only is not None:
+        names = gt = find_gt(gt_path, only)
     _check_names(methods, names, named_by)
     _check_samples(methods)
     return methods, gt

@@ -5,7 +5,7 @@ the YAML of each program, `log.txt` with what they printed, and `done.json` with
 """
 
 import hashlib
-import importlib
+import importlib.util
 import json
 import math
 import tempfile
@@ -80,10 +80,10 @@ class Program:
         return self.script.startswith("train_")
 
     def parser(self):
-        try:
-            return importlib.import_module(self.script.removesuffix(".py").replace("/", ".")).build_parser()
-        except ModuleNotFoundError:
-            raise UserError(f"{self.script}: there is no such program") from None
+        module = self.script.removesuffix(".py").replace("/", ".")
+        if not importlib.util.find_spec(module):
+            raise UserError(f"{self.script}: there is no such program")
+        return importlib.import_module(module).build_parser()
 
     def parsed(self, where=""):
         """Its flags as it will read them, with its defaults; `UserError`, which says `where` they are from, unless it takes them."""
