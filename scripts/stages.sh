@@ -7,9 +7,6 @@
 # Noise that a reader takes for failure; a model or metric that is not on disk must fail at once, not search the network.
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}" TRANSFORMERS_VERBOSITY=error DIFFUSERS_VERBOSITY=error GLOG_minloglevel=2 HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 
-# glibc gives large blocks back at each free and the kernel zeroes them anew: a sixth of the time of scoring on a CPU (docs/RESULTS.md).
-export MALLOC_MMAP_THRESHOLD_="${MALLOC_MMAP_THRESHOLD_:-2147483647}" MALLOC_TRIM_THRESHOLD_="${MALLOC_TRIM_THRESHOLD_:-8589934592}"
-
 STAGE=0
 TIMES=""
 

@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from dp2osr.config import write_text
 from dp2osr.data.images import find_gt
+from dp2osr.device import compute_device
 from dp2osr.errors import UserError
 from dp2osr.evaluation.reward_report import Pictures, write_report
 from dp2osr.preference.groups import check_same_candidates
@@ -42,7 +42,7 @@ def run_inspection(args):
         raise UserError(f"{scores}: every group has a NaN or infinite score; run label_rewards.py again, and read its warnings")
     top_n = args.top_n or max(1, next(iter(table.scores.values())).shape[1] // 4)
     inspection = inspect_rewards(table, config, top_n)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     gt_paths = find_gt(args.gt_path, table.image_ids) if args.gt_path else {}
     if args.metrics_dir:
         check_manifest(args.metrics_dir)

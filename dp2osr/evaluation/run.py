@@ -23,8 +23,7 @@ def run_evaluation(args):
     Returns:
         `Evaluation`; what the files say is also printed.
     """
-    import torch
-
+    from dp2osr.device import compute_device
     from dp2osr.rewards.config import load_reward_config
 
     config = load_reward_config(args.reward_config)
@@ -35,7 +34,7 @@ def run_evaluation(args):
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     bicubic = None if args.no_bicubic else bicubic_scores(methods[0], gt_paths, suites_of(methods[0].metrics, device, args.metrics_dir))
     evaluation = evaluate(methods, config, bicubic, resamples=args.bootstrap, seed=args.seed, crop_suffix=args.crop_suffix)
     evaluation.notes = notes + evaluation.notes

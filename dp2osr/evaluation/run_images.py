@@ -24,7 +24,7 @@ def run_image_evaluation(args):
     Returns:
         `Benchmark`; table.md is also printed.
     """
-    import torch
+    from dp2osr.device import compute_device
 
     published = benchmark.load_published(args.published) if args.published else None
     config = load_protocol(args.protocol)
@@ -34,7 +34,7 @@ def run_image_evaluation(args):
         specs = [spec for spec in specs if spec in config.nr]
         if not specs:
             raise UserError(f"--protocol {args.protocol}: has no metric that does without GT; give --gt_path")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     fid = _prepare_fid(args, gt, device) if args.fid else None  # before hours of scoring, not after
     suite = MetricSuite(specs, device, weights_dir=args.metrics_dir)
     check_modes(config, suite)

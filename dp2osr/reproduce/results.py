@@ -135,8 +135,7 @@ def score_rivals(grid, folders, candidates, label, output):
         label: flags with which the held-out candidates were scored: gt_path, the folder of GT images, and metrics_dir.
         output: folder that keeps the scores of images.
     """
-    import torch
-
+    from dp2osr.device import compute_device
     from dp2osr.rewards.config import load_reward_config
 
     if not grid.rivals:
@@ -144,7 +143,7 @@ def score_rivals(grid, folders, candidates, label, output):
     config = load_reward_config(grid.evaluated_by)
     [base, *others], _ = load_methods([f"{name}={folder}" for name, folder in {BASE: folders[BASE], **candidates}.items()], config, "")
     found = {method.name: method.scores for method in others}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = compute_device()
     suites = suites_of(base.metrics, device, label.get("metrics_dir")) if set(grid.rivals) - set(candidates) else []
     for name, where in grid.rivals.items():
         if where == BICUBIC:

@@ -15,8 +15,6 @@ from dp2osr.errors import PARENT, UserError
 from dp2osr.reproduce.tasks import CANDIDATES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-# glibc keeps what is freed, as in scripts/stages.sh: a step's large tensors need no fresh pages from the kernel each time
-KEPT_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2147483647", "MALLOC_TRIM_THRESHOLD_": "8589934592"}
 
 
 def run_grid(tasks, jobs=None):
@@ -143,7 +141,7 @@ def start(script, settings, jobs, **streams):
 
     A program of `scripts/` is one process in any case: several would do the same work, in the same files.
     """
-    environment = {**KEPT_MEMORY, **os.environ, PARENT: str(os.getpid())}
+    environment = {**os.environ, PARENT: str(os.getpid())}
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))
     launcher = [] if jobs > 1 or Path(script).parent.name == "scripts" else ["-m", "dp2osr.launch"]

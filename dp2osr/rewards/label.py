@@ -259,9 +259,9 @@ def label_candidates(args):
     """
     from datetime import timedelta
 
-    import torch
     from accelerate import PartialState
 
+    from dp2osr.device import compute_device
     from dp2osr.rewards.config import load_reward_config
     from dp2osr.rewards.metrics import MetricSuite, check_modes
     from dp2osr.rewards.weights import check_manifest
@@ -273,7 +273,7 @@ def label_candidates(args):
     if not image_ids:
         raise UserError(f"{args.candidates_dir}: holds no candidate group; run gen_candidates.py first")
     # One process may finish its share long before another.
-    state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(days=7))
+    state = PartialState(cpu=compute_device() == "cpu", timeout=timedelta(days=7))
     if args.metrics_dir and state.is_main_process:
         check_manifest(args.metrics_dir)
     batches = Batches(args.batch_size, state.device, args.memory_limit)

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-import torch
 from PIL import Image
 from tqdm import tqdm
 
 from dp2osr.config import settle
 from dp2osr.data.images import list_images, read_image, read_image_and_alpha, save_image, tensor_to_pil
+from dp2osr.device import compute_device
 from dp2osr.sampling.sampler import GroupSampler, sampling_record
 from dp2osr.sampling.store import TOLD
 
@@ -24,7 +24,7 @@ def restore_folder(args):
     for path in paths:  # all are readable, before the first expensive second
         read_image(path)
     output = Path(args.output_dir)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=compute_device() == "cpu")
     sampler = GroupSampler(args, state.device)
     if state.is_main_process:
         record = output / f"settings{args.suffix}.json"  # results with another suffix may lie beside these

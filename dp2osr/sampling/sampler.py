@@ -8,8 +8,8 @@ from tqdm import tqdm
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.backbones.tiles import WHOLE, Tiling, latent_tiling
 from dp2osr.data.images import evenly, list_images, read_image
+from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.errors import UserError
-from dp2osr.precision import DTYPES, usable_precision
 from dp2osr.prompts.source import PromptSource
 from dp2osr.provenance import versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import finish_images
@@ -145,7 +145,7 @@ def generate_candidates(args):
     paths = {path.stem: path for path in evenly(list_images(args.image_path), args.max_images, args.images_offset)}
     for path in paths.values():  # all are readable, before the first expensive second
         read_image(path)
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = PartialState(cpu=compute_device() == "cpu")
     sampler = GroupSampler(args, state.device)
     with state.main_process_first():
         store = CandidateStore(args.output_dir, sampling_record(args, sampler, num_candidates=args.num_candidates))

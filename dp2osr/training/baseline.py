@@ -16,8 +16,8 @@ from dp2osr.backbones import load_backbone, model_source
 from dp2osr.config import read_json, settle, timestep_options
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.data.degradation import degrade, image_rng, load_degradation
+from dp2osr.device import compute_device, usable_precision
 from dp2osr.errors import UserError
-from dp2osr.precision import usable_precision
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 from dp2osr.training.log import TrainingLog
 
@@ -78,10 +78,10 @@ def train_baseline(args):
     low, high = args.guidance_range
     if low > high:
         raise UserError(f"--guidance_range {low:g} {high:g}: LOW is above HIGH; swap them")
-    cpu = not torch.cuda.is_available()  # told, or several processes on a CPU take themselves for one each
-    precision = usable_precision(args.mixed_precision, "cpu" if cpu else "cuda")
+    device = compute_device()
+    precision = usable_precision(args.mixed_precision, device)
     accelerator = Accelerator(
-        cpu=cpu,
+        cpu=device == "cpu",  # told, or several processes on a CPU take themselves for one each
         mixed_precision=precision,
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         # a model may have parameters without a gradient, as those of text that leaves its last block and is read by nobody

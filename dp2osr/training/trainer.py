@@ -19,8 +19,8 @@ from tqdm import tqdm
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.config import settle, write_json
 from dp2osr.data.images import save_image
+from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.errors import UserError
-from dp2osr.precision import DTYPES, usable_precision
 from dp2osr.preference.groups import PreferenceGroups, groups_of_step
 from dp2osr.provenance import versions, weights_hash
 from dp2osr.rewards.config import load_reward_config
@@ -65,11 +65,12 @@ class PreferenceTrainer:
         self.reference_path = args.reference_controlnet_model_name_or_path or args.controlnet_model_name_or_path
         self.validates = bool(args.validation_steps and args.validation_image_path)
         trackers = None if args.report_to == "none" else args.report_to
+        device = compute_device()
         self.accelerator = Accelerator(
-            mixed_precision=usable_precision(args.mixed_precision, "cuda" if torch.cuda.is_available() else "cpu"),
+            mixed_precision=usable_precision(args.mixed_precision, device),
             log_with=trackers,
             project_dir=args.output_dir,
-            cpu=not torch.cuda.is_available(),
+            cpu=device == "cpu",
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],  # the others wait while the first one validates
         )
         if self.accelerator.num_processes > args.groups_per_step:

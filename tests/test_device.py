@@ -1,0 +1,44 @@
+"""On a CPU, freed memory stays in the process: counted in pages that the kernel hands out, not in seconds."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+REPEATED = """
+import resource, sys, torch
+from dp2osr.device import compute_device
+torch.set_num_threads(1)
+if "told" in sys.argv:
+    assert compute_device() == "cpu"
+image = torch.rand(1, 64, 512, 512)  # 64 MB: above 32 MB glibc adapts no more
+for _ in range(10):
+    torch.relu(image)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.relu(image)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) * resource.getpagesize() / (20 * image.nbytes))
+"""
+
+
+def pages_taken(*arguments, **settings):
+    """Share of a tensor's memory that each of twenty results of its size takes from the kernel."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **settings}
+    done = subprocess.run([sys.executable, "-c", REPEATED, *arguments], env=environment, capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a C library without mallopt")
+def test_a_cpus_freed_memory_is_used_again():
+    assert pages_taken() > 0.8  # glibc's own way: 64 MB go back to the kernel each time
+    assert pages_taken("told") < 0.2
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="a C library without mallopt")
+@pytest.mark.parametrize("name, value", [("MALLOC_MMAP_THRESHOLD_", "65536"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=65536")])
+def test_a_users_own_settings_of_the_allocator_stay(name, value):
+    assert pages_taken("told", **{name: value}) > 0.8
