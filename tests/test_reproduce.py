@@ -486,6 +486,21 @@ def test_an_image_table_restores_each_set_once_and_evaluates_it(tmp_path, lr_fol
     [log] = (tmp_path / "out").glob("images/*/log.txt")
     before = log.stat().st_mtime_ns
     assert "0 of them to be restored" in run_program(*words).stdout and log.stat().st_mtime_ns == before
+    content["sets"]["absent"] = {"image_path": str(tmp_path / "absent"), "optional": True}
+    content["cost"] = {"machine": "a clock", "processes": 2, "start": 0, "score": 3600, "image": 1e9}
+    content["methods"]["ours"] |= {"seconds": 7200, "flags": flags | {"seed": 5}}
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    told = run_program(*words, "--plan").stdout
+    assert "without absent" in told and "about 9 hours and 6 GB on a clock" in told  # 3 images, 2 samples, 3 hours each, two processes
+    content["sets"]["three"]["optional"] = True
+    content["sets"]["three"]["gt_path"] = "nowhere"
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    assert_one_clear_line(run_program(*words, check=False), "without absent", "nowhere", "no set is left")
+    content["sets"]["three"]["gt_path"] = str(gt)
+    content["cost"].pop("score")
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    assert_one_clear_line(run_program(*words, check=False), "'cost' must have", "score")
+    del content["cost"]
     content["methods"]["SeeSR"] = {"images": "nowhere/{set}"}
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
     assert_one_clear_line(run_program(*words, check=False), "nowhere/three")

@@ -82,11 +82,13 @@ def expected(tasks, costs):
                 visited = args.max_train_steps * args.groups_per_step * args.timesteps_per_group * 2 * args.top_n
                 kept = min(args.checkpoints_total_limit, -(-args.max_train_steps // args.checkpointing_steps))
                 seconds, size = seconds + costs.train * visited, size + costs.policy + kept * costs.checkpoint
-    return f"; about {_number(seconds / costs.processes / 3600)} hours and {_number(size / 1e9)} GB on {costs.machine}"
+    return hours_and_disk(seconds / costs.processes, size, costs.machine)
 
 
-def _number(value):
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+def hours_and_disk(seconds, size, machine):
+    """`; about 3.1 hours and 0.5 GB on <machine>`."""
+    hours, gigabytes = (f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in (seconds / 3600, size / 1e9))
+    return f"; about {hours} hours and {gigabytes} GB on {machine}"
 
 
 def count_candidates(program, costs):

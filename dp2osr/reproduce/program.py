@@ -66,7 +66,9 @@ def run_image_table(name, description):
     from dp2osr.evaluation.run_images import run_image_evaluation
     from dp2osr.reproduce import image_tables
 
-    table = image_tables.load_image_table(args.experiment or name, args.preset)
+    table, absent = image_tables.without_absent(image_tables.load_image_table(args.experiment or name, args.preset))
+    for said in absent:
+        print(said)
     tasks = image_tables.plan_images(table, Path(args.output_dir))
     print(image_tables.summary(table, tasks), flush=True)
     image_tables.check(table, tasks)
