@@ -791,6 +791,70 @@ def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, 
     assert (results.parent / "prediction.png").stat().st_size > 1000
 
 
+def test_a_probe_is_compared_with_each_models_own_sweep(tmp_path, monkeypatch, capsys):
+    from dp2osr.reproduce import prediction
+
+    path = experiment(tmp_path)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    stages = content.pop("stages")
+    usual = {f"N{top}": {"line": "usual", "at": top / 4, "train": {"num_candidates": 4, "top_n": top}} for top in (1, 2)}
+    fast = {f"F{top}": {**usual[f"N{top}"], "line": "fast", "train": {**usual[f"N{top}"]["train"], "learning_rate": 0.1}} for top in (1, 2)}
+    models = {"small": {"stages": stages, "controlnet": "preset/models/c-tiny-sd2-8", "base": "preset/models/tiny-sd2-8"}}
+    content |= {"axis": "N/M", "arms": usual | fast, "models": models | {"large": {"stages": stages}}}
+    path.write_text(yaml.safe_dump(content, sort_keys=False), encoding="utf-8")
+    monkeypatch.setattr(sys, "argv", ["predict_nm.py", "--experiment", str(path), "--output_dir", str(tmp_path / "out")])
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match="small_usual/results.csv: is missing; run scripts/reproduce/capacity.py first"):
+        prediction.run_prediction("")
+    folder, gains = tmp_path / "out/own/small", {"tiny-sd2-8": (2.0, 1.0), "tiny-sd2": (1.0, 2.0)}
+    for model in ("small", "large"):
+        (folder / f"{model}_usual").mkdir(parents=True)
+        lines = ["arm,metric,change,low,high", "N1,reward,0.5,0.4,0.6", "N2,reward,0.7,0.6,0.8"]
+        (folder / f"{model}_usual/results.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+    def run_alone(task):
+        if task.programs[0].name == "probe":
+            flags = task.programs[0].flags(task.folder)
+            assert flags["learning_rate"] == 1e-3  # the first line's, not the fast one's
+            records = [
+                {"M": 4, "N": top, "gain": gain, "photographs": ["a", "b"], "by_group": [gain, gain]}
+                for top, gain in zip((1, 2), gains[Path(flags["pretrained_model_name_or_path"]).name], strict=True)
+            ]
+            (task.folder / "probe").mkdir()
+            (task.folder / "probe/probe.json").write_text(json.dumps(records), encoding="utf-8")
+
+    monkeypatch.setattr(prediction, "run_alone", run_alone)
+    prediction.run_prediction("")
+    said = capsys.readouterr().out
+    small, large = said.split("## small")[1].split("## large")
+    assert "rank correlation -1.00" in small and "0.20 below the sweep's best, N2" in small
+    assert "rank correlation +1.00" in large and "0.00 below the sweep's best, N2" in large
+    assert "Mean of the 2 rank correlations: +0.00" in large
+    rows = list(csv.DictReader((folder / "prediction.csv").open(encoding="utf-8")))
+    assert [(row["model"], row["arm"], float(row["gain"])) for row in rows] == [
+        ("small", "N1", 2), ("small", "N2", 1), ("large", "N1", 1), ("large", "N2", 2)
+    ]  # fmt: skip
+
+
+def test_the_chance_of_a_mean_rank_correlation_is_that_of_all_orders():
+    from itertools import permutations
+
+    from scipy.stats import spearmanr
+
+    from dp2osr.reproduce.prediction import Predicted, mean_within
+
+    gains, changes = [(3.0, 1.0, 2.0), (1.0, 2.0, 3.0)], [(0.5, 0.1, 0.9), (0.1, 0.3, 0.2)]
+    sweeps = [
+        [Predicted("", 4, 1, gain, change, 0, 0) for gain, change in zip(*of_model, strict=True)]
+        for of_model in zip(gains, changes, strict=True)
+    ]
+    each = [[spearmanr(order, change).statistic for order in permutations(gain)] for gain, change in zip(gains, changes, strict=True)]
+    measured = sum(spearmanr(gain, change).statistic for gain, change in zip(gains, changes, strict=True)) / 2
+    all_orders = [(first + second) / 2 for first in each[0] for second in each[1]]
+    expected = sum(value >= measured - 1e-9 for value in all_orders) / len(all_orders)
+    assert mean_within(sweeps) == (pytest.approx(measured), pytest.approx(expected, abs=0.02)) and 0.05 < expected < 0.6
+
+
 @pytest.mark.parametrize("change", [{"train": {"learning_rate": 1e-4}}, {"reward": {"normalise": "rank"}}, {"rounds": 2}])
 def test_a_probe_is_compared_with_nothing_but_a_sweep_over_m_and_n(tmp_path, monkeypatch, change):
     from dp2osr.reproduce import prediction

@@ -80,7 +80,7 @@ def load_capacity(name_or_yaml, preset):
             if len({arm.at for arm in arms}) < len(arms) or any(arm.train.get("lora_rank") for arm in arms):
                 raise UserError(f"{path}: line '{line}': its arms must be at different places, and train whole ControlNets")
             grids[str(name), line] = replace(grid, name=", ".join(filter(None, (grid.name, str(name), line))), arms=arms)
-    if len({_folder(*key) for key in grids} - {""}) < len(grids):
+    if len({line_folder(*key) for key in grids} - {""}) < len(grids):
         raise UserError(f"{path}: names of models and lines must differ in more than signs: they name folders")
     return grids
 
@@ -218,7 +218,7 @@ def run_capacity(name, description):
     first = next(iter(grids.values()))
     output = results_folder(args, Path(args.experiment or name).stem)
     sizes = {} if args.plan else {model: trained_parameters(grid) for (model, _), grid in grids.items()}
-    found = run_grids(args, {output / _folder(*key): grid for key, grid in grids.items()})
+    found = run_grids(args, {output / line_folder(*key): grid for key, grid in grids.items()})
     if args.plan:
         return
     points = [point for key, results in zip(grids, found, strict=True) for point in points_of(*key, results)]
@@ -230,5 +230,6 @@ def run_capacity(name, description):
     print(f"\n{text}\nfiles: {output}/capacity.md, .csv, .png and .svg")
 
 
-def _folder(model, line):
+def line_folder(model, line):
+    """The folder of the results of a model and line, in the experiment's."""
     return "_".join("".join(sign if sign.isalnum() else "_" for sign in name).strip("_") for name in (model, line) if name)

@@ -1,6 +1,7 @@
 """Does a probe before the training order the settings of the sweep over M and N? Run scripts/reproduce/fig4.py first.
 
 python scripts/reproduce/predict_nm.py
+python scripts/reproduce/predict_nm.py --experiment capacity     # after capacity.py: the first line of each of its models
 """
 
 import sys
