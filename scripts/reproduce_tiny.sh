@@ -13,14 +13,19 @@ case "${1:-}" in "") output=runs/reproduce ;; /*) output=$1 ;; *) output=$caller
 
 source scripts/environment.sh
 
+# reproduce NAME [FLAGS...]: scripts/reproduce/NAME.py
+reproduce() {
+    echo "== $*"
+    "$PY" "scripts/reproduce/$1.py" "${@:2}" --output_dir "$output"
+}
+
 bash scripts/quickstart.sh                        # its policies are the rows of the image tables
 bash scripts/quickstart.sh --backbone flux
 for name in table1 table2 table3 reward_sets aggregation groups_per_step degradation fig1b fig4 predict_nm capacity fig5 rounds; do
-    echo "== $name"
-    "$PY" "scripts/reproduce/$name.py" --output_dir "$output"
+    reproduce "$name"
 done
-echo "== fig1b, tiny FLUX"
-"$PY" scripts/reproduce/fig1b.py --experiment fig1b_flux --output_dir "$output"
+reproduce predict_nm --experiment capacity
+reproduce fig1b --experiment fig1b_flux
 for runs in quickstart quickstart_flux; do
     echo "== fig6, $runs"
     "$PY" scripts/reproduce/fig6.py --candidates "base=runs/$runs/test/base" "policy=runs/$runs/test/policy" --gt_path preset/test/gt \
