@@ -410,12 +410,15 @@ def test_an_experiment_that_is_done_is_not_run_again(finished):
 
 
 def test_a_program_that_fails_is_named_with_its_own_words_and_its_log(tmp_path, finished):
-    path = experiment(tmp_path, arms={"plain": {"at": 1, "train": {"learning_rate": 1.0, "max_train_steps": 40, "beta": 1e30}}})  # diverges
+    diverges = {"at": 1, "seeds": [0], "train": {"learning_rate": 1.0, "max_train_steps": 40, "beta": 1e30}}
+    path = experiment(tmp_path, arms={"plain": diverges, "usual": {"at": 2, "seeds": [0]}})
     output = tmp_path / "out"
     output.mkdir()
     (output / "candidates").symlink_to(finished[1] / "candidates")
     done = run_program("scripts/reproduce/aggregation.py", "--experiment", path, "--output_dir", output, "--jobs", "2", check=False)
-    assert_one_clear_line(done, "train_sd2_dpo.py stopped", "no finite loss", "log.txt")
+    assert_one_clear_line(done, "1 of 3 runs failed", "train_sd2_dpo.py stopped", "no finite loss", "log.txt")
+    told = run_program("scripts/reproduce/aggregation.py", "--experiment", path, "--output_dir", output, "--plan").stdout
+    assert "2 trainings, 1 of them missing" in told and "held-out candidates of 1 models" in told  # the others went on to their end
 
 
 def test_a_killed_experiment_leaves_no_program_behind(tmp_path):

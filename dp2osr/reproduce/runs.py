@@ -56,7 +56,7 @@ def locked(task):
 
 
 class Pool:
-    """Chains of tasks side by side; the first that fails stops all.
+    """Chains of tasks side by side; when one fails, the others go on.
 
     Args:
         jobs: chains side by side, one process each; 1: one after the other, each on all GPUs, or on two processes of a CPU.
@@ -71,23 +71,33 @@ class Pool:
         self.jobs, self.children, self.lock, self.stopping = jobs, set(), threading.Lock(), False
 
     def run(self, chains, title):
-        """Run what is not done of lists of tasks, with a progress bar in lists; what the programs print is in each task's log."""
+        """Run what is not done of lists of tasks, with a progress bar in lists; what the programs print is in each task's log.
+
+        Raises:
+            UserError: some failed, such as a training that diverged; all others are done.
+        """
         chains = list({chain[-1].folder: chain for chain in chains}.values())  # two settings may be one
         missing = [chain for chain in chains if not all(task.is_done() for task in chain)]
         if not missing:
             return
         bar = tqdm(total=len(chains), initial=len(chains) - len(missing), unit="run", desc=title)
         with bar, ThreadPoolExecutor(self.jobs) as executor:
-            waiting = {executor.submit(self.run_chain, chain) for chain in missing}
+            waiting, failed = {executor.submit(self.run_chain, chain) for chain in missing}, []
             try:
                 while waiting:
                     done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
+                    for error in filter(None, (future.exception() for future in done)):
+                        if not isinstance(error, UserError):
+                            raise error
+                        failed.append(error)
+                        bar.set_postfix(failed=len(failed), refresh=False)
                     bar.update(len(done))
             except BaseException:
                 self.stop(waiting)
                 raise
+        if failed:
+            told = f"{len(failed)} of {len(missing)} runs failed and the others are done; the first: " if len(missing) > 1 else ""
+            raise UserError(f"{told}{failed[0]}")
 
     def stop(self, waiting):
         for future in waiting:
@@ -120,7 +130,7 @@ class Pool:
             self.children.discard(child)
         if code:
             said = f"{last_line(log.name, begun)} (all of it: {log.name})"
-            raise UserError(f"{script} stopped with exit code {code}: {said}; the same command goes on")
+            raise UserError(f"{script} stopped with exit code {code}: {said}; the same command tries again")
 
 
 def run_alone(task):
