@@ -14,6 +14,7 @@ from dp2osr.evaluation import statistics
 from dp2osr.evaluation.locality import (
     BLOCK,
     FILTER,
+    PERIOD,
     blocks,
     concentration,
     correlations,
@@ -21,6 +22,7 @@ from dp2osr.evaluation.locality import (
     image_change,
     local_detail,
     luma,
+    repetition,
 )
 from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
@@ -72,6 +74,22 @@ def test_a_change_of_chosen_places_is_no_filter_and_lies_where_it_lies(photograp
 def test_a_change_that_is_the_same_everywhere_is_spread_evenly(photographs):
     changes, _, weights = changed(photographs, lambda gt, base: base + 0.03)
     assert concentration(changes, weights).value == pytest.approx(0.1, abs=0.01)
+
+
+def test_a_pattern_of_patches_is_found_in_a_change(photographs):
+    """A pattern of 8 pixels' period, of which the image knows nothing, of half the change's power; and noise alone."""
+    generator = torch.Generator().manual_seed(1)
+    tile = torch.randn(8, 8, generator=generator)
+    tile = 0.02 * (tile - tile.mean()) / tile.std(correction=0)
+
+    def noise(base):
+        return 0.02 * torch.randn(base.shape[0], 1, *base.shape[-2:], generator=generator).expand_as(base)
+
+    changes, _, weights = changed(photographs, lambda gt, base: base + tile.repeat(12, 12) + noise(base))
+    chance = PERIOD**2 / 96**2
+    assert abs(repetition(changes, weights).value - (0.5 + 0.5 * chance)) < 0.02
+    changes, _, weights = changed(photographs, lambda gt, base: base + noise(base))
+    assert abs(repetition(changes, weights).value - chance) < 0.01
 
 
 def test_filters_are_those_of_least_squares(photographs):

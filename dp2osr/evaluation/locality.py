@@ -17,11 +17,15 @@ from dp2osr.rewards.maps import gmsd_map, ssim_map
 BLOCK = 4  # pixels; single pixels are mostly the noise of the seed
 WINDOW = 7  # side of the neighbourhood of which the local detail is the standard deviation, pixels
 FILTER = 9  # side of the linear filter that a change is explained by, pixels
+PERIOD = 16  # pixels: a pattern of a model's patches (FLUX: 2 × 2 latents of 8 pixels) repeats with it, or with a part of it
 
 
 @dataclass(frozen=True)
 class ImageChange:
-    """One image: pictures of the first seed, (3, H, W) in [0, 1]; maps by name, (H, W) float64; `change` is one of them."""
+    """One image: pictures of the first seed, (3, H, W) in [0, 1]; maps by name, (H, W) float64; `change` is one of them.
+
+    `moments` are of `filter_moments`, `pattern` of `repeated`.
+    """
 
     image_id: str
     lr: object
@@ -30,6 +34,7 @@ class ImageChange:
     gt: torch.Tensor
     maps: dict
     moments: tuple
+    pattern: tuple
 
 
 def image_change(image_id, lr, base, policy, gt):
@@ -53,7 +58,8 @@ def image_change(image_id, lr, base, policy, gt):
     }
     maps |= {f"{name} fell": maps[f"base {name}"] - values for name, values in after.items()}
     arrays = {name: values.double().numpy() for name, values in maps.items()}
-    return ImageChange(image_id, lr, base[0], policy[0], gt, arrays, filter_moments(luma(base), luma(policy - base)))
+    difference = luma(policy - base)
+    return ImageChange(image_id, lr, base[0], policy[0], gt, arrays, filter_moments(luma(base), difference), repeated(difference))
 
 
 def luma(images):
@@ -95,6 +101,24 @@ def concentration(changes, weights, share=0.1):
         squares = np.sort(image.maps["change"].ravel() ** 2)[::-1]
         parts.append(squares[: max(1, round(share * len(squares)))].sum() / max(squares.sum(), 1e-300))
     return statistics.ratio_of_means(np.array(parts), np.ones(len(parts)), weights)
+
+
+# ---------------------------------------------------------------- how much of it is a pattern that knows no image
+
+
+def repeated(difference):
+    """(Σ of squares of what repeats every `PERIOD` pixels over the whole image, Σ of squares) of (K, H, W), its means left out."""
+    rows, columns = (side // PERIOD for side in difference.shape[-2:])
+    whole = difference[..., : rows * PERIOD, : columns * PERIOD].double()
+    whole = whole - whole.mean(dim=(-2, -1), keepdim=True)
+    tile = whole.reshape(-1, rows, PERIOD, columns, PERIOD).mean(dim=(1, 3))
+    return float(rows * columns * tile.square().sum()), float(whole.square().sum())
+
+
+def repetition(changes, weights):
+    """`Estimate` of the part of the squared change that repeats every `PERIOD` pixels; by chance it is `PERIOD`² / (H W)."""
+    parts, power = (np.array(values) for values in zip(*(image.pattern for image in changes), strict=True))
+    return statistics.ratio_of_means(parts, power, weights)
 
 
 # ---------------------------------------------------------------- how much of it is one filter for all

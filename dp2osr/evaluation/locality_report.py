@@ -14,7 +14,7 @@ from dp2osr.data.images import find_gt, pil_to_tensor, tensor_to_pil
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.evaluation.figures import MUTED, save_figure, style
-from dp2osr.evaluation.locality import concentration, correlations, explained_by_filters, image_change
+from dp2osr.evaluation.locality import PERIOD, concentration, correlations, explained_by_filters, image_change, repetition
 from dp2osr.evaluation.methods import parse_candidates, read_gt
 from dp2osr.evaluation.pictures import detail_window
 from dp2osr.evaluation.summary import interval
@@ -57,6 +57,7 @@ def run_locality(args):
     weights = statistics.bootstrap_weights(photographs, args.bootstrap, seed=0)
     found = {f"correlation of the change with: {name}": estimate for name, estimate in correlations(changes, weights).items()}
     found["share of the squared change in the tenth of the pixels that change most"] = concentration(changes, weights)
+    found[f"share of the squared change that repeats every {PERIOD} pixels"] = repetition(changes, weights)
     filters = explained_by_filters(changes, photographs, weights)
     found |= {f"share of the squared change explained by {name}": value for name, value in filters.items()}
 
