@@ -5,6 +5,7 @@ import json
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -169,7 +170,24 @@ def test_published_values_stand_beside_and_the_difference_is_told(evaluated, pho
     [row] = [row for row in rows_of(tmp_path / "out" / "table.csv") if row["metric"] == "psnr"]
     assert row["published"] == "10" and "a paper" in done.stdout and "31.50 ± 1.25" in done.stdout
     [line] = [line for line in done.stdout.splitlines() if line.startswith("| ours − sharp")]
-    assert f"{float(row['mean']) - 10:+.2f} !" in line
+    assert f"{float(row['mean']) - 10:+.2f} !" in line and "no method has a name" not in done.stderr
+    renamed = [word.replace("sharp=", "mine=") if isinstance(word, str) else word for word in flags]
+    done = run_program("scripts/evaluate.py", *renamed, "--published", tmp_path / "paper.yaml", "--output_dir", tmp_path / "out")
+    assert "no method has a name of that table (other, sharp)" in done.stderr and "ours −" not in done.stdout
+
+
+def test_a_published_value_is_marked_by_what_several_seeds_say(tmp_path):
+    """Images far apart, samples of each close together: 10.5 is within the interval over images and far outside of the seeds'."""
+    rng, names = np.random.default_rng(0), [f"image{number}" for number in range(20)]
+    scores = np.linspace(0, 20, 20)[:, None] + 0.01 * rng.standard_normal((20, 5))
+    published = {"metrics": ["psnr"], "methods": {"a": {"psnr": 10.5}}, "spreads": {}}
+
+    def marked(values):
+        suite = SimpleNamespace(lower_better={"psnr": False})
+        found = benchmark.compare({"psnr": {"a": values}}, names, suite, 200, 0, "", published)
+        return "!" in benchmark.benchmark_markdown(found, {}, {}).split("ours − a")[1].splitlines()[0]
+
+    assert marked(scores) and not marked(scores[:, :1])
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/paper").glob("*.yaml")), ids=lambda path: path.stem)
@@ -339,6 +357,7 @@ def test_sizes_that_differ_are_named_with_both_sizes(photographs, tmp_path):
     flags = ["--images", f"mine={tmp_path}", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "out"]
     done = run_program("scripts/evaluate.py", *flags, "--exclude_metrics", "vif", "vsi", "fsim", "ssim", "nlpd", "brisque", check=False)
     assert_one_clear_line(done, "image7.png", "80 x 96", "96 x 96")
+    assert not (tmp_path / "out/scores.jsonl").exists()  # found before the first of the other images is scored
 
 
 @pytest.mark.parametrize(
@@ -355,6 +374,32 @@ def test_sizes_that_differ_are_named_with_both_sizes(photographs, tmp_path):
 )
 def test_a_mistake_is_one_clear_line(flags, mentions, tmp_path):
     assert_one_clear_line(run_program("scripts/evaluate.py", *flags, "--output_dir", tmp_path / "out", check=False), *mentions)
+
+
+def test_one_folder_is_not_two_samples_and_a_file_is_no_folder(photographs, tmp_path):
+    folder = photographs / "sharp"
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    twice = ["--images", f"a={folder}", f"a={folder}/.", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "out"]
+    assert_one_clear_line(run_program("scripts/evaluate.py", *twice, check=False), "given twice")
+    once = ["--images", f"a={folder}", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "file"]
+    assert_one_clear_line(run_program("scripts/evaluate.py", *once, check=False), "file: cannot be made a folder")
+
+
+@pytest.mark.parametrize("change", [{"spreads": [1]}, {"methods": {"a": {"psnr": float("nan")}}}, {"methods": [1]}])
+def test_a_published_table_of_another_form_is_named(change, tmp_path):
+    content = {"metrics": ["psnr"], "methods": {"a": {"psnr": 1.0}}} | change
+    (tmp_path / "table.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    with pytest.raises(UserError, match="table.yaml: "):
+        benchmark.load_published(tmp_path / "table.yaml")
+
+
+def test_lines_that_are_no_scores_are_passed_over(photographs, protocol, tmp_path):
+    flags = ["--images", f"sharp={photographs / 'sharp'}", "--protocol", protocol, "--output_dir", tmp_path]
+    run_program("scripts/evaluate.py", *flags)
+    before, cache = rows_of(tmp_path / "table.csv"), tmp_path / "scores.jsonl"
+    cache.write_bytes(b'{}\n[1]\n\xff\xfe\n{"image": "x", "gt": "", "scores": 3}\n' + cache.read_bytes())
+    run_program("scripts/evaluate.py", *flags, "--published", "table1_realsr")
+    assert rows_of(tmp_path / "table.csv") == before
 
 
 def test_without_gt_the_no_reference_metrics_are_left(photographs, protocol, tmp_path):

@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.evaluation.statistics import Estimate
 from dp2osr.reproduce import runs
+from dp2osr.reproduce import tasks as tasks_module
 from dp2osr.reproduce.capacity import Point, best_places, capacity_markdown, load_capacity, slope, trained_parameters
 from dp2osr.reproduce.cost import read_costs
 from dp2osr.reproduce.grid import CONFIG_DIR, Arm, load_grid
@@ -257,6 +259,48 @@ def test_the_last_error_is_that_of_the_last_attempt(tmp_path):
     begun = log.stat().st_size
     log.write_text("error: the disk is full\ntrain: 3%\rtrain: 5%\n\n", encoding="utf-8")
     assert last_line(log) == "the disk is full" and last_line(log, begun) == "train: 5%"
+
+
+def test_large_weights_of_one_size_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr(tasks_module, "SMALL", 1000)
+    content = bytearray(np.random.default_rng(0).bytes(10**6))
+    found = []
+    for change in (None, 0, 10**6 - 1):
+        path = tmp_path / str(change) / "model.safetensors"
+        path.parent.mkdir()
+        path.write_bytes(content if change is None else content[:change] + bytes([content[change] ^ 1]) + content[change + 1 :])
+        found.append(fingerprint(str(path)))
+    assert len(set(found)) == 3
+    again = tmp_path / "again/model.safetensors"
+    again.parent.mkdir()
+    again.write_bytes(content)
+    assert fingerprint(str(again)) == found[0]
+
+
+def test_all_rivals_that_are_missing_are_named_at_once(tmp_path):
+    grid = load_grid(experiment(tmp_path), "tiny")
+    with pytest.raises(UserError, match=r"nowhere \(rival 'x'\), elsewhere \(rival 'y'\)"):
+        plan_grid(replace(grid, rivals={"x": "nowhere", "y": "elsewhere"}), tmp_path).check()
+
+
+def test_an_experiment_that_fails_does_not_keep_the_next_from_running(tmp_path, monkeypatch):
+    from dp2osr.reproduce import program, writing
+
+    ran, grids = [], [replace(load_grid(experiment(tmp_path), "tiny"), name=name) for name in ("first", "second")]
+
+    def run_grid(planned, jobs):
+        ran.append(planned.grid.name)
+        if len(ran) == 1:
+            raise UserError("it diverged")
+        return {}, {}
+
+    monkeypatch.setattr(runs, "run_grid", run_grid)
+    monkeypatch.setattr(writing, "write_results", lambda grid, *_: ran.append(f"results of {grid.name}"))
+    monkeypatch.chdir(ROOT)
+    args = SimpleNamespace(output_dir=str(tmp_path / "out"), plan=False, jobs=1, bootstrap=10)
+    with pytest.raises(UserError, match="^first: it diverged$"):
+        program.run_grids(args, {tmp_path / grid.name: grid for grid in grids})
+    assert ran == ["first", "second", "results of second"]
 
 
 def test_the_same_training_in_two_experiments_is_one_run_and_another_setting_is_another(tmp_path):
@@ -599,7 +643,7 @@ def test_a_plan_tells_hours_and_disk_by_what_a_candidate_costs(watched, tmp_path
     grid = load_grid(path, "tiny")
     with pytest.raises(UserError, match="has no step 3"):
         plan_grid(replace(grid, arms=[replace(grid.arms[0], checkpoint=3)], checkpoints=(3,)), tmp_path)
-    with pytest.raises(UserError, match="rival 'x': nowhere is not a folder"):
+    with pytest.raises(UserError, match="not on this machine: nowhere \\(rival 'x'\\)"):
         plan_grid(replace(grid, rivals={"x": "nowhere"}), tmp_path).check()
     label = grid.stages["label_test"]
     content = label.read_text(encoding="utf-8")

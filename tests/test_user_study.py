@@ -126,6 +126,10 @@ def test_shares_are_those_of_a_count_and_their_intervals_those_of_a_loop():
 def test_one_participant_and_one_image_have_a_share_without_an_interval():
     table = votes_table(METHODS, [Votes("x", {"t": METHODS[1]}, {"t": 2})])
     assert "| second_method | 100.0% |  |" in table and "0%, 0%, 100%" in table
+    one_person = votes_table(
+        METHODS, [Votes("x", {f"t{number}": METHODS[1] for number in range(5)}, dict.fromkeys(map("t{}".format, range(5)), 2))]
+    )
+    assert "| second_method | 100.0% |  |" in one_person
 
 
 def made_up(key, participant="p", **changes):
@@ -145,6 +149,11 @@ def made_up(key, participant="p", **changes):
         (lambda key: json.dumps(made_up(key, votes=[])), "no vote"),
         (lambda key: json.dumps(made_up(key, votes=[{"trial": "x", "choice": "y", "shown": []}])), "not the votes"),
         (lambda key: json.dumps(made_up(key))[:-40], "not a readable JSON"),
+        (lambda key: json.dumps(made_up(key, votes=made_up(key)["votes"] * 2)), "there twice"),
+        (
+            lambda key: json.dumps(made_up(key, votes=[{**vote, "shown": vote["shown"] * 2} for vote in made_up(key)["votes"]])),
+            "other candidates",
+        ),
     ],
 )
 def test_a_votes_file_that_cannot_be_read_is_named(study, tmp_path, content, mention):
@@ -152,6 +161,15 @@ def test_a_votes_file_that_cannot_be_read_is_named(study, tmp_path, content, men
     (tmp_path / "votes.json").write_text(content(key), encoding="utf-8")
     done = run_program("scripts/user_study.py", "count", "--key", folder / "page.key.json", tmp_path / "votes.json", check=False)
     assert_one_clear_line(done, "votes.json", mention)
+
+
+@pytest.mark.parametrize("change", [{"methods": None}, {"study": None}, {"trials": []}, {"trials": {"x": 3}}])
+def test_a_broken_key_is_not_blamed_on_the_votes(study, tmp_path, change):
+    _, key, _ = study
+    (tmp_path / "votes.json").write_text(json.dumps(made_up(key)), encoding="utf-8")
+    (tmp_path / "key.json").write_text(json.dumps(key | change), encoding="utf-8")
+    with pytest.raises(UserError, match="key.json: not the key"):
+        read_votes([tmp_path / "votes.json"], tmp_path / "key.json")
 
 
 def test_a_participant_counts_once(study, tmp_path):

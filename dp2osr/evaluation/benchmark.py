@@ -2,6 +2,7 @@
 
 import csv
 import io
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -127,13 +128,17 @@ def load_published(name_or_yaml):
         ) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), kind) for key, kind in (("metrics", list), ("methods", dict))):
-        raise UserError(f"{path}: must have 'metrics', a list, and 'methods', a name with its values each")
-    for method, values in [*content["methods"].items(), *content.get("spreads", {}).items()]:
+    kinds = {"metrics": list, "methods": dict, "spreads": dict}
+    content = {"spreads": {}} | content if isinstance(content, dict) else {}
+    if not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):
+        raise UserError(
+            f"{path}: must have 'metrics', a list, and 'methods' (and 'spreads', if there are any), a name with its values each"
+        )
+    for method, values in [*content["methods"].items(), *content["spreads"].items()]:
         if not isinstance(values, dict):
             raise UserError(f"{path}: '{method}' must have its values by metric")
         for metric, value in values.items():
-            if metric not in content["metrics"] or not isinstance(value, (int, float)):
+            if metric not in content["metrics"] or not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise UserError(f"{path}: '{method}', '{metric}': {value!r} is no number of a metric of this table")
     return content
 
@@ -216,7 +221,9 @@ def _published_blocks(benchmark, header):
         rows.append([method, *(_published_cell(values.get(metric), spreads.get(metric)) for metric in benchmark.metrics)])
         if method in benchmark.methods:
             rows.append([f"ours − {method}", *_distances(benchmark, method, values)])
-    return [f"## Published: {benchmark.published.get('source', '')}", markdown(header, rows)]
+    legend = "! is where the published value is further from ours than ours varies: by two standard deviations of the mean over seeds where"
+    legend += " there are several samples, else outside of the interval over photographs, which is wider."
+    return [f"## Published: {benchmark.published.get('source', '')}", markdown(header, rows), legend]
 
 
 def _published_cell(value, spread):
@@ -226,14 +233,15 @@ def _published_cell(value, spread):
 
 
 def _distances(benchmark, method, values):
-    """Ours − published; ! where the published value is outside our interval."""
+    """Ours − published; ! where the published value is further away than ours varies: over seeds, or else over photographs."""
     texts = []
     for metric in benchmark.metrics:
-        mean = benchmark.results[method][metric].mean
+        mean, of_seeds = benchmark.results[method][metric].mean, benchmark.results[method][metric].std_of_means
         if metric not in values:
             texts.append("")
             continue
-        outside = not np.isnan(mean.low) and not mean.low <= values[metric] <= mean.high
+        low, high = (mean.low, mean.high) if np.isnan(of_seeds) else (mean.value - 2 * of_seeds, mean.value + 2 * of_seeds)
+        outside = not np.isnan(low) and not low <= values[metric] <= high
         texts.append(f"{mean.value - values[metric]:+.{2 if abs(mean.value) >= 10 else 4}f}" + (" !" if outside else ""))
     return texts
 

@@ -27,6 +27,8 @@ def parse_folders(arguments):
     folders = {}
     for argument in arguments:
         name, folder = named_folder(argument, "--images", "SeeSR=results/seesr ours=results/ours")
+        if any(folder.resolve() == known.resolve() for known in folders.get(name, [])):
+            raise UserError(f"--images: {argument} is given twice; a further folder of a method has further samples")
         folders.setdefault(name, []).append(folder)
     return folders
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from dp2osr.data.images import pil_to_tensor, read_image
 from dp2osr.errors import UserError
+from dp2osr.evaluation.image_folders import check_sizes
 from dp2osr.provenance import file_sha256
 from dp2osr.rewards.metrics import pyiqa_version
 
@@ -49,18 +50,19 @@ class ImageScorer:
         """{(hash of image, hash of GT): {key of a metric: score}} of the lines that are whole."""
         known = {}
         if self.cache.exists():
-            for line in self.cache.read_text(encoding="utf-8").splitlines():
+            for line in self.cache.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
                     record = json.loads(line)
-                except json.JSONDecodeError:  # the line that a kill cut
+                    known.setdefault((record["image"], record["gt"]), {}).update(record["scores"])
+                except (ValueError, KeyError, TypeError):  # the line that a kill cut, or that is none of ours
                     continue
-                known.setdefault((record["image"], record["gt"]), {}).update(record["scores"])
         return known
 
     def score(self, methods):
         """{metric: {method: (G, S)}} raw scores in the order of the sorted image ids, NaN where a metric failed on an image."""
         image_ids = sorted(methods[0].samples)
         values = {name: {method.name: [] for method in methods} for name in self.names}
+        self._check_sizes(methods, image_ids)
         with open(self.cache, "a", encoding="utf-8") as self.stream:
             if self.stream.tell():
                 self.stream.write("\n")  # a cut line ends here
@@ -72,12 +74,23 @@ class ImageScorer:
                         values[name][method.name].append(own)
         return {name: {method: np.array(rows) for method, rows in of_metric.items()} for name, of_metric in values.items()}
 
+    def _check_sizes(self, methods, image_ids):
+        """Raise `UserError`, before the first metric runs, unless all that is to be scored can be read and is as large as its GT."""
+        for image_id in image_ids:
+            paths = [path for method in methods for path in method.samples[image_id]]
+            if any(self._known(image_id, paths)[1].values()):
+                check_sizes([*([self.gt[image_id]] if self.gt else []), *paths])
+
+    def _known(self, image_id, paths):
+        """(known scores of each path, by key; {metric: places of the paths that lack it})."""
+        of_gt = _hash(self.gt[image_id]) if self.gt else ""
+        known = [self.known.setdefault((_hash(path), of_gt), {}) for path in paths]
+        return known, {name: [place for place, scores in enumerate(known) if self.keys[name] not in scores] for name in self.names}
+
     def _scores_of(self, image_id, paths):
         """{metric: a score for each of the paths}."""
         gt_path = self.gt.get(image_id)
-        of_gt = _hash(gt_path) if gt_path else ""
-        known = [self.known.setdefault((_hash(path), of_gt), {}) for path in paths]
-        lacking = {name: [place for place, scores in enumerate(known) if self.keys[name] not in scores] for name in self.names}
+        known, lacking = self._known(image_id, paths)
         if any(lacking.values()):
             images, gt = self._read(paths, gt_path)
             for name, places in lacking.items():
@@ -88,18 +101,14 @@ class ImageScorer:
                 fresh = {self.keys[name]: known[place][self.keys[name]] for name, places in lacking.items() if place in places}
                 fresh = {key: value for key, value in fresh.items() if np.isfinite(value)}
                 if fresh:
-                    self.stream.write(json.dumps({"image": _hash(path), "gt": of_gt, "scores": fresh}) + "\n")
+                    record = {"image": _hash(path), "gt": _hash(gt_path) if gt_path else "", "scores": fresh}
+                    self.stream.write(json.dumps(record) + "\n")
             self.stream.flush()
         return {name: [scores[self.keys[name]] for scores in known] for name in self.names}
 
     def _read(self, paths, gt_path):
         """SR images (B, 3, H, W) and their GT (3, H, W) or None, in [0, 1], cropped."""
         tensors = {path: pil_to_tensor(read_image(path)) for path in [*paths, *([gt_path] if gt_path else [])]}
-        first = gt_path or paths[0]
-        for path, tensor in tensors.items():
-            if tensor.shape != tensors[first].shape:
-                sizes = [f"{part.shape[-1]} x {part.shape[-2]}" for part in (tensor, tensors[first])]
-                raise UserError(f"{path}: is {sizes[0]} pixels, {first} is {sizes[1]}; nothing is resized here, make them the same size")
         cropped = {path: self._crop(path, tensor) for path, tensor in tensors.items()}
         return torch.stack([cropped[path] for path in paths]), cropped.get(gt_path)
 

@@ -1,5 +1,6 @@
 """Folders of SR images from files to tables."""
 
+import sys
 from pathlib import Path
 
 from dp2osr.config import write_json, write_text
@@ -27,6 +28,12 @@ def run_image_evaluation(args):
     from dp2osr.device import compute_device
 
     published = benchmark.load_published(args.published) if args.published else None
+    if published and not set(published["methods"]) & {argument.partition("=")[0] for argument in args.images}:
+        named = ", ".join(published["methods"])
+        print(
+            f"warning: --published {args.published}: no method has a name of that table ({named}), so that none is compared",
+            file=sys.stderr,
+        )
     config = load_protocol(args.protocol)
     specs = protocol_specs(config, args.channel, args.crop_border, args.exclude_metrics)
     methods, gt = pair_images(parse_folders(args.images), args.gt_path, args.lr_path)
@@ -39,7 +46,10 @@ def run_image_evaluation(args):
     suite = MetricSuite(specs, device, weights_dir=args.metrics_dir)
     check_modes(config, suite)
     output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: cannot be made a folder ({error.strerror}); give another --output_dir") from None
     scores = ImageScorer(suite, gt, output / "scores.jsonl", args.center_crop).score(methods)
 
     image_ids = sorted(methods[0].samples)

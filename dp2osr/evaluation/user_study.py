@@ -91,7 +91,7 @@ def read_votes(paths, key_path):
         UserError: a file that is no JSON of a study's page, of another study, or of a participant who is there already.
     """
     key = read_json(key_path)
-    if not isinstance(key, dict) or "trials" not in key:
+    if not _is_key(key):
         raise UserError(f"{key_path}: not the key of a study; scripts/user_study.py writes it beside the page")
     everyone, origin = [], {}
     for path in paths:
@@ -102,6 +102,8 @@ def read_votes(paths, key_path):
                 raise UserError(f"{path}: votes of another study than {key_path}")
             for vote in found["votes"]:
                 owners = key["trials"][vote["trial"]]["candidates"]
+                if sorted(vote["shown"]) != sorted(owners) or vote["trial"] in choices:
+                    raise ValueError(f"{vote['trial']} shows other candidates than the key has, or is there twice")
                 choices[vote["trial"]] = owners[vote["choice"]]
                 places[vote["trial"]] = vote["shown"].index(vote["choice"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -117,8 +119,15 @@ def read_votes(paths, key_path):
     return key["methods"], everyone
 
 
+def _is_key(key):
+    kinds = {"study": str, "methods": list, "trials": dict}
+    if not isinstance(key, dict) or not all(isinstance(key.get(name), kind) for name, kind in kinds.items()):
+        return False
+    return all(isinstance(trial, dict) and isinstance(trial.get("candidates"), dict) for trial in key["trials"].values())
+
+
 def shares(methods, everyone, resamples=2000, seed=0):
-    """{method: `Estimate` of its share of all votes}; the 95 % intervals draw participants and images, both with replacement."""
+    """{method: `Estimate` of its share of all votes}; 95 % intervals draw participants and images; one alone has none."""
     images = sorted({trial for votes in everyone for trial in votes.choices})
     cast = np.array([[trial in votes.choices for trial in images] for votes in everyone], float)
     rng = np.random.default_rng(seed)
@@ -130,7 +139,8 @@ def shares(methods, everyone, resamples=2000, seed=0):
         value = float(won.sum() / cast.sum())
         below = np.einsum("bp,pi,bi->b", of_people, cast, of_images)
         drawn = np.einsum("bp,pi,bi->b", of_people, won, of_images)[below > 0] / below[below > 0]
-        bounds = np.percentile(drawn, [2.5, 97.5]) if len(images) > 1 else (float("nan"),) * 2
+        several = len(images) > 1 and len(everyone) > 1
+        bounds = np.percentile(drawn, [2.5, 97.5]) if several else (float("nan"),) * 2
         result[method] = Estimate(value, float(bounds[0]), float(bounds[1]))
     return result
 

@@ -69,6 +69,7 @@ class Sweep:
 
     def task(self):
         """The probe's `Task`, named by the scores that are there now."""
+        fingerprint.cache_clear()  # they may have been made, or made anew, since it was last asked
         return probe_task(self.grid, self.flags, self.settings.values(), self.shared.folder / CANDIDATES, self.output)
 
     def run(self, measured, resamples):
@@ -110,11 +111,13 @@ def run_prediction(description):
     """The whole of it, from the command line: probe, comparison, `prediction.md`, `.csv`, `.png` and `.svg` beside the sweep's results."""
     args = parse_args(build_parser(description, jobs=False))
     title, folder, sweeps = read_sweeps(args)
+    script = folder.name if not sweeps[0].model else "capacity"
     for sweep in sweeps:
-        print(f"{sweep.grid.name}: a probe of {len(sweep.grid.arms)} settings", flush=True)
+        lacking = "" if (sweep.results / "results.csv").is_file() else f"; the sweep has to be run first: scripts/reproduce/{script}.py"
+        done = "done" if sweep.task().is_done() else "missing"
+        print(f"{sweep.grid.name}: a probe of {len(sweep.grid.arms)} settings, {done}{lacking}", flush=True)
     if args.plan:
         return
-    script = folder.name if not sweeps[0].model else "capacity"
     measured = [read_measured(sweep.results / "results.csv", sweep.grid, script) for sweep in sweeps]
     found = {sweep.model: sweep.run(changes, args.bootstrap) for sweep, changes in zip(sweeps, measured, strict=True)}
     text = prediction_markdown(title, found)

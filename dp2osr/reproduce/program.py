@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from dp2osr.config import at_least, parse_args
+from dp2osr.errors import UserError
 
 
 def build_parser(description, jobs=True):
@@ -51,12 +52,18 @@ def run_grids(args, grids):
         tasks.check_inputs()
     if args.plan:
         return []
-    found = []
+    found, failed = [], []
     for output, tasks in planned.items():
-        folders, other_bases = run_grid(tasks, args.jobs)
+        try:
+            folders, other_bases = run_grid(tasks, args.jobs)
+        except UserError as error:  # the next experiment may go well
+            failed.append(f"{tasks.grid.name}: {error}")
+            continue
         output.mkdir(parents=True, exist_ok=True)
         rivals = score_rivals(tasks.grid, folders, other_bases, tasks.label, output)
         found.append(write_results(tasks.grid, folders, output, args.bootstrap, rivals, tasks.label.get("gt_path")))
+    if failed:
+        raise UserError("; ".join(failed))
     return found
 
 

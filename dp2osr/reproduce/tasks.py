@@ -37,8 +37,9 @@ CANDIDATES, REWARD, DONE = "candidates", "reward.yaml", "done.json"
 BICUBIC = "bicubic"
 SAME_IMAGES = ("image_path", "prompt_file", "max_images", "images_offset", "num_candidates", "seed")  # flags that all models share
 PAIRS = "pairs"
-SMALL = 64e6  # bytes: larger files, and the files of folders with more than MANY, are known by name and size alone
-MANY = 100
+SMALL = 64e6  # bytes: of larger files SAMPLES parts are read, as weights of one design that differ do so everywhere
+SAMPLES, SAMPLE = 64, 4096  # bytes of each
+MANY = 100  # the files of folders with more are known by name and size alone
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def digest(content):
 
 @cache
 def fingerprint(path):
-    """What stands for a file or folder: names and sizes, and the content of small files in a folder of few; None where there is nothing."""
+    """What stands for a file or folder: names and sizes, in a folder of few the content too, of large files a part; None: not there."""
     path = Path(path)
     if not path.exists():
         return None
@@ -122,9 +123,20 @@ def fingerprint(path):
     entries = []
     for file in files:
         size = file.stat().st_size
-        content = file_sha256(file).hexdigest() if len(files) <= MANY and size <= SMALL else None
+        content = None
+        if len(files) <= MANY:
+            content = file_sha256(file).hexdigest() if size <= SMALL else _sampled_sha256(file, size)
         entries.append([file.name if file == path else file.relative_to(path).as_posix(), size, content])
     return digest(entries)
+
+
+def _sampled_sha256(path, size):
+    found = hashlib.sha256()
+    with open(path, "rb") as stream:
+        for number in range(SAMPLES):
+            stream.seek(number * (size - SAMPLE) // (SAMPLES - 1))
+            found.update(stream.read(SAMPLE))
+    return found.hexdigest()
 
 
 class Task:
@@ -240,8 +252,7 @@ class GridTasks:
 
     def check_inputs(self):
         """Raise `UserError` for models and images that are not on this machine."""
-        self._check_rivals()
-        missing = {}
+        missing = self._check_rivals()
         for tasks in self._everything().values():
             for program in (program for task in tasks for program in task.programs):
                 for key, value in program.settings.items():
@@ -257,19 +268,21 @@ class GridTasks:
         return {"shared candidates": self.shared, **self.held_out, "rivals": self.rivals.values()}
 
     def _check_rivals(self):
-        grid = self.grid
+        """{folder that is not there: whose}; `UserError` for images that cannot be compared."""
+        grid, missing = self.grid, {}
         gt_path = self.label.get("gt_path")
         if not gt_path and (grid.rivals or grid.pictures):
             raise UserError(f"{grid.stages['label_test']}: 'gt_path' is missing, which rivals and pictures of {grid.name} need")
         for name, where in grid.rivals.items():
             if where != BICUBIC and not Path(where).is_dir():
-                raise UserError(f"{grid.name}: rival '{name}': {where} is not a folder; leave it out, or put its images there")
-            if where != BICUBIC and name not in self.rivals:
+                missing[where] = f"rival '{name}'"
+            elif where != BICUBIC and name not in self.rivals and Path(gt_path).is_dir():
                 test = self.held_out["base"][0].programs[0].parsed()
                 wanted = [path.stem for path in evenly(list_images(test.image_path), test.max_images, test.images_offset)]
                 [images], gt = pair_images({name: [Path(where)]}, gt_path, only=wanted)
                 for image_id, paths in images.samples.items():
                     check_sizes([gt[image_id], *paths])
+        return missing
 
 
 def plan_grid(grid, output):
