@@ -442,6 +442,31 @@ def test_an_experiment_ends_with_tables_that_equal_loops_over_the_scores(finishe
         assert (output / "own" / "small" / name).stat().st_size > 1000
 
 
+def test_the_mean_rewards_are_those_of_a_loop_over_the_pool(finished):
+    path, output, printed = finished
+    grid = load_grid(path, "tiny")
+    config = load_reward_config(grid.evaluated_by)
+    tables = {
+        name: read_scores(chain[-1].folder / "candidates" / "scores.parquet").scores
+        for name, chain in plan_grid(grid, output).held_out.items()
+    }
+    lower_better = {"gmsd", "nlpd", "brisque", "piqe", "lpips"}
+    totals = dict.fromkeys(tables, 0.0)
+    for half in (half for half in (config.fr, config.nr) if half):
+        weight = 1.0 if not (config.fr and config.nr) else config.fr_weight if half is config.fr else 1 - config.fr_weight
+        for spec in half:
+            for group in range(len(tables["base"][spec.name])):
+                every = [value for scores in tables.values() for value in scores[spec.name][group]]
+                low, high = min(every), max(every)
+                for name, scores in tables.items():
+                    scaled = [(value - low) / (high - low) for value in scores[spec.name][group]]
+                    scaled = [1 - value for value in scaled] if spec.name in lower_better else scaled
+                    totals[name] += weight / len(half) * sum(scaled) / len(scaled) / len(tables["base"][spec.name])
+    expected = {"base": totals["base"], "plain": (totals["plain-0"] + totals["plain-1"]) / 2, "ranks": totals["ranks-1"]}
+    [line] = [line for line in printed.splitlines() if line.startswith("Mean reward, from 0 to 1")]
+    assert line.endswith(": " + ", ".join(f"{name} {value:.3f}" for name, value in expected.items()))
+
+
 def test_an_experiment_that_is_done_is_not_run_again(finished):
     path, output, printed = finished
     before = {file: file.stat().st_mtime_ns for file in output.glob("*/*/*/*.parquet")}

@@ -46,6 +46,7 @@ class GridResults:
         rivals: other methods, as `ArmResult`s of one training; they have no part in the normalisation.
         curves: name of the base or an arm → Best, Mean and Worst of m candidates, `statistics.best_mean_worst`.
         furthest_apart: image ids, first those on which the mean rewards of the arms' first trainings have the widest range.
+        rewards: {base, arm or rival: mean pooled reward}, as the paper's plots have it; it moves with the models that are pooled.
     """
 
     grid: object
@@ -58,6 +59,7 @@ class GridResults:
     rivals: list
     curves: dict
     furthest_apart: list
+    rewards: dict
 
 
 def collect(grid, folders, resamples=2000, seed=0, rivals=None):
@@ -105,11 +107,13 @@ def collect(grid, folders, resamples=2000, seed=0, rivals=None):
         over_first = {name: change(means(arm, common, name) - means(first, common, name), name) for name in metrics} if common else {}
         arms.append(ArmResult(arm.name, arm.seeds, changes, over_first))
 
-    of_rivals = []
+    of_rivals, rewards = [], {BASE: float(values[BASE][REWARD].mean())}
+    rewards |= {arm.name: float(np.mean([means(arm, arm.seeds, REWARD)])) for arm in grid.arms}
     pool = {method.name: method.scores for method in methods}
     for name, scores in (rivals or {}).items():
         raw = {metric: (-1 if lower_better[metric] else 1) * scores[metric].mean(axis=1) for metric in scores if metric in metrics}
         raw[REWARD] = _reward_of_outsider(scores, pool, lower_better, config)
+        rewards[name] = float(raw[REWARD].mean())
         changes = {metric: change((raw[metric] - values[BASE][metric].mean(axis=1))[None], metric) for metric in metrics if metric in raw}
         of_rivals.append(ArmResult(name, (0,), changes, {}))
     pooled = {arm.name: np.concatenate([values[arm.run_name(number)][REWARD] for number in arm.seeds]) for arm in grid.arms}
@@ -117,7 +121,7 @@ def collect(grid, folders, resamples=2000, seed=0, rivals=None):
     ranges = np.ptp([means(arm, arm.seeds[:1], REWARD)[0] for arm in grid.arms], axis=0)
     furthest_apart = [base.image_ids[index] for index in np.argsort(-ranges, kind="stable")]
     about = (len(base.image_ids), len(set(photographs)), base.num_candidates, notes)
-    return GridResults(grid, metrics, arms, *about, of_rivals, curves, furthest_apart)
+    return GridResults(grid, metrics, arms, *about, of_rivals, curves, furthest_apart, rewards)
 
 
 def _reward_of_outsider(scores, pool, lower_better, config):

@@ -57,6 +57,8 @@ def results_markdown(results):
         *results.notes,
         "## Against the base",
         table(results, results.arms, lambda arm: arm.changes),
+        "Mean reward, from 0 to 1 over the models pooled here: "
+        + ", ".join(f"{name} {value:.3f}" for name, value in results.rewards.items()),
     ]
     if others:
         compared = [arm for arm in others if arm.differences]
