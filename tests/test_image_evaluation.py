@@ -190,6 +190,14 @@ def test_a_published_value_is_marked_by_what_several_seeds_say(tmp_path):
     assert marked(scores) and not marked(scores[:, :1])
 
 
+@pytest.mark.parametrize(("images", "told"), [(5, True), (20, False)])
+def test_intervals_over_few_photographs_come_with_a_warning(images, told):
+    rng, names = np.random.default_rng(0), [f"image{number}" for number in range(images)]
+    scores = {"psnr": {name: rng.standard_normal((images, 1)) for name in ("a", "b")}}
+    found = benchmark.compare(scores, names, SimpleNamespace(lower_better={"psnr": False}), 200, 0, "", None)
+    assert (f"Intervals over {images} photographs are too narrow" in benchmark.benchmark_markdown(found, {})) == told
+
+
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/paper").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_paper_s_tables_are_readable_and_their_metrics_known(path):
     content = benchmark.load_published(path.stem)
