@@ -6,13 +6,13 @@
 
 import argparse
 
-from dp2osr.config import MODEL_FLAGS, SAMPLING_FLAGS, at_least, parse_args, positive
+from dp2osr.config import at_least, model_flags, parse_args, positive, sampling_flags
 from dp2osr.errors import run
 
 
 def build_parser():
     parser = argparse.ArgumentParser(
-        description=__doc__, parents=[MODEL_FLAGS, SAMPLING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, parents=[model_flags(), sampling_flags()], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--image_path", required=True, help="folder of LR images (or one image)")
     parser.add_argument("--output_dir", required=True, help="the candidate folder; run again to go on where it stopped")

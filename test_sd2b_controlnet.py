@@ -6,13 +6,15 @@
 
 import argparse
 
-from dp2osr.config import MODEL_FLAGS, RESTORE_FLAGS, SAMPLING_FLAGS, parse_args
+from dp2osr.config import model_flags, parse_args, restore_flags, sampling_flags
 from dp2osr.errors import run
 
 
 def build_parser():
     parser = argparse.ArgumentParser(
-        description=__doc__, parents=[MODEL_FLAGS, SAMPLING_FLAGS, RESTORE_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        parents=[model_flags(), sampling_flags(), restore_flags()],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(backbone="sd2")
     return parser

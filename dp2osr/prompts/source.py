@@ -16,7 +16,7 @@ class PromptSource:
     `kind` is "ram", "file" or "none"; `fingerprint` stands for all that decides the tags.
 
     Args:
-        args: parsed `SAMPLING_FLAGS`; without `prompt_source`, the one whose path is given, or none.
+        args: parsed `sampling_flags`; without `prompt_source`, the one whose path is given, or none.
         device: where RAM runs.
 
     Raises:

@@ -33,7 +33,7 @@ class GroupSampler:
     """Samples the candidates of one LR image at a time; model parts and prompt embeddings are loaded once.
 
     Args:
-        args: parsed flags of `MODEL_FLAGS` and `SAMPLING_FLAGS`, with `upscale`.
+        args: parsed flags of `model_flags` and `sampling_flags`, with `upscale`.
         device: where to sample.
     """
 
