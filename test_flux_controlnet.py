@@ -1,7 +1,9 @@
 """Super-resolve a folder of images with FLUX and any ControlNet: C-FLUX, DP²O-FLUX, or one that you trained.
 
-    python test_flux_controlnet.py --pretrained_model_name_or_path black-forest-labs/FLUX.1-dev \\
-        --controlnet_model_name_or_path preset/models/c-flux/model.safetensors --image_path preset/test_inp --output_dir runs/sr
+    python test_flux_controlnet.py --pretrained_model_name_or_path preset/models/tiny-flux \\
+        --controlnet_model_name_or_path preset/models/c-tiny-flux --image_path preset/test/lr --upscale 4 --output_dir runs/sr_flux
+
+Run it again and it does what is left: a result is kept if it was made of the same image with the same settings.
 """
 
 import argparse
@@ -18,7 +20,7 @@ def build_parser():
     )
     parser.add_argument("--num_double_layers", type=int, help="double blocks that the ControlNet must have (default: those of its file)")
     parser.add_argument("--num_single_layers", type=int, help="single blocks that the ControlNet must have (default: those of its file)")
-    parser.set_defaults(backbone="flux", num_inference_steps=25, guidance_scale=2.5)
+    parser.set_defaults(backbone="flux")
     return parser
 
 

@@ -2,6 +2,8 @@
 
     python test_sd2b_controlnet.py --pretrained_model_name_or_path preset/models/tiny-sd2 \\
         --controlnet_model_name_or_path preset/models/c-tiny-sd2 --image_path preset/test/lr --upscale 4 --output_dir runs/sr
+
+Run it again and it does what is left: a result is kept if it was made of the same image with the same settings.
 """
 
 import argparse

@@ -42,6 +42,13 @@ def regular_expression(word):
     return word
 
 
+def part_of_a_name(word):
+    """An argparse type: a part of a file's name."""
+    if any(letter in word for letter in "/\\\0\n"):
+        raise argparse.ArgumentTypeError(f"{word!r} is no part of a file's name")
+    return word
+
+
 def finite(word):
     """An argparse type: a finite number."""
     if not math.isfinite(float(word)):
@@ -79,23 +86,22 @@ def sampling_flags():
         required=True,
         help="ControlNet: a diffusers folder, one safetensors file, or the checkpoint-STEP.pt of a training",
     )
-    parser.add_argument("--num_inference_steps", type=at_least(1), default=50, help="denoising steps (default: %(default)s)")
+    recommended = "default: what the model's sampling_settings.json says, else"
+    parser.add_argument("--num_inference_steps", type=at_least(1), help=f"denoising steps ({recommended} the paper's: SD2 50, FLUX 25)")
     parser.add_argument(
         "--guidance_scale",
         type=finite,
-        default=3.5,
-        help="classifier-free guidance; 1 switches it off and halves the time (default: %(default)s)",
+        help=f"classifier-free guidance; 1 switches it off and halves the time ({recommended} the paper's: SD2 3.5, FLUX 2.5)",
     )
     parser.add_argument(
         "--scheduler",
         help="SD2: ddpm, ddim, euler, euler_ancestral, dpm, unipc; FLUX: flow_euler, flow_heun; or any diffusers scheduler class that fits "
-        "(default: ddpm; flow_euler)",
+        f"({recommended} ddpm; flow_euler)",
     )
     parser.add_argument(
         "--align_method",
-        default="adain",
         choices=["adain", "wavelet", "nofix"],
-        help="colour fix against the upsampled LR (default: %(default)s)",
+        help=f"colour fix against the upsampled LR ({recommended} adain)",
     )
     parser.add_argument(
         "--prompt_source",
@@ -106,9 +112,7 @@ def sampling_flags():
     parser.add_argument("--ram_path", help="RAM: ram_swin_large_14m.pth, or the file that scripts/convert_ram.py made of it")
     parser.add_argument("--dape_path", help="DAPE.pth, RAM's update for degraded images; not needed where it is merged")
     parser.add_argument("--prompt_file", help="JSON {image id: tags}, with --prompt_source file")
-    parser.add_argument(
-        "--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="used where guidance is on (default: '%(default)s')"
-    )
+    parser.add_argument("--negative_prompt", help=f"SD2: used where guidance is on ({recommended} 'dotted, noise, blur, lowres, smooth')")
     parser.add_argument(
         "--batch_size",
         type=at_least(1),
@@ -122,7 +126,7 @@ def sampling_flags():
         action="store_true",
         help="attention by xformers, which must be installed; without it PyTorch's own memory-efficient attention is used",
     )
-    parser.add_argument("--control_scale", type=finite, default=1.0, help="factor on what the ControlNet adds (default: %(default)s)")
+    parser.add_argument("--control_scale", type=finite, help=f"factor on what the ControlNet adds ({recommended} 1)")
     parser.add_argument(
         "--tile_size",
         type=at_least(1),
@@ -158,23 +162,40 @@ def timestep_options(args):
     return {name: getattr(args, name) for name in ("timestep_sampling", "logit_mean", "logit_std")}
 
 
+def input_flags():
+    """A new parent parser: which images of a folder are taken."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--recursive", action="store_true", help="take the images of sub-folders too")
+    parser.add_argument(
+        "--skip_unreadable", action="store_true", help="go on without images that cannot be used; the end says how many (default: stop)"
+    )
+    parser.add_argument(
+        "--adopt", action="store_true", help="take results without a record, from before there were records, as those of these settings"
+    )
+    return parser
+
+
 def restore_flags():
     """A new parent parser: the flags of the test programs."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, parents=[input_flags()])
     parser.add_argument("--image_path", required=True, help="folder of LR images, or one image, of any size")
     parser.add_argument(
         "--output_dir", required=True, help="gets <stem>.png, or <stem>_00.png, ... where several are asked for; run again to go on"
     )
-    parser.add_argument("--upscale", type=positive, default=1, help="size of the result over size of the input (default: %(default)s)")
+    parser.add_argument(
+        "--upscale", type=positive, default=1, help="size of the result over size of the input (default: %(default)s, as published)"
+    )
     parser.add_argument(
         "--process_size", type=at_least(1), help="inputs with a smaller side are enlarged to it first, pixels (default: the model's)"
     )
     parser.add_argument(
         "--sample_times", type=at_least(1), default=1, help="samples an image, each from its own seed (default: %(default)s)"
     )
-    parser.add_argument("--suffix", default="", help="appended to the stem of every result (default: none)")
+    parser.add_argument("--suffix", type=part_of_a_name, default="", help="appended to the stem of every result (default: none)")
     parser.add_argument("--save_prompts", action="store_true", help="also write each image's tags to <output_dir>/txt/<stem>.txt")
-    parser.add_argument("--overwrite", action="store_true", help="do again what is there, also with other settings")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make anew what is there, also with other settings; each stays until the new one is whole"
+    )
     return parser
 
 

@@ -20,6 +20,7 @@ import sqlite3
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dp2osr.errors import UserError
@@ -99,7 +100,7 @@ def _node_text(node, path):
 def part_path(path):
     """A hidden path beside `path` for this process to write to; its name is short however long that of `path` is."""
     path = Path(path)
-    return path.with_name(f".{_short(path.name)}.{socket.gethostname()[:32]}-{os.getpid()}.part")
+    return path.with_name(f".{short_name(path.name)}.{socket.gethostname()[:32]}-{os.getpid()}.part")
 
 
 @contextlib.contextmanager
@@ -185,10 +186,10 @@ def put_back(folder):
 
 
 def _aside(folder):
-    return Path(folder).with_name(f".{_short(Path(folder).name)}.old")
+    return Path(folder).with_name(f".{short_name(Path(folder).name)}.old")
 
 
-def _short(name):
+def short_name(name):
     """A short name that stands for one of any length."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
@@ -234,18 +235,27 @@ class Memory:
 
     def recall(self, path, kind, learn):
         """`learn(path)`, a JSON-able value, or what it was when the file was the same."""
-        path = os.path.abspath(path)
-        state = _state(path)
-        known = self.known.get((path, kind)) or self._read(path, kind)
-        if known and known[0] == state:
-            return known[1]
-        value = learn(path)
+        return self.recall_all([path], kind, learn)[0]
+
+    def recall_all(self, paths, kind, learn, workers=1):
+        """`recall` of several paths; what is not known is learnt by so many threads."""
+        paths = [os.path.abspath(path) for path in paths]
+        states = [_state(path) for path in paths]
+        found = [self.known.get((path, kind)) or self._read(path, kind) for path in paths]
+        unknown = [path for path, state, known in zip(paths, states, found, strict=True) if not known or known[0] != state]
+        with ThreadPoolExecutor(workers) as pool:
+            learnt = dict(zip(unknown, pool.map(learn, unknown) if workers > 1 else map(learn, unknown), strict=True))
+        for path, state in zip(paths, states, strict=True):
+            if path in learnt:
+                self._keep(path, kind, state, learnt[path])
+        return [learnt.get(path, known and known[1]) for path, known in zip(paths, found, strict=True)]
+
+    def _keep(self, path, kind, state, value):
         self.known[path, kind] = state, value
         if time.time() - max(state[1], state[2]) / 1e9 > self.SETTLED_AFTER:
             self.fresh[path, kind] = state, value
             if len(self.fresh) >= self.FLUSH_AT:
                 self.flush()
-        return value
 
     @functools.cached_property
     def _database(self):
@@ -288,10 +298,11 @@ def remember(path, kind, learn):
 
 def digest(path):
     """SHA-256 of a file, hexadecimal, remembered."""
-    return remember(path, "sha256", _sha256)
+    return remember(path, "sha256", sha256)
 
 
-def _sha256(path):
+def sha256(path):
+    """SHA-256 of a file as it is now, hexadecimal."""
     found = hashlib.sha256()
     with open(path, "rb") as stream:
         while block := stream.read(1 << 20):
