@@ -33,12 +33,41 @@ def vocabulary_hash(tokenizer):
     return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
-def weights_hash(path):
-    """sha256 over the weight files of a model folder (or of the one file), in order of their relative paths; of its name for a hub id."""
+def weights_hash(path, variant=None, revision=None, part=None):
+    """sha256 over the weights of a model, by their names in its folder, in order, and their contents; equal for a folder and a hub id.
+
+    Args:
+        path: folder or hub id of a pipeline or of one network, or one file.
+        variant, revision: of the weights that are used, as diffusers has them.
+        part: only this part of a pipeline, as "vae"; a model that has no such part is that part itself.
+
+    Raises:
+        UserError: neither here nor on the hub or in its cache.
+    """
+    from dp2osr.backbones.locate import locate, weight_files  # here: the backbones' modules are built on this one
+
+    found = locate(path)
+    if found and not found.is_dir():
+        return _hash_files({"": found})
+    return _hash_files(weight_files(path, variant, revision, part))
+
+
+def legacy_weights_hash(path):
+    """`weights_hash` as it was recorded before: of a folder all safetensors files, used or not, of a hub id its name."""
     path = Path(path)
     files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
-    digest = hashlib.sha256(b"" if path.exists() else str(path).encode())
-    for file in files:
-        digest.update(str(file.relative_to(path)).encode() if path.is_dir() else b"")
-        digest.update(file_sha256(file).digest())
+    names = {str(file.relative_to(path)) if path.is_dir() else "": file for file in files}
+    return _hash_files(names, start=b"" if path.exists() else str(path).encode())
+
+
+def _hash_files(files, start=b""):
+    digest = hashlib.sha256(start)
+    for name, file in files.items():
+        digest.update(name.encode())
+        digest.update(_content(file))
     return digest.hexdigest()[:16]
+
+
+def _content(file):
+    """sha256 of a file's content, as bytes."""
+    return file_sha256(file).digest()

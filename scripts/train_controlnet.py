@@ -42,7 +42,13 @@ def build_parser():
     add("--weight_decay", type=float, default=1e-2, help="AdamW weight decay")
     add("--max_grad_norm", type=float, default=1.0, help="gradient clipping")
     add("--train_backbone", action="store_true", help="train the UNet and the text encoder too (tiny models)")
-    add("--conditioning_channels", type=int, nargs="+", default=[16, 32, 96, 256], help="SD2: channels of the control embedding")
+    add(
+        "--conditioning_channels",
+        type=at_least(1),
+        nargs="+",
+        help="SD2: channels of the control embedding, one number more than the autoencoder halves an image's side "
+        "(default: the published 16 32 96 256, as many as that takes)",
+    )
     add("--num_double_layers", type=int, default=4, help="FLUX: double blocks of the ControlNet")
     add("--num_single_layers", type=int, default=0, help="FLUX: single blocks of the ControlNet")
     add(

@@ -5,12 +5,11 @@ Latents are kept as images, (B, C, h, w); the transformer sees them packed, 2 ×
 """
 
 from inspect import signature
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from dp2osr.backbones.loading import cast, check_latents, controlnet_config, load_part, load_weights, read_tensors
+from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_part, load_weights
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
@@ -42,7 +41,7 @@ class FluxBackbone:
         self.source, self.device, self.dtype = source, torch.device(device), dtype
         self.noise_schedule = source.load(FlowMatchEulerDiscreteScheduler, "scheduler")
         vae_config = source.config(AutoencoderKL, "vae")
-        transformer_config = source.config(FluxTransformer2DModel, "transformer")
+        transformer_config = self.transformer_config = source.config(FluxTransformer2DModel, "transformer")
         self.vae_scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
         self.native_size = min(512, vae_config["sample_size"])  # FLUX takes 256 to 2048 pixels, the SR ControlNets are of 512
         self.size_multiple = 2 * self.vae_scale
@@ -239,35 +238,51 @@ class FluxBackbone:
         ).to(self.device)
 
     def controlnet_options(self, path):
-        """What `new_controlnet` must be told for a ControlNet like the one in a folder or safetensors file.
+        """What `new_controlnet` must be told for a ControlNet like the one in a folder, hub model or safetensors file.
 
         Raises:
-            UserError: it is none of FLUX, or cannot be read.
+            UserError: it is none of FLUX, or of another base, or cannot be read.
         """
-        if Path(path).is_dir():
-            config = controlnet_config(path, "FluxControlNetModel")
-            return {"num_double_layers": config["num_layers"], "num_single_layers": config["num_single_layers"]}
-        return dict(zip(("num_double_layers", "num_single_layers"), count_layers(path), strict=True))
+        return self.find_controlnet(path)[1]
+
+    def find_controlnet(self, path):
+        """(`ControlNetFiles`, options of `new_controlnet`) of a ControlNet of this base.
+
+        Raises:
+            UserError: it is none of FLUX, or of another base, or cannot be read.
+        """
+        files, own = find_controlnet(path, "FluxControlNetModel"), shape_of_config(self.transformer_config)
+        if files.config:
+            if files.config.get("num_mode") or files.config.get("conditioning_embedding_channels"):
+                raise UserError(f"{path}: takes a control mode, or images that are not encoded; give a ControlNet that takes latents alone")
+            layers, found = [files.config[name] for name in ("num_layers", "num_single_layers")], shape_of_config(files.config)
+        else:
+            layers, found = count_layers(files.tensors, path), shape_of_tensors(files.tensors)
+        check_fit(path, found, own, self.source.path)
+        if not files.config and self.transformer_config.get("guidance_embeds", False) != has_guidance(files.tensors):
+            takes, base = ("takes", "does not") if has_guidance(files.tensors) else ("does not take", "does")
+            raise UserError(f"{path}: {takes} the guidance scale as an input, the base {base}; give it as a folder with its config.json")
+        return files, dict(zip(("num_double_layers", "num_single_layers"), layers, strict=True))
 
     def load_controlnet(self, path, dtype=None, num_double_layers=None, num_single_layers=None):
-        """A ControlNet from a diffusers folder, or from one safetensors file with the keys of `from_transformer`.
+        """A ControlNet from a diffusers folder or hub id, or from one safetensors file with the keys of `from_transformer`.
 
         Raises:
-            UserError: another model's file; another number of blocks than is wanted; missing, unexpected or misshapen tensors, named.
+            UserError: one of another base; another number of blocks than is wanted; missing, unexpected or misshapen tensors, or tensors
+                that are not finite, named.
         """
         from diffusers import FluxControlNetModel
 
-        path = Path(path)
-        if path.is_dir():
-            controlnet_config(path, "FluxControlNetModel")
-            controlnet = load_part(FluxControlNetModel, path, None, torch_dtype=dtype or self.dtype)
+        files, options = self.find_controlnet(path)
+        for name, wanted in (("num_double_layers", num_double_layers), ("num_single_layers", num_single_layers)):
+            if wanted not in (None, options[name]):
+                raise UserError(f"{path}: has {options[name]} blocks where --{name} says {wanted}; leave the flag out")
+        if files.config:
+            controlnet = load_part(FluxControlNetModel, path, None, folder=files.folder, torch_dtype=dtype or self.dtype)
         else:
-            controlnet = cast(self.new_controlnet(**self.controlnet_options(path)), dtype or self.dtype)
-            load_weights(controlnet, path)
-        for name, wanted in (("num_layers", num_double_layers), ("num_single_layers", num_single_layers)):
-            if wanted not in (None, controlnet.config[name]):
-                flag = name.replace("num_layers", "num_double_layers")
-                raise UserError(f"{path}: has {controlnet.config[name]} blocks where --{flag} says {wanted}; leave the flag out")
+            controlnet = cast(self.new_controlnet(**options), dtype or self.dtype)
+            load_weights(controlnet, files.tensors, path)
+        check_finite(controlnet, path)
         return controlnet.to(self.device).eval()
 
 
@@ -291,16 +306,48 @@ def image_ids(rows, columns):
     return torch.stack([torch.zeros(rows, columns), *grid], dim=-1).reshape(-1, 3)
 
 
-def count_layers(path):
-    """(double, single) blocks of the FLUX ControlNet in a safetensors file.
+def shape_of_config(config):
+    """{what: number} of a transformer's or ControlNet's configuration in which the two must agree."""
+    return {
+        "attention heads": config.get("num_attention_heads"),
+        "channels in a head": config.get("attention_head_dim"),
+        "channels in a token": config.get("in_channels"),
+        "T5 channels": config.get("joint_attention_dim"),
+        "CLIP channels": config.get("pooled_projection_dim"),
+    }
+
+
+def shape_of_tensors(tensors):
+    """The same of a ControlNet's tensors; None where they do not say it."""
+
+    def size(name, axis):
+        return tensors[name].shape[axis] if name in tensors else None
+
+    width, head = size("x_embedder.weight", 0), next((len(tensors[name]) for name in tensors if name.endswith(".attn.norm_q.weight")), None)
+    return {
+        "attention heads": width // head if width and head else None,
+        "channels in a head": head,
+        "channels in a token": size("x_embedder.weight", 1),
+        "T5 channels": size("context_embedder.weight", 1),
+        "CLIP channels": size("time_text_embed.text_embedder.linear_1.weight", 1),
+    }
+
+
+def has_guidance(tensors):
+    """Whether a ControlNet with these tensors is told the guidance scale."""
+    return any(name.startswith("time_text_embed.guidance_embedder.") for name in tensors)
+
+
+def count_layers(tensors, path):
+    """(double, single) blocks of the FLUX ControlNet whose tensors these are, from the file `path`.
 
     Raises:
-        UserError: it holds no FLUX ControlNet.
+        UserError: it is no FLUX ControlNet.
     """
-    keys = read_tensors(path).keys()
-    if "controlnet_x_embedder.weight" not in keys:
-        other = "one of SD2" if "controlnet_cond_embedding.conv_in.weight" in keys else "no ControlNet at all"
+    if "controlnet_x_embedder.weight" not in tensors:
+        other = "one of SD2" if "controlnet_cond_embedding.conv_in.weight" in tensors else "no ControlNet at all"
         raise UserError(f"{path}: is no ControlNet of FLUX but {other}; give one of this model")
     return tuple(
-        len({key.split(".")[1] for key in keys if key.startswith(f"{name}.")}) for name in ("controlnet_blocks", "controlnet_single_blocks")
+        len({key.split(".")[1] for key in tensors if key.startswith(f"{name}.")})
+        for name in ("controlnet_blocks", "controlnet_single_blocks")
     )

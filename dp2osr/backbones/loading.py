@@ -4,8 +4,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from dp2osr.backbones.locate import fetch, find_model_file, has_part, list_files, locate, part_files, used_weights, weight_files
 from dp2osr.config import read_json
-from dp2osr.errors import UserError
+from dp2osr.errors import UserError, listed
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,9 @@ class ModelSource:
             return self.path, name
         return other, name if has_part(other, name) else None
 
-    def options(self, name):
-        """What `from_pretrained` must be told about the files of a part of the model itself."""
-        if self.other(name):
-            return {}
-        variant = {"variant": self.variant} if self.variant and not name.startswith(("tokenizer", "scheduler")) else {}
-        return {**variant, **({"revision": self.revision} if self.revision else {})}
+    def variant_of(self, name):
+        """Which variant of its weights a part is read from; tokenizers and schedules have none, another autoencoder its default."""
+        return None if self.other(name) or _without_weights(name) else self.variant
 
     def load(self, cls, name, **options):
         """The part `name`, an instance of `cls`.
@@ -58,8 +56,8 @@ class ModelSource:
         Raises:
             UserError: it is missing or broken.
         """
-        path, subfolder = self.where(name)
-        return load_part(cls, path, subfolder, **self.options(name), **options)
+        variant = {"variant": self.variant_of(name)} if self.variant_of(name) else {}
+        return self._read(cls, name, cls.from_pretrained, not _without_weights(name), **variant, **options)
 
     def config(self, cls, name):
         """The configuration of the part `name` without its weights.
@@ -67,36 +65,28 @@ class ModelSource:
         Raises:
             UserError: it is missing or broken.
         """
+        return self._read(cls, name, cls.load_config, False)
+
+    def _read(self, cls, name, read, weights, **options):
         path, subfolder = self.where(name)
-        revision = {key: value for key, value in self.options(name).items() if key == "revision"}
-        return load_part(cls, path, subfolder, cls.load_config, **revision)
+        revision = None if self.other(name) else self.revision
+        files = part_files(list_files(path, revision), subfolder, self.variant_of(name), weights)
+        return load_part(cls, path, subfolder, read, fetch(path, files, revision), **options)
+
+
+def _without_weights(name):
+    return name.startswith(("tokenizer", "scheduler"))
 
 
 def find_model_index(path, revision=None):
-    """The `model_index.json` of a local folder or, if there is no such folder, of a hub model."""
-    if Path(path).exists():
-        index = Path(path) / "model_index.json"
-        if not index.is_file():
-            raise UserError(f"{path}: has no model_index.json; give the folder of a diffusers pipeline")
-        return index
-    from huggingface_hub import hf_hub_download
+    """The `model_index.json` of a local folder or, if there is no such folder, of a hub model.
 
-    try:
-        return hf_hub_download(str(path), "model_index.json", revision=revision)
-    except Exception as error:  # a bad name, no network, offline mode: all mean that it cannot be had
-        raise UserError(f"{path}: neither a folder nor a reachable hub model ({' '.join(str(error).split())[:200]})") from None
-
-
-def has_part(path, name):
-    """Whether a local folder or a hub model holds a pipeline with the part `name`."""
-    if Path(path).exists():
-        return (Path(path) / name).is_dir()
-    from huggingface_hub import file_exists
-
-    try:
-        return file_exists(str(path), "model_index.json")
-    except Exception:  # no such model, no network: loading it will say so
-        return False
+    Raises:
+        UserError: neither here nor on the hub or in its cache, or no pipeline.
+    """
+    if "model_index.json" not in list_files(path, revision):
+        raise UserError(f"{path}: has no model_index.json; give the folder or hub id of a diffusers pipeline")
+    return fetch(path, ["model_index.json"], revision) / "model_index.json"
 
 
 def check_latents(source, vae_config, channels):
@@ -108,11 +98,16 @@ def check_latents(source, vae_config, channels):
         )
 
 
-def load_part(cls, path, subfolder, read=None, **options):
-    """`cls.from_pretrained` (or another reader of it) with one clear line where a file is missing or broken."""
+def load_part(cls, path, subfolder, read=None, folder=None, **options):
+    """`cls.from_pretrained` (or another reader of it) with one clear line where a file is missing or broken.
+
+    Args:
+        path: of the model, as the user named it.
+        folder: where its files lie, if not at `path`; None: a hub model without any for this part.
+    """
     options = {**options, **({"subfolder": subfolder} if subfolder else {})}
     try:
-        part = (read or cls.from_pretrained)(path, **options)
+        part = (read or cls.from_pretrained)(folder or path, **options)
         if hasattr(part, "get_vocab") and len(part) <= len(part.all_special_ids):  # transformers makes an empty one where files are missing
             raise ValueError("its vocabulary is missing")
         return part
@@ -137,15 +132,23 @@ def read_tensors(path):
 
 
 def count_parameters(path):
-    """How many numbers the weights of a diffusers folder, or one safetensors file, hold, by its header; `UserError` if there are none."""
+    """How many numbers the weights of a diffusers folder, hub model or one file hold, by its header; `UserError` if there are none."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path) / "diffusion_pytorch_model.safetensors" if Path(path).is_dir() else Path(path)
-    try:
-        with safe_open(path, "pt") as tensors:
-            return sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: its parameters cannot be counted ({' '.join(str(error).split())[:200]})") from None
+    if Path(path).suffix == ".pt":
+        return sum(tensor.numel() for tensor in read_tensors(path).values())
+    found = locate(path)
+    files = [found] if found and not found.is_dir() else list(weight_files(path).values())
+    if not files:
+        raise UserError(f"{path}: its parameters cannot be counted (it has no weights)")
+    count = 0
+    for file in files:
+        try:
+            with safe_open(file, "pt") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"{file}: its parameters cannot be counted ({' '.join(str(error).split())[:200]})") from None
+    return count
 
 
 def _policy_of_checkpoint(path):
@@ -164,17 +167,73 @@ def cast(network, dtype):
     return torch.nn.Module.to(network, dtype)
 
 
-def controlnet_config(folder, name):
-    """The configuration of a ControlNet's folder; UserError if it is none of the class `name`."""
-    config = read_json(Path(folder) / "config.json")
-    if config.get("_class_name") != name:
-        raise UserError(f"{folder}: is a {config.get('_class_name')}, not a {name}; give a ControlNet of this model")
-    return config
+@dataclass(frozen=True)
+class ControlNetFiles:
+    """What a ControlNet is loaded from: a folder with its configuration (`config`), or else the tensors of one file.
+
+    Args:
+        path: as the user named it.
+    """
+
+    path: str
+    config: dict | None = None
+    folder: Path | None = None
+    tensors: dict | None = None
 
 
-def load_weights(module, path):
-    """Load one safetensors file into `module`, every key of it and no other."""
-    tensors = read_tensors(path)
+def find_controlnet(path, name):
+    """The `ControlNetFiles` of a folder, hub id, safetensors file or training's checkpoint; `name`: the class in a folder's config.
+
+    Raises:
+        UserError: not to be had, broken, or a folder of something else.
+    """
+    found = locate(path)
+    if found and not found.is_dir():
+        if found.suffix in (".bin", ".ckpt", ".pth"):
+            raise UserError(f"{path}: pickled weights are not read; save them as a safetensors file, or give a diffusers folder that has them")
+        return ControlNetFiles(path, tensors=read_tensors(found))
+    names = [file for file in list_files(path) if "/" not in file]
+    config = read_json(fetch(path, ["config.json"]) / "config.json") if "config.json" in names else {}
+    if config.get("_class_name", name) != name:
+        raise UserError(f"{path}: is a {config['_class_name']}, not a {name}; give a ControlNet of this model")
+    weights = used_weights(names) or [file for file in names if file.endswith(".safetensors")]
+    if "_class_name" in config and weights and weights[0].startswith("diffusion_pytorch_model"):
+        return ControlNetFiles(path, config, fetch(path, ["config.json", *part_files(names)]))
+    if len(weights) == 1 and weights[0].endswith(".safetensors"):  # as the released files are: weights alone
+        return ControlNetFiles(path, tensors=read_tensors(fetch(path, weights) / weights[0]))
+    held = f"holds {listed(weights, 4)}, of which one must be named" if len(weights) > 1 else "holds no ControlNet"
+    nested = f"; did you mean {path}/controlnet?" if found and has_part(path, "controlnet") else ""
+    raise UserError(f"{path}: {held}; give the folder or hub id of a {name}, or one safetensors file{nested}")
+
+
+def check_fit(path, found, own, base):
+    """Raise `UserError` unless a ControlNet has what the base model has; both sides are named.
+
+    Args:
+        found, own: {what: number, or list of numbers} of the ControlNet and of the base; what either does not say (None) is not compared.
+        base: where the base model comes from.
+    """
+    differing = [what for what, value in own.items() if None not in (value, found.get(what)) and found[what] != value]
+    if differing:
+        theirs = " and ".join(f"{_numbers(found[what])} {what}" for what in differing)
+        ours = " and ".join(_numbers(own[what]) for what in differing)
+        raise UserError(f"{path}: is a ControlNet of {theirs}, the base {base} has {ours}; give the ControlNet of this base")
+
+
+def _numbers(value):
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def check_finite(network, path):
+    """Raise `UserError` where a weight of `network`, loaded from `path`, is NaN or infinite, as it is after a training that diverged."""
+    for name, tensor in network.state_dict().items():
+        if tensor.numel() and tensor.is_floating_point() and not all(math.isfinite(bound) for bound in tensor.detach().aminmax()):
+            precision = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{path}: {name} holds NaN or infinity in {precision}; the weights are broken: give others, or another precision")
+
+
+def load_weights(module, tensors, path):
+    """Load the tensors of the file `path` into `module`, every key of it and no other."""
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
     misshapen = sorted(key for key in own.keys() & tensors.keys() if own[key].shape != tensors[key].shape)

@@ -2,17 +2,19 @@
 
 import math
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 
 import torch
 from torch.nn import functional as F
 
-from dp2osr.backbones.loading import cast, check_latents, controlnet_config, load_part, load_weights, read_tensors
+from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_part, load_weights
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
 
 CONVOLUTIONS = torch.channels_last  # memory layout of the UNet's and ControlNets' weights: their convolutions run faster in it
+
+CONDITIONING_CHANNELS = (16, 32, 96, 256)  # of the published ControlNets' control embedding
+PIXELS = "control pixels a latent"
 
 SCHEDULERS = {
     "ddpm": "DDPMScheduler",
@@ -48,7 +50,7 @@ class SD2Backbone:
         self.source, self.device, self.dtype = source, torch.device(device), dtype
         self.noise_schedule = source.load(DDPMScheduler, "scheduler")
         vae_config = source.config(AutoencoderKL, "vae")
-        unet_config = source.config(UNet2DConditionModel, "unet")
+        unet_config = self.unet_config = source.config(UNet2DConditionModel, "unet")
         self.vae_scale = 2 ** (len(vae_config["block_out_channels"]) - 1)
         self.native_size = unet_config["sample_size"] * self.vae_scale
         self.size_multiple = self.vae_scale * 2 ** (len(unet_config["block_out_channels"]) - 1)
@@ -206,38 +208,68 @@ class SD2Backbone:
         """All that a pipeline folder holds: {name: module, tokenizer or schedule}."""
         return {**self.trained_parts(), "vae": self.vae, "tokenizer": self.tokenizer, "scheduler": self.noise_schedule}
 
-    def new_controlnet(self, conditioning_channels=(16, 32, 96, 256), **_of_other_kinds):
-        """`ControlNetModel.from_unet`: a copy of the UNet's encoder with zero convolutions (PAPER §4)."""
+    def new_controlnet(self, conditioning_channels=None, **_of_other_kinds):
+        """`ControlNetModel.from_unet`: a copy of the UNet's encoder with zero convolutions (PAPER §4).
+
+        Args:
+            conditioning_channels: of the control embedding, whose convolutions halve the image's side between two of them; by default
+                the published ones, as many as lead from the image to the size of the latents.
+
+        Raises:
+            UserError: they lead to another size.
+        """
         from diffusers import ControlNetModel
 
+        needed = self.vae_scale.bit_length()
+        if not conditioning_channels:
+            conditioning_channels = (*CONDITIONING_CHANNELS, *[CONDITIONING_CHANNELS[-1]] * needed)[:needed]
+        if len(conditioning_channels) != needed:
+            raise UserError(
+                f"--conditioning_channels {' '.join(map(str, conditioning_channels))}: are {len(conditioning_channels)} numbers; the "
+                f"autoencoder scales by {self.vae_scale}, which takes {needed}: give so many, or leave the flag out"
+            )
         controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=tuple(conditioning_channels))
         return settled(controlnet, self.device)
 
     def controlnet_options(self, path):
-        """What `new_controlnet` must be told for a ControlNet like the one in a folder or safetensors file.
+        """What `new_controlnet` must be told for a ControlNet like the one in a folder, hub model or safetensors file.
 
         Raises:
-            UserError: it is one of FLUX, or cannot be read.
+            UserError: it is one of FLUX, or of another base, or cannot be read.
         """
-        if Path(path).is_dir():
-            return {"conditioning_channels": tuple(controlnet_config(path, "ControlNetModel")["conditioning_embedding_out_channels"])}
-        return {"conditioning_channels": conditioning_channels(path)}
+        return {"conditioning_channels": self.find_controlnet(path)[1]}
+
+    def find_controlnet(self, path):
+        """(`ControlNetFiles`, channels of its control embedding) of a ControlNet of this base.
+
+        Raises:
+            UserError: it is one of FLUX, or of another base, or cannot be read.
+        """
+        files = find_controlnet(path, "ControlNetModel")
+        if files.config:
+            channels = files.config.get("conditioning_embedding_out_channels") or CONDITIONING_CHANNELS
+        else:
+            channels = conditioning_channels(files.tensors, path)
+        found = shape_of_config(files.config) if files.config else shape_of_tensors(files.tensors)
+        own = {**shape_of_config(self.unet_config), "image channels": 3}
+        check_fit(path, found | {PIXELS: 2 ** (len(channels) - 1)}, own | {PIXELS: self.vae_scale}, self.source.path)
+        return files, tuple(channels)
 
     def load_controlnet(self, path, dtype=None, **_of_other_kinds):
-        """A ControlNet from a diffusers folder, or from one safetensors file with the keys of `from_unet`.
+        """A ControlNet from a diffusers folder or hub id, or from one safetensors file with the keys of `from_unet`.
 
         Raises:
-            UserError: missing, unexpected or misshapen tensors, named.
+            UserError: one of another base; missing, unexpected or misshapen tensors, or tensors that are not finite, named.
         """
         from diffusers import ControlNetModel
 
-        path = Path(path)
-        if path.is_dir():
-            controlnet_config(path, "ControlNetModel")
-            controlnet = load_part(ControlNetModel, path, None, torch_dtype=dtype or self.dtype)
+        files, channels = self.find_controlnet(path)
+        if files.config:
+            controlnet = load_part(ControlNetModel, path, None, folder=files.folder, torch_dtype=dtype or self.dtype)
         else:
-            controlnet = cast(self.new_controlnet(**self.controlnet_options(path)), dtype or self.dtype)
-            load_weights(controlnet, path)
+            controlnet = cast(self.new_controlnet(channels), dtype or self.dtype)
+            load_weights(controlnet, files.tensors, path)
+        check_finite(controlnet, path)
         return settled(controlnet, self.device).eval()
 
 
@@ -297,17 +329,52 @@ def unet_decode(unet, embedding, skips, hidden, context):
     return unet.conv_out(F.silu(unet.conv_norm_out(hidden)))
 
 
-def conditioning_channels(path):
-    """Channels of the control embedding whose weights are in the file: its first convolution's, then each strided one's.
+def shape_of_config(config):
+    """{what: number} of a UNet's or ControlNet's configuration in which the two must agree; None where the configuration does not say it."""
+
+    def plain(value):  # a list for what is the same in all blocks is that number
+        return value[0] if isinstance(value, list | tuple) and len(set(value)) == 1 else value
+
+    return {
+        "channels": list(config.get("block_out_channels") or []) or None,
+        "layers in a block": plain(config.get("layers_per_block")),
+        "text channels": plain(config.get("cross_attention_dim")),
+        "latent channels": config.get("in_channels"),
+        "image channels": config.get("conditioning_channels"),
+    }
+
+
+def shape_of_tensors(tensors):
+    """The same of a ControlNet's tensors."""
+
+    def size(name, axis):
+        return tensors[name].shape[axis] if name in tensors else None
+
+    blocks = []
+    while (channels := size(f"down_blocks.{len(blocks)}.resnets.0.conv1.weight", 0)) is not None:
+        blocks.append(channels)
+    layers = {name.split(".")[3] for name in tensors if name.startswith("down_blocks.0.resnets.")}
+    return {
+        "channels": blocks or None,
+        "layers in a block": len(layers) or None,
+        "text channels": next((size(name, 1) for name in tensors if name.endswith(".attn2.to_k.weight")), None),
+        "latent channels": size("conv_in.weight", 1),
+        "image channels": size("controlnet_cond_embedding.conv_in.weight", 1),
+    }
+
+
+def conditioning_channels(tensors, path):
+    """Channels of the control embedding among the tensors of the file `path`: its first convolution's, then each strided one's.
 
     Raises:
         UserError: the file is a ControlNet of FLUX.
     """
-    tensors, channels = read_tensors(path), []
     if "controlnet_x_embedder.weight" in tensors:
         raise UserError(f"{path}: is no ControlNet of SD2 but one of FLUX; give one of this model")
-    name = "controlnet_cond_embedding.conv_in.weight"
+    channels, name = [], "controlnet_cond_embedding.conv_in.weight"
     while name in tensors:
         channels.append(tensors[name].shape[0])
         name = f"controlnet_cond_embedding.blocks.{2 * len(channels) - 1}.weight"
-    return tuple(channels) or (16, 32, 96, 256)
+    if not channels:
+        raise UserError(f"{path}: is no ControlNet of SD2 (it has no control embedding); give one of this model")
+    return tuple(channels)

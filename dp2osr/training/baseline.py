@@ -13,6 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
+from dp2osr.backbones.loading import find_model_index
 from dp2osr.config import read_json, settle, timestep_options
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.data.degradation import degrade, image_rng, load_degradation
@@ -94,15 +95,15 @@ def train_baseline(args):
     accelerator.wait_for_everyone()
     torch.manual_seed(args.seed)
     backbone = load_backbone(model_source(args), accelerator.device, kind=args.backbone)
+    if args.controlnet_model_name_or_path:
+        controlnet = backbone.load_controlnet(args.controlnet_model_name_or_path)
+    else:
+        controlnet = backbone.new_controlnet(**{name: getattr(args, name) for name in CONTROLNET_FLAGS})
     degradation = load_degradation(args.degradation)
     prompts = read_json(args.prompt_file) if args.prompt_file else {}
     source = CropSource(args.train_dir, args.resolution, args.seed + accelerator.process_index)
     pool = PairPool(backbone, source, degradation, prompts, args.pool_size, args.seed)
 
-    if args.controlnet_model_name_or_path:
-        controlnet = backbone.load_controlnet(args.controlnet_model_name_or_path)
-    else:
-        controlnet = backbone.new_controlnet(**{name: getattr(args, name) for name in CONTROLNET_FLAGS})
     modules = torch.nn.ModuleDict({"controlnet": controlnet})
     if args.train_backbone:
         modules.update(backbone.trained_parts())
@@ -206,5 +207,5 @@ def save_models(output, backbone, controlnet, args):
     if args.train_backbone:
         for name, part in backbone.saved_parts().items():
             (stored(part) if isinstance(part, torch.nn.Module) else part).save_pretrained(output / "model" / name)
-        index = Path(args.pretrained_model_name_or_path) / "model_index.json"
+        index = find_model_index(args.pretrained_model_name_or_path, args.revision)
         (output / "model" / "model_index.json").write_text(index.read_text(encoding="utf-8"), encoding="utf-8")

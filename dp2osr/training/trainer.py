@@ -22,7 +22,7 @@ from dp2osr.data.images import save_image
 from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.errors import UserError
 from dp2osr.preference.groups import PreferenceGroups, groups_of_step
-from dp2osr.provenance import versions, weights_hash
+from dp2osr.provenance import legacy_weights_hash, versions, weights_hash
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores, scores_path
 from dp2osr.sampling.decode import stored_tiling
@@ -344,14 +344,18 @@ class PreferenceTrainer:
 def check_model(args, store):
     """Raise `UserError` unless the candidates of `store` are latents of the base model, and of the files of it, that `args` name."""
     settings, files = store.settings, store.settings.get("model_files", {})
-    if settings["model_hash"] != weights_hash(args.pretrained_model_name_or_path):
-        raise UserError(
-            f"{args.candidates_dir}: was sampled with the weights of {settings['model']}, which are not those of "
-            f"{args.pretrained_model_name_or_path}; latents of another model cannot be trained on"
-        )
-    vae = args.pretrained_vae_model_name_or_path
+    model, vae = args.pretrained_model_name_or_path, args.pretrained_vae_model_name_or_path
     found = {"variant": files.get("variant"), "revision": files.get("revision"), "autoencoder": settings.get("vae_hash")}
-    given = {"variant": args.variant, "revision": args.revision, "autoencoder": weights_hash(vae) if vae else None}
+    given = {"variant": args.variant, "revision": args.revision, "autoencoder": weights_hash(vae, part="vae") if vae else None}
+    if vae and found["autoencoder"] != given["autoencoder"] and found["autoencoder"] == legacy_weights_hash(vae):
+        given["autoencoder"] = found["autoencoder"]
+    if settings["model_hash"] == weights_hash(model, args.variant, args.revision):
+        given |= {"variant": found["variant"], "revision": found["revision"]}  # the very same weights, whatever they were called by
+    elif settings["model_hash"] != legacy_weights_hash(model) and all(given[name] == found[name] for name in ("variant", "revision")):
+        raise UserError(
+            f"{args.candidates_dir}: was sampled with the weights of {settings['model']}, which are not those of {model}; "
+            "latents of another model cannot be trained on"
+        )
     for name, value in found.items():
         if given[name] != value:
             raise UserError(
