@@ -24,11 +24,14 @@ class Results:
         folder: where they lie; a result's name is its path below it.
         settings: all that decides a result beside its input.
         told: keys of the settings that are recorded and not compared: a hash stands for them.
+        flags: the program's flags that are ways out, for errors.
         also: {key: another value that stands for the same}; see `files.differences`.
     """
 
-    def __init__(self, folder, settings, told=(), also=None):
+    def __init__(self, folder, settings, told=(), also=None, flags=("--output_dir",)):
         self.folder, self.settings, self.told, self.also = Path(folder), as_json(settings), tuple(told), also
+        self.another = "another " + " or ".join(flag for flag in flags if flag != "--overwrite")
+        self.anew = ", or make them anew by --overwrite" if "--overwrite" in flags else ""
 
     def missing(self, wanted, overwrite=False, adopt=False):
         """Names of `wanted` that are to be made or made anew, in order; nothing is changed but that adopted results get their records.
@@ -55,13 +58,12 @@ class Results:
         if foreign:
             raise UserError(
                 f"{self.folder}: {listed(foreign, SHOWN)}: {'is' if len(foreign) == 1 else 'are'} there and no result of this program; "
-                "give another --output_dir or --suffix, or move it away (--adopt: it is one, from before there were records)"
+                f"give {self.another}, or move it away (if it is one, from before there were records: --adopt)"
             )
         if other:
             names = listed([name for name, _ in other], SHOWN)
             raise UserError(
-                f"{self.folder}: was made with other settings ({'; '.join(other[0][1])}): {names}; use them, give another --output_dir, "
-                "or make them anew by --overwrite"
+                f"{self.folder}: was made with other settings ({'; '.join(other[0][1])}): {names}; use them, give {self.another}{self.anew}"
             )
         for name in adopted:
             self.record(name, wanted[name], digest(self.folder / name), adopted=True)
@@ -90,6 +92,10 @@ class Results:
             return None
         return record if isinstance(record, dict) and {"input", "settings", "sha256"} <= record.keys() else None
 
+    def any_record(self):
+        """Whether the folder has a record of any result."""
+        return any(self.folder.joinpath(RECORDS).rglob("*.json"))
+
     def any_of(self, settings):
         """Whether a record of the folder has these settings."""
         for path in self.folder.joinpath(RECORDS).rglob("*.json"):
@@ -112,7 +118,7 @@ class Results:
         taken = [own[_identity(self.folder / name)] for name in names if _identity(self.folder / name) in own]
         if taken:
             some = listed([str(path) for path in taken], SHOWN)
-            raise UserError(f"{self.folder}: the results would overwrite the inputs {some}; give another --output_dir, or a --suffix")
+            raise UserError(f"{self.folder}: the results would overwrite the inputs {some}; give {self.another}")
 
     @contextmanager
     def writing(self, name, made_of):
@@ -131,6 +137,12 @@ class Results:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+    def discard(self, name):
+        """Remove a result of this program that its input no longer gives, with its record."""
+        if self.is_own(name):
+            (self.folder / name).unlink()
+            self._record_path(name).unlink()
 
     def record(self, name, made_of, found, **more):
         """Write what made a result."""

@@ -190,7 +190,9 @@ def find_controlnet(path, name):
     found = locate(path)
     if found and not found.is_dir():
         if found.suffix in (".bin", ".ckpt", ".pth"):
-            raise UserError(f"{path}: pickled weights are not read; save them as a safetensors file, or give a diffusers folder that has them")
+            raise UserError(
+                f"{path}: pickled weights are not read; save them as a safetensors file, or give a diffusers folder that has them"
+            )
         return ControlNetFiles(path, tensors=read_tensors(found))
     names = [file for file in list_files(path) if "/" not in file]
     config = read_json(fetch(path, ["config.json"]) / "config.json") if "config.json" in names else {}
@@ -229,7 +231,9 @@ def check_finite(network, path):
     for name, tensor in network.state_dict().items():
         if tensor.numel() and tensor.is_floating_point() and not all(math.isfinite(bound) for bound in tensor.detach().aminmax()):
             precision = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(f"{path}: {name} holds NaN or infinity in {precision}; the weights are broken: give others, or another precision")
+            raise UserError(
+                f"{path}: {name} holds NaN or infinity in {precision}; the weights are broken: give others, or another precision"
+            )
 
 
 def load_weights(module, tensors, path):

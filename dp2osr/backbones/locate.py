@@ -154,7 +154,9 @@ def _list_hub(path, revision):
         folder = Path(snapshot_download(path, revision=revision, local_files_only=True, allow_patterns=[]))
     except Exception:  # not in the cache
         which = f"{path} (revision {revision})" if revision else path
-        raise UserError(f"{which}: neither a file or folder here nor a model on the hub that can be reached: {reason}{_near(path)}") from None
+        raise UserError(
+            f"{which}: neither a file or folder here nor a model on the hub that can be reached: {reason}{_near(path)}"
+        ) from None
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
 
 

@@ -14,6 +14,8 @@ from dp2osr.results import Results
 from dp2osr.sampling.sampler import GroupSampler, sampling_record, say, summary, told_settings
 from dp2osr.sampling.settings import describe_defaults
 
+FLAGS = ("--output_dir", "--suffix", "--overwrite")  # the ways out of a folder with other results
+
 
 def restore_folder(args):
     """Write the SR image(s) of every image of `args.image_path`; results of these inputs and settings that are there are kept.
@@ -31,12 +33,12 @@ def restore_folder(args):
     )
     names = {file.id: result_names(file, args) for file in files}
     check_names([name for of_image in names.values() for name in of_image])
-    Results(output, {}).check_inputs([name for of_image in names.values() for name in of_image], [file.path for file in files])
+    Results(output, {}, flags=FLAGS).check_inputs([name for of_image in names.values() for name in of_image], [file.path for file in files])
     sampler = GroupSampler(args, state.device)
     say(state, sampler.filled and f"note: {describe_defaults(sampler.filled)}")
     say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
     record = sampling_record(sampler, sample_times=args.sample_times, process_size=args.process_size)
-    results = Results(output, record, told_settings(sampler))
+    results = Results(output, record, told_settings(sampler), flags=FLAGS)
     wanted = {name: about for file in files for name, about in inputs_of(file, names[file.id], sampler).items()}
     with state.main_process_first():
         check_folder(output / f"settings{args.suffix}.json", results, args)
