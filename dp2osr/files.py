@@ -318,11 +318,11 @@ def differences(found, settings, told=(), also=None):
 
     Args:
         found, settings: as JSON holds them.
-        also: {key: another value that stands for the same}, as an earlier formula of a hash.
+        also: {key: a function that gives another value that stands for the same}, as an earlier formula of a hash.
     """
     also = also or {}
     keys = [key for key in {**found, **settings} if key not in told and found.get(key) != settings.get(key)]
-    keys = [key for key in keys if key not in also or found.get(key) != also[key]]
+    keys = [key for key in keys if key not in also or found.get(key) != also[key]()]
     return [f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here" for key in keys]
 
 

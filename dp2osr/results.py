@@ -25,7 +25,7 @@ class Results:
         settings: all that decides a result beside its input.
         told: keys of the settings that are recorded and not compared: a hash stands for them.
         flags: the program's flags that are ways out, for errors.
-        also: {key: another value that stands for the same}; see `files.differences`.
+        also: {key: a function that gives another value for the same}; see `files.differences`.
     """
 
     def __init__(self, folder, settings, told=(), also=None, flags=("--output_dir",)):

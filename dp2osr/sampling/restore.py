@@ -11,7 +11,7 @@ from dp2osr.device import compute_device
 from dp2osr.errors import UserError, listed
 from dp2osr.files import LONGEST_NAME, check_output, check_same_program, differences, read_json, write_json
 from dp2osr.results import Results
-from dp2osr.sampling.sampler import GroupSampler, sampling_record, say, summary, told_settings
+from dp2osr.sampling.sampler import GroupSampler, earlier_hashes, sampling_record, say, summary, told_settings
 from dp2osr.sampling.settings import describe_defaults
 
 FLAGS = ("--output_dir", "--suffix", "--overwrite")  # the ways out of a folder with other results
@@ -38,7 +38,7 @@ def restore_folder(args):
     say(state, sampler.filled and f"note: {describe_defaults(sampler.filled)}")
     say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
     record = sampling_record(sampler, sample_times=args.sample_times, process_size=args.process_size)
-    results = Results(output, record, told_settings(sampler), flags=FLAGS)
+    results = Results(output, record, told_settings(sampler), earlier_hashes(args), FLAGS)
     wanted = {name: about for file in files for name, about in inputs_of(file, names[file.id], sampler).items()}
     with state.main_process_first():
         check_folder(output / f"settings{args.suffix}.json", results, args)

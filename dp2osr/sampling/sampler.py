@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -13,7 +14,7 @@ from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.errors import NonFiniteSamples, UserError, listed
 from dp2osr.files import check_output
 from dp2osr.prompts.source import PromptSource
-from dp2osr.provenance import versions, vocabulary_hash, weights_hash
+from dp2osr.provenance import legacy_weights_hash, versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import finish_images
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed
@@ -166,6 +167,16 @@ def sampling_record(sampler, **counts):
     }
 
 
+def earlier_hashes(args):
+    """{key of `sampling_record`: a function that gives the hash by the formula of earlier versions}."""
+    paths = {
+        "model_hash": args.pretrained_model_name_or_path,
+        "controlnet_hash": args.controlnet_model_name_or_path,
+        "vae_hash": args.pretrained_vae_model_name_or_path,
+    }
+    return {key: partial(legacy_weights_hash, path) for key, path in paths.items() if path}
+
+
 def told_settings(sampler):
     """Keys of `sampling_record` that are written and not compared: hashes stand for paths, each image's prompt for a file of them."""
     told = ("model", "model_files", "controlnet", "versions")
@@ -198,7 +209,8 @@ def generate_candidates(args):
     say(state, sampler.filled and f"note: {describe_defaults(sampler.filled)}")
     say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
     with state.main_process_first():
-        store = CandidateStore(args.output_dir, sampling_record(sampler, num_candidates=args.num_candidates), told_settings(sampler))
+        record = sampling_record(sampler, num_candidates=args.num_candidates)
+        store = CandidateStore(args.output_dir, record, told_settings(sampler), earlier_hashes(args))
         prompts = {file.id: sampler.prompts.tags.get(file.id, "") for file in files} if sampler.prompts.kind == "file" else {}
         have = store.survey({file.id: file for file in files}, prompts, args.adopt, args.save_images == "all")
         if state.is_main_process:

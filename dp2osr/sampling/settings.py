@@ -3,7 +3,7 @@
 from argparse import Namespace
 from dataclasses import dataclass
 
-from dp2osr.backbones.loading import find_model_file
+from dp2osr.backbones.locate import find_model_file
 from dp2osr.backbones.tiles import WHOLE, Tiling
 from dp2osr.errors import UserError
 from dp2osr.files import read_json
@@ -30,16 +30,17 @@ def published_settings(backbone):
     return {**PUBLISHED, **backbone.published_sampling, "scheduler": backbone.default_scheduler}
 
 
-def with_defaults(args, backbone):
+def with_defaults(args, backbone, ask=True):
     """(flags in which each setting that was not given is the model's recommendation, else the published value; what was filled in).
 
-    The ControlNet's folder is asked first, then the base model's. The second value is {flag: (value, where it is from)}.
+    The ControlNet's folder is asked first, then the base model's, if they are to be asked. The second value is {flag: (value, where it is
+    from)}.
 
     Raises:
         UserError: a recommendation that is no such setting.
     """
     published, filled = published_settings(backbone), {}
-    recommended = [read_recommended(path, revision) for path, revision in _sources(args)]
+    recommended = [read_recommended(path, revision) for path, revision in _sources(args)] if ask else []
     for name in NAMES:
         if getattr(args, name, None) is None:
             found = next(((settings[name], where) for settings, where in recommended if name in settings), None)

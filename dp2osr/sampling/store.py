@@ -42,7 +42,7 @@ class CandidateStore:
         folder: an existing candidate folder, or with `settings` a new or matching one; nothing is written before `begin`.
         settings: what decides the candidates, `num_candidates` among it.
         told: keys of the settings that are written and not compared.
-        also: {key: another value that stands for the same}; see `files.differences`.
+        also: {key: a function that gives another value for the same}; see `files.differences`.
 
     Raises:
         UserError: not a candidate folder, or one whose groups were made with other settings or of more candidates.
