@@ -117,7 +117,7 @@ class Results:
         own = {_identity(path): path for path in inputs}
         taken = [own[_identity(self.folder / name)] for name in names if _identity(self.folder / name) in own]
         if taken:
-            some = listed([str(path) for path in taken], SHOWN)
+            some = listed([str(path) for path in taken])
             raise UserError(f"{self.folder}: the results would overwrite the inputs {some}; give {self.another}")
 
     @contextmanager
