@@ -4,7 +4,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp2osr.backbones.locate import fetch, find_model_file, has_part, list_files, locate, part_files, used_weights, weight_files
+from dp2osr.backbones.locate import (
+    fetch,
+    find_model_file,  # noqa: F401 (other stages ask for it here)
+    has_part,
+    list_files,
+    locate,
+    part_files,
+    used_weights,
+    weight_files,
+)
 from dp2osr.config import read_json
 from dp2osr.errors import UserError, listed
 
@@ -190,7 +199,9 @@ def find_controlnet(path, name):
     found = locate(path)
     if found and not found.is_dir():
         if found.suffix in (".bin", ".ckpt", ".pth"):
-            raise UserError(f"{path}: pickled weights are not read; save them as a safetensors file, or give a diffusers folder that has them")
+            raise UserError(
+                f"{path}: pickled weights are not read; save them as a safetensors file, or give a diffusers folder that has them"
+            )
         return ControlNetFiles(path, tensors=read_tensors(found))
     names = [file for file in list_files(path) if "/" not in file]
     config = read_json(fetch(path, ["config.json"]) / "config.json") if "config.json" in names else {}
@@ -229,7 +240,9 @@ def check_finite(network, path):
     for name, tensor in network.state_dict().items():
         if tensor.numel() and tensor.is_floating_point() and not all(math.isfinite(bound) for bound in tensor.detach().aminmax()):
             precision = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(f"{path}: {name} holds NaN or infinity in {precision}; the weights are broken: give others, or another precision")
+            raise UserError(
+                f"{path}: {name} holds NaN or infinity in {precision}; the weights are broken: give others, or another precision"
+            )
 
 
 def load_weights(module, tensors, path):
