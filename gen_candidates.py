@@ -1,18 +1,22 @@
 """Sample M candidates per LR image from a reference model: stage one of DP²O-SR.
 
     python gen_candidates.py --pretrained_model_name_or_path preset/models/tiny-sd2 \\
-        --controlnet_model_name_or_path preset/models/c-tiny-sd2 --image_path preset/train/lr --output_dir runs/candidates
+        --controlnet_model_name_or_path preset/models/c-tiny-sd2 --image_path preset/train/lr --max_images 84 --num_candidates 16 \\
+        --output_dir runs/candidates
+
+Run it again and it does what is left: a group is kept if it was made of the same image with the same settings. With a larger
+--num_candidates the groups that are there get the candidates that they lack.
 """
 
 import argparse
 
-from dp2osr.config import MODEL_FLAGS, SAMPLING_FLAGS, at_least, parse_args, positive
+from dp2osr.config import at_least, input_flags, model_flags, parse_args, positive, sampling_flags
 from dp2osr.errors import run
 
 
 def build_parser():
     parser = argparse.ArgumentParser(
-        description=__doc__, parents=[MODEL_FLAGS, SAMPLING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, parents=[model_flags(), sampling_flags(), input_flags()], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--image_path", required=True, help="folder of LR images (or one image)")
     parser.add_argument("--output_dir", required=True, help="the candidate folder; run again to go on where it stopped")

@@ -1,22 +1,26 @@
 """Super-resolve a folder of images with FLUX and any ControlNet: C-FLUX, DP²O-FLUX, or one that you trained.
 
-    python test_flux_controlnet.py --pretrained_model_name_or_path black-forest-labs/FLUX.1-dev \\
-        --controlnet_model_name_or_path preset/models/c-flux/model.safetensors --image_path preset/test_inp --output_dir runs/sr
+    python test_flux_controlnet.py --pretrained_model_name_or_path preset/models/tiny-flux \\
+        --controlnet_model_name_or_path preset/models/c-tiny-flux --image_path preset/test/lr --upscale 4 --output_dir runs/sr_flux
+
+Run it again and it does what is left: a result is kept if it was made of the same image with the same settings.
 """
 
 import argparse
 
-from dp2osr.config import MODEL_FLAGS, RESTORE_FLAGS, SAMPLING_FLAGS, parse_args
+from dp2osr.config import model_flags, parse_args, restore_flags, sampling_flags
 from dp2osr.errors import run
 
 
 def build_parser():
     parser = argparse.ArgumentParser(
-        description=__doc__, parents=[MODEL_FLAGS, SAMPLING_FLAGS, RESTORE_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        parents=[model_flags(), sampling_flags(), restore_flags()],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--num_double_layers", type=int, help="double blocks that the ControlNet must have (default: those of its file)")
     parser.add_argument("--num_single_layers", type=int, help="single blocks that the ControlNet must have (default: those of its file)")
-    parser.set_defaults(backbone="flux", num_inference_steps=25, guidance_scale=2.5)
+    parser.set_defaults(backbone="flux")
     return parser
 
 

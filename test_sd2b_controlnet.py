@@ -2,17 +2,21 @@
 
     python test_sd2b_controlnet.py --pretrained_model_name_or_path preset/models/tiny-sd2 \\
         --controlnet_model_name_or_path preset/models/c-tiny-sd2 --image_path preset/test/lr --upscale 4 --output_dir runs/sr
+
+Run it again and it does what is left: a result is kept if it was made of the same image with the same settings.
 """
 
 import argparse
 
-from dp2osr.config import MODEL_FLAGS, RESTORE_FLAGS, SAMPLING_FLAGS, parse_args
+from dp2osr.config import model_flags, parse_args, restore_flags, sampling_flags
 from dp2osr.errors import run
 
 
 def build_parser():
     parser = argparse.ArgumentParser(
-        description=__doc__, parents=[MODEL_FLAGS, SAMPLING_FLAGS, RESTORE_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__,
+        parents=[model_flags(), sampling_flags(), restore_flags()],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.set_defaults(backbone="sd2")
     return parser

@@ -7,14 +7,14 @@
 
 import argparse
 
-from dp2osr.config import MODEL_FLAGS, parse_args
+from dp2osr.config import model_flags, parse_args
 from dp2osr.errors import run
-from dp2osr.training.options import TRAINING_FLAGS
+from dp2osr.training.options import training_flags
 
 
 def build_parser():
     parser = argparse.ArgumentParser(
-        description=__doc__, parents=[MODEL_FLAGS, TRAINING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, parents=[model_flags(), training_flags()], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.set_defaults(backbone="flux", top_n=4, num_inference_steps=25, guidance_scale=2.5)
     return parser

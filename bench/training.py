@@ -25,7 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.models import memory, models
-from dp2osr.config import TIMESTEP_FLAGS
 
 MEMORY_METHODS = ("group", "group, micro-batches of 1", "group, LoRA 16", "pairwise, two models")
 
@@ -76,7 +75,7 @@ class Bench:
         )  # fmt: skip
         flags = {
             "seed": 0, "beta": self.beta, "loss": "sigmoid", "label_smoothing": 0.0, "sft_weight": 0.0, "pairs_per_group": 0,
-            "micro_batch_size": 0, "shared_noise": False, "timestep_range": (0.0, 1.0), **vars(TIMESTEP_FLAGS.parse_args([])),
+            "micro_batch_size": 0, "shared_noise": False, "timestep_range": (0.0, 1.0), **vars(timestep_flags().parse_args([])),
         }  # fmt: skip
         self.objective = GroupObjective(SimpleNamespace(**flags), Accelerator(cpu=True), self.backbone, self.policy, reference)
         self.reference = reference

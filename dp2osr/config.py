@@ -2,17 +2,15 @@
 
 import argparse
 import difflib
-import json
 import math
-import os
 import re
-import socket
 import sys
 from pathlib import Path
 
-import yaml
+from dp2osr.errors import UserError, stop
+from dp2osr.files import read_json, read_yaml, settle, write_json, write_text  # noqa: F401
 
-from dp2osr.errors import UserError
+NUMBERS = {"int": "a whole number", "float": "a number", "positive": "a number", "finite": "a number"}
 
 
 def at_least(least, kind=int):
@@ -44,6 +42,13 @@ def regular_expression(word):
     return word
 
 
+def part_of_a_name(word):
+    """An argparse type: a part of a file's name."""
+    if any(letter in word for letter in "/\\\0\n"):
+        raise argparse.ArgumentTypeError(f"{word!r} is no part of a file's name")
+    return word
+
+
 def finite(word):
     """An argparse type: a finite number."""
     if not math.isfinite(float(word)):
@@ -59,205 +64,245 @@ def named_folder(word, flag, example):
     return name, Path(folder)
 
 
-MODEL_FLAGS = argparse.ArgumentParser(add_help=False)
-MODEL_FLAGS.add_argument("--pretrained_model_name_or_path", required=True, help="base model: a diffusers folder or hub id")
-MODEL_FLAGS.add_argument("--variant", help="read the base model's weights from files of this variant, as fp16 in *.fp16.safetensors")
-MODEL_FLAGS.add_argument("--revision", help="branch, tag or commit of a base model on a hub")
-MODEL_FLAGS.add_argument("--pretrained_vae_model_name_or_path", help="autoencoder from this folder or hub id (default: the base's own)")
-MODEL_FLAGS.add_argument("--tokenizer_name", help="CLIP tokenizer from this folder or hub id (default: the base's own)")
-MODEL_FLAGS.add_argument("--backbone", choices=["sd2", "flux"], help="what the base model must be (default: what its folder says)")
-MODEL_FLAGS.add_argument("--mixed_precision", default="no", choices=["no", "fp16", "bf16"], help="compute precision (default: %(default)s)")
-MODEL_FLAGS.add_argument("--seed", type=int, default=0, help="run seed: all randomness follows from it (default: %(default)s)")
+def model_flags():
+    """A new parent parser: the flags that name the base model, its files, its precision and the run's seed."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--pretrained_model_name_or_path", required=True, help="base model: a diffusers folder or hub id")
+    parser.add_argument("--variant", help="read the base model's weights from files of this variant, as fp16 in *.fp16.safetensors")
+    parser.add_argument("--revision", help="branch, tag or commit of a base model on a hub")
+    parser.add_argument("--pretrained_vae_model_name_or_path", help="autoencoder from this folder or hub id (default: the base's own)")
+    parser.add_argument("--tokenizer_name", help="CLIP tokenizer from this folder or hub id (default: the base's own)")
+    parser.add_argument("--backbone", choices=["sd2", "flux"], help="what the base model must be (default: what its folder says)")
+    parser.add_argument("--mixed_precision", default="no", choices=["no", "fp16", "bf16"], help="compute precision (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="run seed: all randomness follows from it (default: %(default)s)")
+    return parser
 
-SAMPLING_FLAGS = argparse.ArgumentParser(add_help=False)
-SAMPLING_FLAGS.add_argument(
-    "--controlnet_model_name_or_path",
-    required=True,
-    help="ControlNet: a diffusers folder, one safetensors file, or the checkpoint-STEP.pt of a training",
-)
-SAMPLING_FLAGS.add_argument("--num_inference_steps", type=at_least(1), default=50, help="denoising steps (default: %(default)s)")
-SAMPLING_FLAGS.add_argument(
-    "--guidance_scale",
-    type=finite,
-    default=3.5,
-    help="classifier-free guidance; 1 switches it off and halves the time (default: %(default)s)",
-)
-SAMPLING_FLAGS.add_argument(
-    "--scheduler",
-    help="SD2: ddpm, ddim, euler, euler_ancestral, dpm, unipc; FLUX: flow_euler, flow_heun; or any diffusers scheduler class that fits "
-    "(default: ddpm; flow_euler)",
-)
-SAMPLING_FLAGS.add_argument(
-    "--align_method",
-    default="adain",
-    choices=["adain", "wavelet", "nofix"],
-    help="colour fix against the upsampled LR (default: %(default)s)",
-)
-SAMPLING_FLAGS.add_argument(
-    "--prompt_source",
-    choices=["ram", "file", "none"],
-    help="ram: tags of the LR image by --ram_path; file: tags from --prompt_file; none: empty prompts "
-    "(default: the one whose path is given, else none)",
-)
-SAMPLING_FLAGS.add_argument("--ram_path", help="RAM: ram_swin_large_14m.pth, or the file that scripts/convert_ram.py made of it")
-SAMPLING_FLAGS.add_argument("--dape_path", help="DAPE.pth, RAM's update for degraded images; not needed where it is merged")
-SAMPLING_FLAGS.add_argument("--prompt_file", help="JSON {image id: tags}, with --prompt_source file")
-SAMPLING_FLAGS.add_argument(
-    "--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="used where guidance is on (default: '%(default)s')"
-)
-SAMPLING_FLAGS.add_argument(
-    "--batch_size",
-    type=at_least(1),
-    default=8,
-    help="samples of the model's own size denoised together, on each process; of larger images as many as have the same pixels "
-    "(default: %(default)s)",
-)
 
-SAMPLING_FLAGS.add_argument(
-    "--enable_xformers_memory_efficient_attention",
-    action="store_true",
-    help="attention by xformers, which must be installed; without it PyTorch's own memory-efficient attention is used",
-)
-SAMPLING_FLAGS.add_argument("--control_scale", type=finite, default=1.0, help="factor on what the ControlNet adds (default: %(default)s)")
-SAMPLING_FLAGS.add_argument(
-    "--tile_size", type=at_least(1), help="larger images are denoised in tiles of this side, pixels (default: 1.5 times the model's size)"
-)
-SAMPLING_FLAGS.add_argument(
-    "--tile_overlap", type=at_least(0), help="least overlap of neighbouring tiles, pixels (default: a third of the tile)"
-)
-SAMPLING_FLAGS.add_argument(
-    "--vae_tile_size",
-    type=at_least(1),
-    help="larger images are encoded and decoded in tiles of this side, pixels (default: twice the model's size)",
-)
+def sampling_flags():
+    """A new parent parser: the flags of every program that samples."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--controlnet_model_name_or_path",
+        required=True,
+        help="ControlNet: a diffusers folder, one safetensors file, or the checkpoint-STEP.pt of a training",
+    )
+    recommended = "default: what the model's sampling_settings.json says, else"
+    parser.add_argument("--num_inference_steps", type=at_least(1), help=f"denoising steps ({recommended} the paper's: SD2 50, FLUX 25)")
+    parser.add_argument(
+        "--guidance_scale",
+        type=finite,
+        help=f"classifier-free guidance; 1 switches it off and halves the time ({recommended} the paper's: SD2 3.5, FLUX 2.5)",
+    )
+    parser.add_argument(
+        "--scheduler",
+        help="SD2: ddpm, ddim, euler, euler_ancestral, dpm, unipc; FLUX: flow_euler, flow_heun; or any diffusers scheduler class that fits "
+        f"({recommended} ddpm; flow_euler)",
+    )
+    parser.add_argument(
+        "--align_method",
+        choices=["adain", "wavelet", "nofix"],
+        help=f"colour fix against the upsampled LR ({recommended} adain)",
+    )
+    parser.add_argument(
+        "--prompt_source",
+        choices=["ram", "file", "none"],
+        help="ram: tags of the LR image by --ram_path; file: tags from --prompt_file; none: empty prompts "
+        "(default: the one whose path is given, else none)",
+    )
+    parser.add_argument("--ram_path", help="RAM: ram_swin_large_14m.pth, or the file that scripts/convert_ram.py made of it")
+    parser.add_argument("--dape_path", help="DAPE.pth, RAM's update for degraded images; not needed where it is merged")
+    parser.add_argument("--prompt_file", help="JSON {image id: tags}, with --prompt_source file")
+    parser.add_argument("--negative_prompt", help=f"SD2: used where guidance is on ({recommended} 'dotted, noise, blur, lowres, smooth')")
+    parser.add_argument(
+        "--batch_size",
+        type=at_least(1),
+        default=8,
+        help="samples of the model's own size denoised together, on each process; of larger images as many as have the same pixels "
+        "(default: %(default)s)",
+    )
 
-TIMESTEP_FLAGS = argparse.ArgumentParser(add_help=False)
-TIMESTEP_FLAGS.add_argument(
-    "--timestep_sampling",
-    choices=["logit_normal", "uniform"],
-    default="logit_normal",
-    help="FLUX: density of the training timesteps σ; those of SD2 are uniform (default: %(default)s)",
-)
-TIMESTEP_FLAGS.add_argument("--logit_mean", type=finite, default=0.0, help="of logit(σ); above 0: more noise (default: %(default)s)")
-TIMESTEP_FLAGS.add_argument("--logit_std", type=positive, default=1.0, help="its standard deviation (default: %(default)s)")
+    parser.add_argument(
+        "--enable_xformers_memory_efficient_attention",
+        action="store_true",
+        help="attention by xformers, which must be installed; without it PyTorch's own memory-efficient attention is used",
+    )
+    parser.add_argument("--control_scale", type=finite, help=f"factor on what the ControlNet adds ({recommended} 1)")
+    parser.add_argument(
+        "--tile_size",
+        type=at_least(1),
+        help="larger images are denoised in tiles of this side, pixels (default: 1.5 times the model's size)",
+    )
+    parser.add_argument(
+        "--tile_overlap", type=at_least(0), help="least overlap of neighbouring tiles, pixels (default: a third of the tile)"
+    )
+    parser.add_argument(
+        "--vae_tile_size",
+        type=at_least(1),
+        help="larger images are encoded and decoded in tiles of this side, pixels (default: twice the model's size)",
+    )
+    return parser
+
+
+def timestep_flags():
+    """A new parent parser: the flags of every program that trains a denoiser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument(
+        "--timestep_sampling",
+        choices=["logit_normal", "uniform"],
+        default="logit_normal",
+        help="FLUX: density of the training timesteps σ; those of SD2 are uniform (default: %(default)s)",
+    )
+    parser.add_argument("--logit_mean", type=finite, default=0.0, help="of logit(σ); above 0: more noise (default: %(default)s)")
+    parser.add_argument("--logit_std", type=positive, default=1.0, help="its standard deviation (default: %(default)s)")
+    return parser
 
 
 def timestep_options(args):
-    """The values of `TIMESTEP_FLAGS` as arguments of a backbone's `draw_timesteps`."""
+    """The values of `timestep_flags` as arguments of a backbone's `draw_timesteps`."""
     return {name: getattr(args, name) for name in ("timestep_sampling", "logit_mean", "logit_std")}
 
 
-RESTORE_FLAGS = argparse.ArgumentParser(add_help=False)
-RESTORE_FLAGS.add_argument("--image_path", required=True, help="folder of LR images, or one image, of any size")
-RESTORE_FLAGS.add_argument(
-    "--output_dir", required=True, help="gets <stem>.png, or <stem>_00.png, ... where several are asked for; run again to go on"
-)
-RESTORE_FLAGS.add_argument("--upscale", type=positive, default=1, help="size of the result over size of the input (default: %(default)s)")
-RESTORE_FLAGS.add_argument(
-    "--process_size", type=at_least(1), help="inputs with a smaller side are enlarged to it first, pixels (default: the model's)"
-)
-RESTORE_FLAGS.add_argument(
-    "--sample_times", type=at_least(1), default=1, help="samples an image, each from its own seed (default: %(default)s)"
-)
-RESTORE_FLAGS.add_argument("--suffix", default="", help="appended to the stem of every result (default: none)")
-RESTORE_FLAGS.add_argument("--save_prompts", action="store_true", help="also write each image's tags to <output_dir>/txt/<stem>.txt")
-RESTORE_FLAGS.add_argument("--overwrite", action="store_true", help="do again what is there, also with other settings")
+def input_flags():
+    """A new parent parser: which images of a folder are taken."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--recursive", action="store_true", help="take the images of sub-folders too")
+    parser.add_argument(
+        "--skip_unreadable", action="store_true", help="go on without images that cannot be used; the end says how many (default: stop)"
+    )
+    parser.add_argument(
+        "--adopt", action="store_true", help="take results without a record, from before there were records, as those of these settings"
+    )
+    return parser
+
+
+def restore_flags():
+    """A new parent parser: the flags of the test programs."""
+    parser = argparse.ArgumentParser(add_help=False, parents=[input_flags()])
+    parser.add_argument("--image_path", required=True, help="folder of LR images, or one image, of any size")
+    parser.add_argument(
+        "--output_dir", required=True, help="gets <stem>.png, or <stem>_00.png, ... where several are asked for; run again to go on"
+    )
+    parser.add_argument(
+        "--upscale", type=positive, default=1, help="size of the result over size of the input (default: %(default)s, as published)"
+    )
+    parser.add_argument(
+        "--process_size", type=at_least(1), help="inputs with a smaller side are enlarged to it first, pixels (default: the model's)"
+    )
+    parser.add_argument(
+        "--sample_times", type=at_least(1), default=1, help="samples an image, each from its own seed (default: %(default)s)"
+    )
+    parser.add_argument("--suffix", type=part_of_a_name, default="", help="appended to the stem of every result (default: none)")
+    parser.add_argument("--save_prompts", action="store_true", help="also write each image's tags to <output_dir>/txt/<stem>.txt")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make anew what is there, also with other settings; each stays until the new one is whole"
+    )
+    return parser
 
 
 def parse_args(parser, argv=None):
     """`parser.parse_args` with `--config YAML`, whose keys are the flags' names; one line and exit code 2 on a mistake.
 
+    The command line overrides the YAML wherever `--config` stands. Flags are taken by their whole names.
+
     Raises:
-        UserError: unreadable YAML, or a key that is no flag of this script (the nearest one is named).
+        UserError: unreadable YAML, a key that is no flag of this program (the nearest one is named), a value that does not fit.
     """
-    parser.add_argument("--config", help="YAML that sets any flag above; the command line overrides it")
-    parser.error = lambda message: (print(f"error: {message} (see --help)", file=sys.stderr), sys.exit(2))
     argv = sys.argv[1:] if argv is None else list(argv)
+    commands = next((action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)), {})
+    for each in (parser, *commands.values()):
+        each.allow_abbrev = False
+        each.error = lambda message: stop(f"error: {message} (see --help)", 2)
+        if each is not parser or not commands:
+            each.add_argument("--config", help="YAML that sets any flag above; the command line overrides it")
     config = known_config(argv)
-    if config:
-        argv = flags_of(parser, config) + argv
-    return parser.parse_args(argv)
+    if config is not None:
+        place = next((index for index, word in enumerate(argv) if word in commands), None)
+        chosen = parser if place is None else commands[argv[place]]
+        start = 0 if place is None else place + 1
+        argv[start:start] = flags_of(chosen, config)
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        flags = [option for each in (parser, *commands.values()) for action in each._actions for option in action.option_strings]
+        parser.error(f"unknown {unknown[0].partition('=')[0]}{nearest_of(unknown[0].partition('=')[0], flags)}")
+    return args
+
+
+def given_flags(parser, argv=None):
+    """Names of the flags that the command line or its YAML gives, those of a `parser` that has been through `parse_args`."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    config, nothing = known_config(argv), object()
+    words = (flags_of(parser, config) if config is not None else []) + argv
+    blank = argparse.Namespace(**{action.dest: nothing for action in parser._actions if action.dest != "help"})
+    return {name for name, value in vars(parser.parse_known_args(words, blank)[0]).items() if value is not nothing}
 
 
 def known_config(argv):
     """The value of `--config` in `argv`, or None."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
+    finder.error = lambda message: stop(f"error: {message} (see --help)", 2)
     return finder.parse_known_args(argv)[0].config
+
+
+def nearest_of(name, known):
+    """`; the nearest known one is 'x'`, or nothing where none is near."""
+    known = {word.lstrip("-"): word for word in known}
+    close = difflib.get_close_matches(str(name).lstrip("-"), known, n=1, cutoff=0.7)
+    return f"; the nearest known one is '{known[close[0]]}'" if close else ""
 
 
 def flags_of(parser, path):
     """The YAML at `path` as command-line words for `parser`."""
-    try:
-        settings = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable YAML of settings ({str(error).splitlines()[0]})") from None
+    settings = read_yaml(path, "YAML of settings", as_text=True)
+    if settings is None:
+        return []
     if not isinstance(settings, dict):
         raise UserError(f"{path}: must be a list of 'flag: value' lines")
     return words_of(parser, settings, path)
 
 
 def words_of(parser, settings, where):
-    """{flag: value} as command-line words for `parser`; UserError, which names `where` they are from, for an unknown flag."""
+    """{flag: value} as command-line words for `parser`; values are text, or what a typed YAML holds.
+
+    Raises:
+        UserError: an unknown flag, or a value that its flag does not take; `where` they are from is named.
+    """
     actions = {action.dest: action for action in parser._actions if action.option_strings and action.dest != "help"}
     words = []
     for key, value in settings.items():
         if key not in actions:
-            near = difflib.get_close_matches(str(key), actions, n=1, cutoff=0)
-            raise UserError(f"{where}: unknown setting '{key}'; the nearest known one is '{near[0]}'")
-        option = actions[key].option_strings[-1]
-        if actions[key].nargs == 0:  # a switch
-            words += [option] if value else []
-        elif isinstance(value, list):
-            words += [option, *map(str, value)]
-        elif value is not None:
-            words.append(f"{option}={value}")
+            raise UserError(f"{where}: unknown setting '{key}'{nearest_of(key, actions) or '; --help lists those of this program'}")
+        if value is not None:
+            words += _words(actions[key], value, f"{where}: {key}")
     return words
 
 
-def read_json(path):
-    """Contents of a JSON file; UserError if it is missing or broken."""
+def _words(action, value, where):
+    """The command-line words that give one flag its value."""
+    option, several = action.option_strings[-1], action.nargs not in (None, 0, "?")
+    if isinstance(value, dict) or isinstance(value, list) and not several:
+        raise UserError(f"{where}: takes {'values' if several else 'one value'}, not {value!r}")
+    if action.nargs == 0:  # a switch
+        word = str(value).lower()
+        if word not in ("true", "false"):
+            raise UserError(f"{where}: is a switch, true or false, not {value!r}")
+        return [option] if word == "true" else []
+    words = [str(word) for word in value] if isinstance(value, list) else [str(value)]
+    if isinstance(action.nargs, int) and len(words) != action.nargs:
+        raise UserError(f"{where}: takes {action.nargs} values, not {len(words)}")
+    for word in words:
+        _check_value(action, word, where)
+    return [option, *words] if several else [f"{option}={words[0]}"]
+
+
+def _check_value(action, word, where):
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a readable JSON file ({error})") from None
-
-
-def write_json(path, content):
-    """Write beside, then rename; several processes may write the same file, the last one stands."""
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{socket.gethostname()}-{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
-    part.replace(path)
-
-
-def write_text(path, text):
-    """Write beside, then rename: the file is whole or as it was."""
-    part = Path(path).with_name(f".{Path(path).name}.part")
-    part.write_text(text, encoding="utf-8")
-    part.replace(path)
-
-
-def settle(path, settings, told=(), force=False):
-    """Write a run's `settings` to the JSON at `path`, or check that the run already there has the same.
-
-    Keys in `told` are written and not compared: where a model lies does not matter, its hash does. With `force` other settings are
-    shown and replace those that were there.
-
-    Raises:
-        UserError: the run there was made with other settings; both values are shown.
-    """
-    settings = json.loads(json.dumps(settings, default=str))
-    path = Path(path)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, settings)
-        return
-    found = read_json(path)
-    keys = [key for key in {**found, **settings} if key not in told and found.get(key) != settings.get(key)]
-    differing = [f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here" for key in keys]
-    if differing and force:
-        print(f"warning: {path.parent}: goes on with other settings ({'; '.join(differing)})", file=sys.stderr)
-        write_json(path, settings)
-    elif differing:
-        raise UserError(f"{path.parent}: was made with other settings ({'; '.join(differing)}); use them, or another output folder")
+        value = action.type(word) if action.type else word
+    except (ValueError, TypeError, argparse.ArgumentTypeError) as error:
+        kind = getattr(action.type, "__name__", "")
+        reason = (
+            str(error) if isinstance(error, argparse.ArgumentTypeError) else f"{word!r} is not {NUMBERS.get(kind, 'a value that it takes')}"
+        )
+        raise UserError(f"{where}: {reason}") from None
+    if action.choices is not None and value not in action.choices:
+        raise UserError(f"{where}: is {word!r}, must be one of {', '.join(map(str, action.choices))}")

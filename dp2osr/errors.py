@@ -8,10 +8,22 @@ import time
 
 PARENT = "DP2OSR_PARENT"  # process id of a launcher whose end is this process's end
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "Cannot allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
 
 
 class UserError(Exception):
     """What is wrong, in which file, what to do: the message is all that the user sees."""
+
+
+class NonFiniteSamples(UserError):
+    """Sampling gave NaN or infinity."""
 
 
 def is_full_disk(error):
@@ -23,19 +35,45 @@ def is_full_disk(error):
     return False
 
 
+def is_out_of_memory(error):
+    """Whether `error` says that memory did not suffice: Python's, NumPy's, PyTorch's on a CPU, a GPU's."""
+    text = str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or any(words in text for words in OUT_OF_MEMORY)
+
+
+def in_one_line(error):
+    """What a user can mend of an exception that no program foresaw, as a line; None for a fault of this code."""
+    if is_full_disk(error):
+        return "the disk is full; nothing half-written is kept: free some space and run the same command again"
+    if is_out_of_memory(error):
+        reason = " ".join(str(error).split())[:120]
+        return (
+            f"memory does not suffice ({type(error).__name__}{': ' + reason if reason else ''}); what is whole is kept: lower "
+            "--batch_size, --upscale (--tile_size and --vae_tile_size for large images), or close other programs, and run it again"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"{error.filename}: cannot be read or written ({error.strerror}); see that the path is right and yours to use, or give another"
+        )
+    return None
+
+
 def run(main):
-    """Call a script's `main()`; a `UserError` or a full disk is one line and exit code 2, an interrupt one line and 130."""
+    """Call a script's `main()`; what a user can mend is one line and exit code 2, an interrupt one line and 130."""
     end_with_parent()
     try:
         main()
     except UserError as error:
         stop(f"error: {error}", 2)
+    except BrokenPipeError:  # the reader of the output has gone, as `head` does
+        os._exit(141)
     except KeyboardInterrupt:
-        stop("stopped; the same command goes on from here", 130)
+        stop("stopped; what is whole is kept, the same command does what is left", 130)
     except Exception as error:
-        if not is_full_disk(error):
+        line = in_one_line(error)
+        if line is None:
             raise
-        stop("error: the disk is full; nothing half-written is kept: free some space and run the same command again", 2)
+        stop(f"error: {line}", 2)
 
 
 def end_with_parent(parent=None):
@@ -58,7 +96,7 @@ def stop(message, code):
     if "tqdm" in sys.modules:  # a live bar would share the line, and be drawn once more after it
         for bar in list(getattr(sys.modules["tqdm"].tqdm, "_instances", ())):
             bar.close()
-    print(message, file=sys.stderr)
+    print(" ".join(message.splitlines()), file=sys.stderr)
     sys.exit(code)
 
 

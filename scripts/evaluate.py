@@ -67,6 +67,9 @@ def make_parser():
         help="metrics: a name in configs/evaluation or a YAML (default: %(default)s)",
     )
     of_images.add_argument("--lr_path", help="folder of LR images, whose names tell samples from images where there is no GT")
+    of_images.add_argument(
+        "--suffix", default="", help="what is behind the names of the SR images; not needed for those of the test programs (default: none)"
+    )
     of_images.add_argument("--channel", choices=["y", "rgb"], help="of PSNR and SSIM (default: the protocol's)")
     of_images.add_argument("--crop_border", type=at_least(0), help="of PSNR and SSIM, pixels cut on each side (default: the protocol's)")
     of_images.add_argument("--center_crop", type=at_least(8), help="score the middle square of this side, pixels (default: all)")

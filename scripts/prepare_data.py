@@ -23,31 +23,40 @@ def make_parser():
     parser = argparse.ArgumentParser(description=f"{__doc__}\n{sets}", formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=[*TEST_SETS, "HR"], help="the set, or HR for photographs to train from")
     parser.add_argument("--source", required=True, help="folder, or zip or tar archive, as distributed")
-    parser.add_argument("--output_dir", default="data", help="gets a folder of the set's name (default: %(default)s)")
-    parser.add_argument("--any_count", action="store_true", help="accept another number of images than the set has")
+    parser.add_argument("--output_dir", help="a test set: gets a folder of the set's name (default: data)")
+    parser.add_argument("--any_count", action="store_true", help="a test set: accept another number of images than it has")
     parser.add_argument("--manifest", help="manifest.csv of the same set made elsewhere, to compare with")
-    parser.add_argument("--min_side", type=at_least(1), default=512, help="HR: least side of a photograph, pixels (default: %(default)s)")
+    parser.add_argument("--min_side", type=at_least(1), help="HR: least side of a photograph, pixels (default: 512)")
+    parser.add_argument("--skip_unreadable", action="store_true", help="HR: leave out photographs that cannot be read (default: stop)")
     return parser
 
 
 def main():
-    from dp2osr.config import parse_args
+    from dp2osr.config import given_flags, parse_args
     from dp2osr.data import benchmarks
+    from dp2osr.errors import UserError, listed
 
-    args = parse_args(make_parser())
+    parser = make_parser()
+    args = parse_args(parser)
+    others = ("output_dir", "any_count") if args.name == "HR" else ("min_side", "skip_unreadable")
+    for flag in sorted(given_flags(parser) & set(others)):
+        raise UserError(
+            f"--{flag}: is not of {args.name} ({'it writes manifest.csv into --source' if args.name == 'HR' else 'only of HR'})"
+        )
+    left_out = {}
     if args.name == "HR":
         folder = Path(args.source)
         if not folder.is_dir():
-            from dp2osr.errors import UserError
-
             raise UserError(f"{folder}: no such folder of photographs")
-        count = benchmarks.write_manifest(folder, args.min_side)
+        count, left_out = benchmarks.write_manifest(folder, args.min_side or 512, args.skip_unreadable)
     else:
-        folder = Path(args.output_dir) / args.name
-        count = benchmarks.prepare(args.name, args.source, args.output_dir, args.any_count)
+        folder = Path(args.output_dir or "data") / args.name
+        count = benchmarks.prepare(args.name, args.source, folder.parent, args.any_count)
     if args.manifest:
         benchmarks.check_manifest(folder, args.manifest)
-    print(f"{folder}: {count} images, listed in manifest.csv" + (f", the same as in {args.manifest}" if args.manifest else ""))
+    same = f", the same as in {args.manifest}" if args.manifest else ""
+    names = listed([f"{path.name} ({why})" for path, why in left_out.items()], 40)
+    print(f"{folder}: {count} images, listed in manifest.csv{same}" + (f"; {len(left_out)} left out: {names}" if left_out else ""))
 
 
 if __name__ == "__main__":

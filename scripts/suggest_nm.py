@@ -14,14 +14,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import MODEL_FLAGS, at_least, parse_args, positive, regular_expression
+from dp2osr.config import at_least, model_flags, parse_args, positive, regular_expression
 from dp2osr.errors import run
-from dp2osr.training.options import TRAINING_FLAGS
+from dp2osr.training.options import training_flags
 
 
 def build_parser():
     parser = argparse.ArgumentParser(
-        description=__doc__, parents=[MODEL_FLAGS, TRAINING_FLAGS], formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, parents=[model_flags(), training_flags()], formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument_group("probe").add_argument
     add("--sizes", type=at_least(2), nargs="+", help="M that are tried (default: powers of two from 4 to all that are scored)")

@@ -6,13 +6,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import MODEL_FLAGS, TIMESTEP_FLAGS, at_least, finite, parse_args
+from dp2osr.config import at_least, finite, model_flags, parse_args, timestep_flags
 from dp2osr.errors import run
 
 
 def build_parser():
     formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, parents=[MODEL_FLAGS, TIMESTEP_FLAGS], formatter_class=formatter)
+    parser = argparse.ArgumentParser(description=__doc__, parents=[model_flags(), timestep_flags()], formatter_class=formatter)
     add = parser.add_argument
     add("--controlnet_model_name_or_path", help="start from this ControlNet instead of a copy of the UNet's encoder")
     add("--train_dir", required=True, help="folder of HR photographs")

@@ -22,7 +22,7 @@ from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_progra
 from safetensors.torch import load_file
 
 from dp2osr.backbones import load_backbone
-from dp2osr.config import TIMESTEP_FLAGS, parse_args, read_json, write_json
+from dp2osr.config import parse_args, read_json, write_json
 from dp2osr.errors import UserError
 from dp2osr.preference import loss
 from dp2osr.preference.groups import PreferenceGroup, PreferenceGroups
@@ -243,7 +243,7 @@ def double_objective(kind, labelled, **changes):
     """
     args = {
         "seed": 0, "beta": 5000, "loss": "sigmoid", "label_smoothing": 0.0, "sft_weight": 0.0, "pairs_per_group": 0, "micro_batch_size": 0,
-        "shared_noise": False, "timestep_range": (0.0, 1.0), **vars(TIMESTEP_FLAGS.parse_args([])), **changes,
+        "shared_noise": False, "timestep_range": (0.0, 1.0), **vars(timestep_flags().parse_args([])), **changes,
     }  # fmt: skip
     backbone = load_backbone(kind.model, dtype=torch.float64)
     store, config = CandidateStore(labelled), load_reward_config(str(labelled / "reward.yaml"))

@@ -33,7 +33,7 @@ def load_backbone(source, device="cpu", dtype=None, parts=("vae", "text", "denoi
 
 
 def model_source(args):
-    """The `ModelSource` that the flags of `MODEL_FLAGS` name."""
+    """The `ModelSource` that the flags of `model_flags` name."""
     return ModelSource(
         args.pretrained_model_name_or_path, args.variant, args.revision, args.pretrained_vae_model_name_or_path, args.tokenizer_name
     )

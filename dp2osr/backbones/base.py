@@ -15,6 +15,7 @@ class Backbone(Protocol):
     kind: str  # "sd2" or "flux": the name of the implementation
     denoiser: torch.nn.Module  # the network that ControlNets steer
     default_scheduler: str  # what it samples with unless told
+    published_sampling: dict  # the paper's steps and guidance, by flag
     guidance: float  # what a guidance-distilled model is told in training
     native_size: int  # side of the images that the model was made for, pixels
     size_multiple: int  # image sides must be multiples of this, pixels

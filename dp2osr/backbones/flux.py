@@ -32,6 +32,7 @@ class FluxBackbone:
 
     kind = "flux"
     default_scheduler = "flow_euler"
+    published_sampling = {"num_inference_steps": 25, "guidance_scale": 2.5}  # of the paper's test code
 
     def __init__(self, source, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
         from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel

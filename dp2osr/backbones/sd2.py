@@ -40,6 +40,7 @@ class SD2Backbone:
 
     kind = "sd2"
     default_scheduler = "ddpm"
+    published_sampling = {"num_inference_steps": 50, "guidance_scale": 3.5}  # of the paper's test code
     guidance = 1.0  # SD2 takes none in training
 
     def __init__(self, source, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):

@@ -13,10 +13,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dp2osr.config import write_text
-from dp2osr.data.images import EXTENSIONS, list_images, read_image, save_image
-from dp2osr.errors import UserError
-from dp2osr.provenance import file_sha256
+from dp2osr.data.images import EXTENSIONS, check_images, find_inputs, list_images, read_image, save_image, too_small
+from dp2osr.errors import UserError, listed
+from dp2osr.files import check_output, digest, read_text, replace_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -66,15 +65,17 @@ def prepare(name, source, output_dir, any_count=False):
             raise UserError(
                 f"{source}: {len(pairs)} images, {name} has {wanted.count} ({wanted.origin}); give that, or --any_count for these"
             )
-        part = target.with_name(f".{name}.part")
-        shutil.rmtree(part, ignore_errors=True)
-        for kind in ("lr", "gt") if wanted.has_gt else ("lr",):
-            (part / kind).mkdir(parents=True)
-        for image_id, (lr, gt) in tqdm(sorted(pairs.items()), desc=name, unit="image"):
-            _write_pair(image_id, lr, gt, part, wanted.lr_size)
-    write_manifest(part)
-    shutil.rmtree(target, ignore_errors=True)
-    part.rename(target)
+        _check_pairs(source, pairs, wanted.lr_size)
+
+        def fill(part):
+            for kind in ("lr", "gt") if wanted.has_gt else ("lr",):
+                (part / kind).mkdir(parents=True)
+            for image_id, (lr, gt) in tqdm(sorted(pairs.items()), desc=name, unit="image"):
+                _write_pair(image_id, lr, gt, part, wanted.lr_size)
+            write_manifest(part)
+
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_folder(target, fill)
     return len(pairs)
 
 
@@ -83,8 +84,35 @@ def _check_target(target, source):
     there, given = target.resolve(), source.resolve()
     if there == given or there in given.parents or given in there.parents:
         raise UserError(f"{target}: is, holds or lies in {source}, which would be lost; give another --output_dir")
-    if target.exists() and not (target / "manifest.csv").exists():
+    check_output(target.parent)
+    if target.exists() and not _is_own(target):
         raise UserError(f"{target}: is there and was not written by this program; give another --output_dir, or move it away")
+
+
+def _is_own(folder):
+    """Whether a folder holds what its manifest lists, all of it in `lr/` and `gt/`, and nothing else: it can be made again."""
+    manifest = folder / "manifest.csv"
+    if not manifest.is_file():
+        return False
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file() and path != manifest}
+    listed_ones = _hashes(manifest)
+    in_place = all(name.startswith(("lr/", "gt/")) for name in there)
+    return in_place and there.keys() == listed_ones.keys() and all(digest(path) == listed_ones[name] for name, path in there.items())
+
+
+def _check_pairs(source, pairs, lr_size):
+    """Raise `UserError` that names every image that cannot be read, or is not of the size that it must have."""
+    images = [path for sides in pairs.values() for path in sides if path]
+    sizes = dict(zip(images, check_images(images, source), strict=True))
+    wrong = []
+    for lr, gt in pairs.values():
+        (width, height) = sizes[lr]
+        if gt and sizes[gt] != (SCALE * width, SCALE * height):
+            wrong.append(f"{gt.name} is {sizes[gt][0]} x {sizes[gt][1]} pixels, not {SCALE} times its LR image's {width} x {height}")
+        if gt and lr_size and min(width, height) < lr_size:
+            wrong.append(f"{lr.name} is {width} x {height} pixels, smaller than {lr_size}")
+    if wrong:
+        raise UserError(f"{source}: {listed(wrong, 40)}; give the set as it is distributed")
 
 
 @contextmanager
@@ -157,10 +185,6 @@ def _write_pair(image_id, lr, gt, target, lr_size):
     """Both as PNG; the file itself where it is one of the right size."""
     low = read_image(lr)
     high = read_image(gt) if gt else None
-    if high and high.size != (SCALE * low.width, SCALE * low.height):
-        raise UserError(f"{gt}: is {high.width} x {high.height} pixels, not {SCALE} times its LR image's {low.width} x {low.height}")
-    if gt and lr_size and min(low.size) < lr_size:
-        raise UserError(f"{lr}: is {low.width} x {low.height} pixels, smaller than {lr_size}")
     for path, image, kind, scale in ((lr, low, "lr", 1), (gt, high, "gt", SCALE)):
         if image is None:
             continue
@@ -177,23 +201,31 @@ def _write_pair(image_id, lr, gt, target, lr_size):
 # ---------------------------------------------------------------- manifests
 
 
-def write_manifest(folder, least=0):
-    """Write `manifest.csv` of a folder: each image's path in it, width, height and SHA-256; returns the number of images.
+def write_manifest(folder, least=0, skip_unreadable=False):
+    """Write `manifest.csv` of a folder: each image's path in it, width, height and SHA-256.
 
     Args:
         least: leave out images of which a side has fewer pixels.
+        skip_unreadable: leave out images that cannot be used, instead of raising UserError.
+
+    Returns:
+        (number of images, {path: why it was left out}).
     """
-    folder, stream = Path(folder), io.StringIO()
-    writer, count = csv.writer(stream, lineterminator="\n"), 0
+    folder, stream, count = Path(folder), io.StringIO(), 0
+    if (folder / "manifest.csv").exists():
+        _hashes(folder / "manifest.csv")  # a manifest.csv of another kind is not replaced
+    check_output(folder / "manifest.csv", "manifest", is_file=True)
+    files, left_out = find_inputs(folder, recursive=True, skip_unreadable=skip_unreadable)
+    writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(["file", "width", "height", "sha256"])
-    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix.lower() in EXTENSIONS)
-    for path in tqdm(paths, desc="manifest", unit="image"):
-        image = read_image(path)
-        if min(image.size) >= least:
-            count += 1
-            writer.writerow([path.relative_to(folder).as_posix(), *image.size, file_sha256(path).hexdigest()])
+    for file in sorted(files, key=lambda file: file.path):
+        if problem := too_small(file.size, least):
+            left_out[file.path] = problem
+            continue
+        count += 1
+        writer.writerow([file.path.relative_to(folder).as_posix(), *file.size, file.content])
     write_text(folder / "manifest.csv", stream.getvalue())
-    return count
+    return count, left_out
 
 
 def check_manifest(folder, other):
@@ -206,7 +238,6 @@ def check_manifest(folder, other):
 
 def _hashes(manifest):
     try:
-        with open(manifest, encoding="utf-8", newline="") as stream:
-            return {row["file"]: row["sha256"] for row in csv.DictReader(stream)}
-    except (OSError, KeyError, UnicodeDecodeError, csv.Error) as error:
+        return {row["file"]: row["sha256"] for row in csv.DictReader(io.StringIO(read_text(manifest), newline=""))}
+    except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{manifest}: not a manifest with the columns file and sha256 ({error})") from None

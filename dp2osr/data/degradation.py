@@ -14,10 +14,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import yaml
 from scipy.special import j1
 
 from dp2osr.errors import UserError
+from dp2osr.files import read_yaml
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "degradation"
 KERNEL_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
@@ -210,12 +210,7 @@ def load_degradation(name_or_path):
         known = sorted(entry.stem for entry in CONFIG_DIR.glob("*.yaml"))
         if str(name_or_path) not in known:
             raise UserError(f"degradation '{name_or_path}': not one of {', '.join(known)}; give one of these or a .yaml file")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+    settings = read_yaml(path)
     config = _build(DegradationConfig, settings, path, "")
     if config.second_order_prob > 0 and config.second is None:
         raise UserError(f"{path}: 'second_order_prob' needs the section 'second'")

@@ -1,6 +1,7 @@
 """LR/GT pairs of a folder of HR images: crop, degrade, write `gt/<id>.png` and `lr/<id>.png`."""
 
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -8,11 +9,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dp2osr.config import settle
 from dp2osr.data.degradation import DegradationConfig, degrade, image_rng, to_uint8
-from dp2osr.data.images import list_images, read_image, save_image
-from dp2osr.errors import UserError
+from dp2osr.data.images import find_inputs, read_image
+from dp2osr.errors import UserError, listed
+from dp2osr.files import as_json, check_output, check_same_program, read_json, settle, write_json
 from dp2osr.parallel import process_map
+from dp2osr.results import Results
 
 TRIES_PER_CROP = 16  # positions drawn for each crop asked for; the first ones that have detail and do not overlap are taken
 
@@ -55,48 +57,71 @@ class PairReport:
     written: int = 0
     kept: int = 0
     missing: int = 0
+    skipped: dict = field(default_factory=dict)  # path: why it was not used
 
 
-def make_pairs(image_path, output_dir, settings, num_workers=1):
+def make_pairs(image_path, output_dir, settings, num_workers=1, recursive=False, skip_unreadable=False, adopt=False):
     """Write the pairs of a folder; run again, it does what is left. The bytes do not depend on `num_workers`.
 
     Args:
         image_path: folder of HR images (or one image).
-        output_dir: gets `gt/`, `lr/` and `settings.json`.
+        output_dir: gets `gt/`, `lr/`, `settings.json` and a record of each pair.
         settings: `PairSettings`.
         num_workers: processes.
+        recursive, skip_unreadable: see `find_inputs`; adopt: see `Results.missing`.
 
     Returns:
         `PairReport`.
 
     Raises:
-        UserError: no images, two with one stem, one unreadable or smaller than a crop; `output_dir` made with other settings.
+        UserError: images that cannot be used or are smaller than a crop, all of them named; `output_dir` made with other settings, or with
+            files in the way that this program did not write.
     """
     if num_workers < 1:
         raise UserError(f"--num_workers {num_workers}: must be at least 1")
-    paths, output_dir = list_images(image_path), Path(output_dir)
-    least = settings.crop_size or settings.degradation.scale
-    for path in paths:
-        _check_size(path, least)
-    if not (output_dir / "settings.json").exists() and any(output_dir.glob("*/*.png")):
+    check_output(output_dir)
+    output_dir = Path(output_dir)
+    files, skipped = find_inputs(image_path, recursive, skip_unreadable, least=settings.crop_size or settings.degradation.scale)
+    decisive = _flatten({"image_path": str(image_path), **asdict(settings)})
+    results = Results(output_dir, decisive, told=("image_path",))
+    wanted = {name: {"image": file.content} for file in files for pair_id in settings.ids(file.id) for name in _names(pair_id)}
+    results.check_inputs(wanted, [file.path for file in files])
+    record, found = output_dir / "settings.json", any(os.path.lexists(output_dir / name) for name in wanted) or results.any_record()
+    if not record.exists() and found and not adopt:
         raise UserError(f"{output_dir}: holds images but no settings.json; use an empty --output_dir")
-    settle(output_dir / "settings.json", _flatten({"image_path": str(image_path), **asdict(settings)}))
-    for name in ("gt", "lr"):
-        (output_dir / name).mkdir(exist_ok=True)
+    if record.exists() and found:
+        settle(record, decisive)
+    elif record.exists():  # of a command that made nothing
+        check_same_program(record, read_json(record), as_json(decisive))
+    missing = set(results.missing(wanted, adopt=adopt))
+    record.parent.mkdir(parents=True, exist_ok=True)
+    write_json(record, decisive)
 
-    report = PairReport()
+    report = PairReport(skipped=skipped)
     pending = []
-    for path in paths:
-        ids = settings.ids(path.stem)
-        whole = sum(_is_whole(output_dir, pair_id) for pair_id in ids)
-        report.kept += whole
-        if whole < len(ids):
-            pending.append(path)
-    make = partial(_make_image_pairs, output_dir=output_dir, settings=settings)
+    for file in files:
+        names = {pair_id: [name for name in _names(pair_id) if name in missing] for pair_id in settings.ids(file.id)}
+        report.kept += sum(not lacking for lacking in names.values())
+        if any(names.values()):
+            pending.append((file, names))
+    make = partial(_make_image_pairs, results=results, settings=settings)
     for written, missing in process_map(make, pending, num_workers, unit="image", desc="LR/GT pairs", disable=not pending):
         report.written += written
         report.missing += missing
     return report
+
+
+def report_line(folder, report):
+    """What was written, kept and passed over, for the user."""
+    short = f"; {report.missing} crops fewer than asked for, for want of size or detail" if report.missing else ""
+    skipped = listed([f"{path.name} ({why})" for path, why in report.skipped.items()], 40)
+    more = f"; {len(report.skipped)} inputs skipped: {skipped}" if report.skipped else ""
+    return f"{folder}: {report.written} pairs written, {report.kept} were there already{short}{more}"
+
+
+def _names(pair_id):
+    """A pair's files below the output folder."""
+    return [f"{name}/{pair_id}.png" for name in ("gt", "lr")]
 
 
 def _flatten(settings, prefix=""):
@@ -106,37 +131,28 @@ def _flatten(settings, prefix=""):
     return {key: value for name, entry in settings.items() for key, value in _flatten(entry, f"{prefix}{name}.").items()}
 
 
-def _check_size(path, least):
-    """Read the header only, so that an image that cannot be used is named before the first is processed."""
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{path}: too large ({error}); cut it into parts") from None
-    except (OSError, SyntaxError, ValueError):
-        read_image(path)  # raises, saying what is wrong
-        raise
-    if min(width, height) < least:
-        raise UserError(f"{path}: {width}x{height} pixels, a side of at least {least} is needed; remove it or choose a smaller --crop_size")
+def _make_image_pairs(job, results, settings):
+    """Write what is missing of one image: `job` is (its `ImageFile`, {pair id: names of the missing files}).
 
-
-def _is_whole(output_dir, pair_id):
-    return all((output_dir / name / f"{pair_id}.png").exists() for name in ("gt", "lr"))
-
-
-def _make_image_pairs(path, output_dir, settings):
-    """Write what is missing of one image; returns (pairs written, crops not found)."""
-    image = np.asarray(read_image(path))
-    ids = settings.ids(path.stem)
-    crops = choose_crops(image, settings, image_rng(settings.seed, f"{path.stem}/crops"))
+    Returns (pairs written, crops not found); pairs of an earlier image that this one has no crop for are removed.
+    """
+    file, missing = job
+    image = np.asarray(read_image(file.path))
+    ids = settings.ids(file.id)
+    crops = choose_crops(image, settings, image_rng(settings.seed, f"{file.id}/crops"))
     written = 0
     for pair_id, gt in zip(ids, crops, strict=False):
-        if _is_whole(output_dir, pair_id):
+        if not missing[pair_id]:
             continue
         lr = degrade(gt.astype(np.float32) / 255, settings.degradation, image_rng(settings.seed, pair_id))
-        save_image(Image.fromarray(gt), output_dir / "gt" / f"{pair_id}.png")
-        save_image(Image.fromarray(to_uint8(lr)), output_dir / "lr" / f"{pair_id}.png")
+        for name, pixels in zip(_names(pair_id), (gt, to_uint8(lr)), strict=True):
+            if name in missing[pair_id]:
+                with results.writing(name, {"image": file.content}) as part:
+                    Image.fromarray(pixels).save(part, format="PNG")
         written += 1
+    for pair_id in ids[len(crops) :]:
+        for name in _names(pair_id):
+            results.discard(name)
     return written, len(ids) - len(crops)
 
 

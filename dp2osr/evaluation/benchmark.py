@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import yaml
 from scipy.stats import wilcoxon
 
 from dp2osr.errors import UserError
@@ -15,6 +14,7 @@ from dp2osr.evaluation import statistics
 from dp2osr.evaluation.statistics import Estimate
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown, number, with_spread
+from dp2osr.files import read_yaml
 from dp2osr.rewards.config import nearest
 
 PUBLISHED_DIR = Path(__file__).resolve().parents[2] / "configs" / "paper"
@@ -121,14 +121,10 @@ def load_published(name_or_yaml):
         UserError: no such file, not of this form, a value that is no number or of a metric that is not listed.
     """
     path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else PUBLISHED_DIR / f"{name_or_yaml}.yaml"
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such published table{nearest(path.stem, [file.stem for file in PUBLISHED_DIR.glob('*.yaml')])}"
-        ) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
+    if not path.exists():
+        hint = nearest(path.stem, [file.stem for file in PUBLISHED_DIR.glob("*.yaml")])
+        raise UserError(f"{path}: no such published table{hint}")
+    content = read_yaml(path)
     kinds = {"metrics": list, "methods": dict, "spreads": dict}
     content = {"spreads": {}} | content if isinstance(content, dict) else {}
     if not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):

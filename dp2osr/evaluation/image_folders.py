@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from dp2osr.config import named_folder
 from dp2osr.data.images import find_gt, list_images, read_image
 from dp2osr.errors import UserError, listed
+from dp2osr.results import read_image_record
 
 SAMPLE = re.compile(r"(.+)_(\d+)")  # photo_00, photo_01: samples of photo, as the test programs name them
 
@@ -33,15 +34,17 @@ def parse_folders(arguments):
     return folders
 
 
-def pair_images(folders, gt_path=None, lr_path=None, only=None):
+def pair_images(folders, gt_path=None, lr_path=None, only=None, suffix=""):
     """The methods' images and their GT.
 
-    An SR image has the name of its GT, or that with `_` and the sample's number. Without GT the LR images give the names, and without them
+    An image that a test program wrote is paired by its record. Another has the name of its GT, or that with `_` and the sample's number,
+    and with `suffix` behind it. Without GT the LR images give the names, and without them
     the first method does: then every image is one of its own, and none is a sample of another.
 
     Args:
         folders: of `parse_folders`.
         gt_path: folder of the GT images, or None; lr_path: of the LR images, or None.
+        suffix: what is behind the stem of every SR image that has no record.
         only: image ids with GT; others of the GT and of the methods are passed over.
 
     Returns:
@@ -58,13 +61,23 @@ def pair_images(folders, gt_path=None, lr_path=None, only=None):
         samples = {}
         for folder in paths:
             for path in list_images(folder):
-                samples.setdefault(image_id_of(path.stem, names), []).append(path)
+                samples.setdefault(_image_id(path, names, suffix), []).append(path)
         methods.append(ImageMethod(name, {key: found for key, found in samples.items() if only is None or key in only}))
     if only is not None:
         names = gt = find_gt(gt_path, only)
     _check_names(methods, names, named_by)
     _check_samples(methods)
     return methods, gt
+
+
+def _image_id(path, names, suffix):
+    """The image that the SR image at `path` is of: by the record of the program that wrote it, else by its name."""
+    record = read_image_record(path)
+    made_of = record["input"] if record else {}
+    if made_of.get("id") and (not names or made_of["id"] in names):
+        return made_of["id"]
+    stem = path.stem.removesuffix(suffix) if suffix else path.stem
+    return image_id_of(stem, names)
 
 
 def image_id_of(stem, names):
@@ -82,7 +95,8 @@ def _check_names(methods, names, named_by):
         problems += [f"{words}: {listed(sorted(ids))}" for ids, words in sides if ids]
     if problems:
         raise UserError(
-            f"the images do not have the same names ({'; '.join(problems)}); an SR image has its GT's name, and _00, _01 ... for samples"
+            f"the images do not have the same names ({'; '.join(problems)}); an SR image has its GT's name, and _00, _01 ... for samples; "
+            "--suffix names what is behind"
         )
 
 

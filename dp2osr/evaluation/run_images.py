@@ -36,7 +36,7 @@ def run_image_evaluation(args):
         )
     config = load_protocol(args.protocol)
     specs = protocol_specs(config, args.channel, args.crop_border, args.exclude_metrics)
-    methods, gt = pair_images(parse_folders(args.images), args.gt_path, args.lr_path)
+    methods, gt = pair_images(parse_folders(args.images), args.gt_path, args.lr_path, suffix=args.suffix)
     if not gt:
         specs = [spec for spec in specs if spec in config.nr]
         if not specs:

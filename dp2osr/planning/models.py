@@ -6,11 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
-import yaml
 
 from dp2osr.backbones import PIPELINES
 from dp2osr.backbones.loading import ModelSource, cast, load_part
 from dp2osr.errors import UserError
+from dp2osr.files import read_yaml
 
 PUBLISHED = Path(__file__).resolve().parents[2] / "configs/models"
 
@@ -88,7 +88,7 @@ def read_published(kind):
         UserError: there is none.
     """
     for path in sorted(PUBLISHED.glob("*.yaml")):
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        config = read_yaml(path)
         if PIPELINES.get(config.get("_class_name")) == kind:
             return config
     raise UserError(f"{PUBLISHED}: has no model of kind {kind}")

@@ -21,6 +21,7 @@ from dp2osr.preference.groups import PreferenceGroup
 from dp2osr.sampling.decode import decoded_together
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.sampler import samples_together
+from dp2osr.sampling.settings import with_defaults
 from dp2osr.training.adapters import WithoutAdapters, add_adapters
 from dp2osr.training.objective import GroupObjective
 from dp2osr.training.options import check_options
@@ -56,9 +57,9 @@ class PlannedModel:
     """
 
     def __init__(self, args, lr_size, published=None):
-        self.args = args
         self.source = ConfigSource(args.pretrained_model_name_or_path, published=published)
         geometry = self.load(("vae",))
+        self.args, _ = with_defaults(args, geometry, ask=published is None)
         image, _, asked = control_image(Image.new("RGB", lr_size), args.upscale, geometry.native_size, geometry.size_multiple)
         self.kind, self.image_shape, self.pixels = geometry.kind, image.shape, math.prod(asked)
         self.latent_shape = (geometry.latent_channels, *(side // geometry.vae_scale for side in image.shape[2:]))

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from pathlib import PurePosixPath
 
-from dp2osr.config import read_json
-from dp2osr.data.images import pil_to_tensor
-from dp2osr.errors import UserError
+from dp2osr.data.images import EXTENSIONS, pil_to_tensor
+from dp2osr.errors import UserError, listed
+from dp2osr.files import read_json
 from dp2osr.prompts.ram import load_tagger
 from dp2osr.provenance import weights_hash
 
@@ -16,7 +17,7 @@ class PromptSource:
     `kind` is "ram", "file" or "none"; `fingerprint` stands for all that decides the tags.
 
     Args:
-        args: parsed `SAMPLING_FLAGS`; without `prompt_source`, the one whose path is given, or none.
+        args: parsed `sampling_flags`; without `prompt_source`, the one whose path is given, or none.
         device: where RAM runs.
 
     Raises:
@@ -30,6 +31,10 @@ class PromptSource:
         if dape_path and not ram_path:
             raise UserError("--dape_path is an update of RAM and needs --ram_path")
         self.kind = args.prompt_source or ("ram" if ram_path else "file" if args.prompt_file else "none")
+        unread = {"file": ("ram_path",), "ram": ("prompt_file",), "none": ("ram_path", "prompt_file")}[self.kind]
+        for flag in unread:
+            if getattr(args, flag, None):
+                raise UserError(f"--{flag}: would not be read with --prompt_source {self.kind}; leave one of them out")
         self.tags, self.tagger, self.fingerprint = {}, None, None
         if self.kind == "file":
             self.tags = read_tags(args.prompt_file)
@@ -41,6 +46,20 @@ class PromptSource:
             update = dape_path if not self.tagger.merged_before else None
             classes = short_hash([self.tagger.tags, self.tagger.thresholds.tolist()])
             self.fingerprint = "+".join([classes, *(weights_hash(path) for path in (ram_path, update) if path)])
+
+    def check(self, image_ids, where):
+        """A line about images that the prompt file does not name, or None.
+
+        Raises:
+            UserError: it names none of them.
+        """
+        absent = [image_id for image_id in image_ids if image_id not in self.tags]
+        if self.kind != "file" or not absent:
+            return None
+        if len(absent) == len(image_ids):
+            there = listed(sorted(self.tags), 5) or "nothing"
+            raise UserError(f"{where}: names none of the {len(absent)} images ({listed(absent, 5)}); it has {there}")
+        return f"{where}: names no prompt for {len(absent)} of {len(image_ids)} images, which get an empty one: {listed(absent, 30)}"
 
     def __call__(self, image_id, lr):
         if self.tagger and image_id not in self.tags:
@@ -64,4 +83,10 @@ def read_tags(path):
     tags = read_json(path)
     if not isinstance(tags, dict) or not all(isinstance(value, str) for value in tags.values()):
         raise UserError(f"{path}: must map image ids to strings of tags")
-    return tags
+    return {_without_extension(name): words for name, words in tags.items()}
+
+
+def _without_extension(name):
+    """An image's name as its id: `sub/photo.png` is `sub__photo`."""
+    path = PurePosixPath(name)
+    return (path.with_suffix("").as_posix() if path.suffix.lower() in EXTENSIONS else name).replace("/", "__")

@@ -3,12 +3,10 @@
 import math
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
-
-from dp2osr.config import regular_expression
+from dp2osr import files
+from dp2osr.config import nearest_of, regular_expression
 from dp2osr.errors import UserError
 from dp2osr.evaluation.methods import RESERVED
 from dp2osr.evaluation.statistics import CROP_SUFFIX
@@ -241,10 +239,7 @@ def read_experiment(name_or_yaml, preset):
 
 def read_yaml(path, what):
     """The dictionary of a YAML file; `UserError` where it is not readable, or `what` it should be is not 'key: value' lines."""
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: not a readable YAML ({' '.join(str(error).split())})") from None
+    content = files.read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be lines of 'key: value', {what}")
     return content
@@ -256,5 +251,4 @@ def check_keys(path, content, known, what):
         raise UserError(f"{path}: {what} must be lines of 'key: value'")
     for key in content:
         if key not in known:
-            near = get_close_matches(str(key), known, n=1, cutoff=0)
-            raise UserError(f"{path}: {what} has no key '{key}'; the nearest known one is '{near[0]}'")
+            raise UserError(f"{path}: {what} has no key '{key}'{nearest_of(key, known)}")

@@ -206,4 +206,5 @@ def evaluation_flags(table, set_name, folders, output, bootstrap):
         bootstrap=bootstrap,
         seed=0,
         crop_suffix=table.crop_suffix,
+        suffix="",
     )

@@ -1,63 +1,140 @@
 """Super-resolution of a folder: the released way to use a model, one or more samples an image."""
 
+import os
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from dp2osr.config import settle
-from dp2osr.data.images import list_images, read_image, read_image_and_alpha, save_image, tensor_to_pil
+from dp2osr.data.images import find_inputs, read_image_and_alpha, tensor_to_pil
 from dp2osr.device import compute_device
-from dp2osr.sampling.sampler import GroupSampler, sampling_record
-from dp2osr.sampling.store import TOLD
+from dp2osr.errors import UserError, listed
+from dp2osr.files import LONGEST_NAME, check_output, check_same_program, differences, read_json, write_json
+from dp2osr.results import Results
+from dp2osr.sampling.sampler import GroupSampler, earlier_hashes, sampling_record, say, summary, told_settings
+from dp2osr.sampling.settings import describe_defaults
+
+FLAGS = ("--output_dir", "--suffix", "--overwrite")  # the ways out of a folder with other results
 
 
 def restore_folder(args):
-    """Write the SR image(s) of every image of `args.image_path`; results that are there already are kept.
+    """Write the SR image(s) of every image of `args.image_path`; results of these inputs and settings that are there are kept.
 
     Raises:
-        UserError: the folder holds results of other settings, and `--overwrite` is not given.
+        UserError: see `find_inputs`, `GroupSampler` and `Results`; also results that would overwrite inputs, or whose names are too long.
     """
     from accelerate import PartialState
 
-    paths = list_images(args.image_path)
-    for path in paths:  # all are readable, before the first expensive second
-        read_image(path)
     output = Path(args.output_dir)
+    check_output(output)
     state = PartialState(cpu=compute_device() == "cpu")
+    files, skipped = find_inputs(
+        args.image_path, args.recursive, args.skip_unreadable, leave_out=result_of(output), quiet=not state.is_main_process
+    )
+    names = {file.id: result_names(file, args) for file in files}
+    check_names([name for of_image in names.values() for name in of_image])
+    Results(output, {}, flags=FLAGS).check_inputs([name for of_image in names.values() for name in of_image], [file.path for file in files])
     sampler = GroupSampler(args, state.device)
+    say(state, sampler.filled and f"note: {describe_defaults(sampler.filled)}")
+    say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
+    record = sampling_record(sampler, sample_times=args.sample_times, process_size=args.process_size)
+    results = Results(output, record, told_settings(sampler), earlier_hashes(args), FLAGS)
+    wanted = {name: about for file in files for name, about in inputs_of(file, names[file.id], sampler).items()}
+    with state.main_process_first():
+        check_folder(output / f"settings{args.suffix}.json", results, args)
+        missing = set(results.missing(wanted, args.overwrite, args.adopt))
+        if state.is_main_process and missing:
+            output.mkdir(parents=True, exist_ok=True)
+            write_json(output / f"settings{args.suffix}.json", record)
+    todo = {file.id for file in files if missing & set(names[file.id])}
+    say(state, sizes_line(files, args))
+    share = [file for index, file in enumerate(files) if index % state.num_processes == state.process_index and file.id in todo]
+    for file in tqdm(share, unit="image", desc="restore", disable=not state.is_local_main_process):
+        restore(file, [name for name in names[file.id] if name in missing], sampler, results, wanted)
+    state.wait_for_everyone()
     if state.is_main_process:
-        record = output / f"settings{args.suffix}.json"  # results with another suffix may lie beside these
-        if args.overwrite:
-            record.unlink(missing_ok=True)
-            for path in paths:
-                for name in result_names(path, args):
-                    (output / name).unlink(missing_ok=True)
-        settings = sampling_record(args, sampler, sample_times=args.sample_times, process_size=args.process_size)
-        settle(record, settings, told=TOLD)
-    state.wait_for_everyone()
-    share = paths[state.process_index :: state.num_processes]
-    for path in tqdm(share, unit="image", desc="restore", disable=not state.is_local_main_process):
-        names = result_names(path, args)
-        text = output / "txt" / f"{path.stem}{args.suffix}.txt"
-        if all((output / name).exists() for name in names) and (text.exists() or not args.save_prompts):
-            continue
-        lr, alpha = read_image_and_alpha(path)
-        group = sampler.sample(path.stem, lr, args.sample_times)
-        for name, image in zip(names, sampler.images(group), strict=True):
-            result = tensor_to_pil(image)
-            if alpha is not None:
-                result.putalpha(alpha.resize(result.size, Image.Resampling.BICUBIC))
-            save_image(result, output / name)
-        if args.save_prompts:
-            text.parent.mkdir(exist_ok=True)
-            text.write_text(group.prompt + "\n", encoding="utf-8")
-    state.wait_for_everyone()
+        print(summary(output, "images", len(todo), len(files) - len(todo), skipped))
 
 
-def result_names(path, args):
-    """File names of the results of one input."""
+def restore(file, missing, sampler, results, wanted):
+    """Write the results of one image that are `missing`."""
+    args = sampler.args
+    lr, alpha = read_image_and_alpha(file.path)
+    images = [name for name in missing if name.endswith(".png")]
+    if images:
+        group = sampler.sample(file.id, lr, args.sample_times)
+        for name, image in zip(image_names(file, args), sampler.images(group), strict=True):
+            if name in images:
+                result = tensor_to_pil(image)
+                if alpha is not None:
+                    result.putalpha(alpha.resize(result.size, Image.Resampling.BICUBIC))
+                with results.writing(name, wanted[name]) as part:
+                    result.save(part, format="PNG")
+    for name in set(missing) - set(images):
+        with results.writing(name, wanted[name]) as part:
+            part.write_text(sampler.prompts(file.id, lr) + "\n", encoding="utf-8")
+
+
+def image_names(file, args):
+    """Paths of the SR images of one input below the output folder, sub-folders as the inputs have them."""
+    folder = f"{file.folder}/" if file.folder else ""
     if args.sample_times == 1:
-        return [f"{path.stem}{args.suffix}.png"]
+        return [f"{folder}{file.stem}{args.suffix}.png"]
     digits = max(2, len(str(args.sample_times - 1)))
-    return [f"{path.stem}_{index:0{digits}d}{args.suffix}.png" for index in range(args.sample_times)]
+    return [f"{folder}{file.stem}_{index:0{digits}d}{args.suffix}.png" for index in range(args.sample_times)]
+
+
+def result_names(file, args):
+    """Paths of all results of one input: its SR images, and its prompt where that is asked for."""
+    folder = f"{file.folder}/" if file.folder else ""
+    return image_names(file, args) + ([f"txt/{folder}{file.stem}{args.suffix}.txt"] if args.save_prompts else [])
+
+
+def inputs_of(file, names, sampler):
+    """{result: what its input is}: the image's content and id, its prompt where a file names it, the number of the sample."""
+    prompt = {"prompt": sampler.prompts.tags.get(file.id, "")} if sampler.prompts.kind == "file" else {}
+    return {name: {"image": file.content, "id": file.id, **prompt, "sample": index} for index, name in enumerate(names)}
+
+
+def result_of(output):
+    """A function that tells whether an image among the inputs is a result that this program wrote to `output`."""
+    results = Results(output, {})
+
+    def is_result(path):
+        relative = os.path.relpath(os.path.realpath(path), os.path.realpath(output))
+        return not relative.startswith("..") and results.is_own(Path(relative).as_posix())
+
+    return is_result
+
+
+def check_names(names):
+    """Raise `UserError` for names that are too long for a file system, or two results of one name."""
+    long = [name for name in names if len(os.fsencode(name.rpartition("/")[2])) > LONGEST_NAME]
+    if long:
+        raise UserError(f"{len(long)} results would have names of more than {LONGEST_NAME} bytes, as {long[0][:60]}...: rename the inputs")
+    twice = sorted(name for name in set(names) if names.count(name) > 1) if len(set(names)) < len(names) else []
+    if twice:
+        raise UserError(f"{len(twice)} results would have one name ({listed(twice)}); rename the inputs, or give another --suffix")
+
+
+def check_folder(path, results, args):
+    """Refuse to mix results of other settings, which the settings file at `path` has, with these (UserError)."""
+    if not path.exists():
+        return
+    found = read_json(path)
+    check_same_program(path, found, results.settings)
+    differing = differences(found, results.settings, results.told, results.also)
+    if differing and not args.overwrite and (args.adopt or results.any_of(found)):
+        raise UserError(
+            f"{path.parent}: was made with other settings ({'; '.join(differing)}); use them, give another --output_dir, "
+            "or make its results anew by --overwrite"
+        )
+
+
+def sizes_line(files, args):
+    """`26 images, 32 × 32 → 128 × 128 (--upscale 4)`."""
+    sizes = {file.size for file in files}
+    before = " x ".join(map(str, files[0].size))
+    after = " x ".join(str(round(side * args.upscale)) for side in files[0].size)
+    more = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""
+    return f"{args.output_dir}: {len(files)} images, {before} -> {after}{more} (--upscale {args.upscale:g})"

@@ -1,54 +1,51 @@
 """Sampling of candidate groups: M candidates per LR image, sharded, batched, resumable."""
 
-from dataclasses import asdict, dataclass, replace
+import sys
+from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
-from dp2osr.backbones.tiles import WHOLE, Tiling, latent_tiling
-from dp2osr.data.images import evenly, list_images, read_image
+from dp2osr.backbones.tiles import Tiling, latent_tiling
+from dp2osr.data.images import evenly, find_inputs, read_image
 from dp2osr.device import DTYPES, compute_device, usable_precision
-from dp2osr.errors import UserError
+from dp2osr.errors import NonFiniteSamples, UserError, listed
+from dp2osr.files import check_output
 from dp2osr.prompts.source import PromptSource
-from dp2osr.provenance import versions, vocabulary_hash, weights_hash
+from dp2osr.provenance import legacy_weights_hash, versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import finish_images
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed
+from dp2osr.sampling.settings import SamplingSettings, describe_defaults, with_defaults
 from dp2osr.sampling.store import CandidateGroup, CandidateStore
-
-
-@dataclass
-class SamplingSettings:
-    """What the backbone's sampling loop needs to know."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: str
-    control_scale: float = 1.0
-    tiling: Tiling = WHOLE  # of the latents
 
 
 class GroupSampler:
     """Samples the candidates of one LR image at a time; model parts and prompt embeddings are loaded once.
 
     Args:
-        args: parsed flags of `MODEL_FLAGS` and `SAMPLING_FLAGS`, with `upscale`.
+        args: parsed flags of `model_flags` and `sampling_flags`, with `upscale`; what they leave open is the model's recommendation.
         device: where to sample.
+
+    Attributes:
+        filled: {flag: (value, where it is from)} of the settings that the flags left open.
     """
 
     def __init__(self, args, device, backbone=None, controlnet=None):
-        self.args = args
         self.prompts = PromptSource(args, device)
         if backbone is None:
             dtype = DTYPES[usable_precision(args.mixed_precision, device)]
             backbone = load_backbone(model_source(args), device, dtype, kind=args.backbone)
         self.backbone = backbone
+        self.args, self.filled = with_defaults(args, backbone)
+        args = self.args
         if getattr(args, "process_size", None):
             backbone.native_size = args.process_size
-        scheduler = args.scheduler or self.backbone.default_scheduler
+        check_scheduler(backbone, args.scheduler, args.num_inference_steps)
         tiling = latent_tiling(backbone, getattr(args, "tile_size", None), getattr(args, "tile_overlap", None))
-        self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, scheduler, args.control_scale, tiling)
+        self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, args.scheduler, args.control_scale, tiling)
         if getattr(args, "vae_tile_size", None):
             side = max(1, args.vae_tile_size // backbone.vae_scale)
             backbone.vae_tiling = Tiling(side, side // 4)
@@ -66,8 +63,12 @@ class GroupSampler:
             self.embeddings[prompt] = embedding
         return embedding
 
-    def sample(self, image_id, lr, count):
-        """A `CandidateGroup` of `count` candidates of the RGB `lr`."""
+    def sample(self, image_id, lr, count, first=0, progress=None):
+        """A `CandidateGroup` of the candidates `first` to `count` of the RGB `lr`; `progress` is called with 1 after each network pass.
+
+        Raises:
+            NonFiniteSamples: a latent is NaN or infinite.
+        """
         args, backbone = self.args, self.backbone
         prompt = self.prompts(image_id, lr)
         embedding = self.embed(prompt)
@@ -76,16 +77,28 @@ class GroupSampler:
         control = backbone.prepare_control(image)
         shape = (backbone.latent_channels, image.shape[2] // backbone.vae_scale, image.shape[3] // backbone.vae_scale)
         latents, together = [], samples_together(backbone, self.settings.tiling, args.batch_size, shape)
-        for first in range(0, count, together):
-            generators = [candidate_generator(args.seed, image_id, m) for m in range(first, min(first + together, count))]
+        for start in range(first, count, together):
+            generators = [candidate_generator(args.seed, image_id, m) for m in range(start, min(start + together, count))]
             sampled = backbone.sample(self.controlnet, control, embedding, negative, generators, shape, self.settings)
             latents.append(sampled.to("cpu", torch.float16))
-        seeds = [stable_seed(args.seed, image_id, m) for m in range(count)]
+            self.check_finite(image_id, latents[-1], "latents")
+        seeds = [stable_seed(args.seed, image_id, m) for m in range(first, count)]
         return CandidateGroup(image_id, torch.cat(latents), prompt, lr, seeds, args.upscale, embedding)
+
+    def check_finite(self, image_id, values, what):
+        """Raise `NonFiniteSamples` unless all values of a tensor are finite."""
+        bad = int((~torch.isfinite(values.flatten(1)).all(1)).sum())
+        if bad:
+            precision = next(name for name, dtype in DTYPES.items() if dtype == self.backbone.dtype)
+            way = "look at the weights" if precision == "no" else f"--mixed_precision {precision} overflows: try bf16 or no"
+            model = getattr(self.args, "controlnet_model_name_or_path", None) or "the policy"
+            raise NonFiniteSamples(f"image '{image_id}': {what} of {bad} of {len(values)} samples are NaN or infinite with {model}; {way}")
 
     def images(self, group):
         """The group's images as a user gets them, (M, 3, H, W) in [0, 1]."""
-        return finish_images(self.backbone, group.latents, group.lr, group.upscale, self.args.align_method)
+        images = finish_images(self.backbone, group.latents, group.lr, group.upscale, self.args.align_method)
+        self.check_finite(group.image_id, images, "decoded pixels")
+        return images
 
 
 def samples_together(backbone, tiling, batch_size, shape):
@@ -111,8 +124,24 @@ def use_xformers(*networks):
         ) from None
 
 
-def sampling_record(args, sampler, **counts):
+def check_scheduler(backbone, name, steps):
+    """Raise `UserError` unless the scheduler `name` can take `steps` steps; tried on latents of one pixel."""
+    scheduler = backbone.sampling_scheduler(name)
+    try:
+        options = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
+        scheduler.set_timesteps(steps, **options)
+        latents = torch.ones(1, backbone.latent_channels, 2, 2)
+        if hasattr(scheduler, "scale_model_input"):
+            scheduler.scale_model_input(latents, scheduler.timesteps[0])
+        scheduler.step(torch.zeros_like(latents), scheduler.timesteps[0], latents, return_dict=False)
+    except Exception as error:  # each scheduler has its own ways to refuse
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"--scheduler {name} with --num_inference_steps {steps}: cannot sample this model ({reason})") from None
+
+
+def sampling_record(sampler, **counts):
     """All that decides the samples, `counts` among it: what a later run with the same folder must have too."""
+    args = sampler.args
     return {
         "model": args.pretrained_model_name_or_path,
         "model_hash": weights_hash(args.pretrained_model_name_or_path),
@@ -138,29 +167,84 @@ def sampling_record(args, sampler, **counts):
     }
 
 
+def earlier_hashes(args):
+    """{key of `sampling_record`: a function that gives the hash by the formula of earlier versions}."""
+    paths = {
+        "model_hash": args.pretrained_model_name_or_path,
+        "controlnet_hash": args.controlnet_model_name_or_path,
+        "vae_hash": args.pretrained_vae_model_name_or_path,
+    }
+    return {key: partial(legacy_weights_hash, path) for key, path in paths.items() if path}
+
+
+def told_settings(sampler):
+    """Keys of `sampling_record` that are written and not compared: hashes stand for paths, each image's prompt for a file of them."""
+    told = ("model", "model_files", "controlnet", "versions")
+    return (*told, "prompts") if sampler.prompts.kind == "file" else told
+
+
+def say(state, line):
+    """Print a line to stderr, once for all processes; nothing for None."""
+    if line and state.is_main_process:
+        print(line, file=sys.stderr)
+
+
 def generate_candidates(args):
-    """Sample every missing group of `args.image_path` into `args.output_dir`; each process takes its share of the images."""
+    """Sample every missing group of `args.image_path` into `args.output_dir`; each process takes its share of the images.
+
+    A group is kept if it was made of the same image, with these settings; one of fewer candidates gets those that it lacks.
+    """
     from accelerate import PartialState
 
-    paths = {path.stem: path for path in evenly(list_images(args.image_path), args.max_images, args.images_offset)}
-    for path in paths.values():  # all are readable, before the first expensive second
-        read_image(path)
+    check_output(args.output_dir)
     state = PartialState(cpu=compute_device() == "cpu")
-    sampler = GroupSampler(args, state.device)
-    with state.main_process_first():
-        store = CandidateStore(args.output_dir, sampling_record(args, sampler, num_candidates=args.num_candidates))
-    missing = [image_id for image_id in paths if not store.has(image_id)]
-    if state.is_main_process and len(missing) < len(paths):
-        print(f"{args.output_dir}: {len(paths) - len(missing)} of {len(paths)} groups are there, {len(missing)} to sample")
-    share = list(paths)[state.process_index :: state.num_processes]
-    share = [image_id for image_id in share if image_id in set(missing)]
-    bar = tqdm(
-        total=len(share) * args.num_candidates, unit="candidate", desc="sample", disable=not state.is_local_main_process, mininterval=2
+    files, skipped = find_inputs(
+        args.image_path,
+        args.recursive,
+        args.skip_unreadable,
+        choose=lambda all_files: evenly(all_files, args.max_images, args.images_offset),
+        quiet=not state.is_main_process,
     )
-    for image_id in share:
-        group = sampler.sample(image_id, read_image(paths[image_id]), args.num_candidates)
-        store.write(group, sampler.images(group) if args.save_images == "all" else None)
-        bar.update(args.num_candidates)
-    bar.close()
+    sampler = GroupSampler(args, state.device)
+    say(state, sampler.filled and f"note: {describe_defaults(sampler.filled)}")
+    say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
+    with state.main_process_first():
+        record = sampling_record(sampler, num_candidates=args.num_candidates)
+        store = CandidateStore(args.output_dir, record, told_settings(sampler), earlier_hashes(args))
+        prompts = {file.id: sampler.prompts.tags.get(file.id, "") for file in files} if sampler.prompts.kind == "file" else {}
+        have = store.survey({file.id: file for file in files}, prompts, args.adopt, args.save_images == "all")
+        if state.is_main_process:
+            store.begin()
+    todo = [file for file in files if have[file.id] < args.num_candidates]
+    kept = len(files) - len(todo)
+    if state.is_main_process and kept:
+        print(f"{args.output_dir}: {kept} of {len(files)} groups are there, {len(todo)} to sample")
+    share = [file for index, file in enumerate(files) if index % state.num_processes == state.process_index and file in todo]
+    total = sum(args.num_candidates - max(0, have[file.id]) for file in share)
+    with tqdm(total=total, unit="candidate", desc="sample", disable=not state.is_local_main_process, mininterval=2) as bar:
+        for file in share:
+            store.write(*sample_group(sampler, store, file, max(0, have[file.id]), args))
+            bar.update(args.num_candidates - max(0, have[file.id]))
     state.wait_for_everyone()
+    if state.is_main_process:
+        print(summary(args.output_dir, "groups", len(todo), kept, skipped))
     return store
+
+
+def sample_group(sampler, store, file, have, args):
+    """(group, its images or None, what its input is) with the candidates that it lacks behind those that are there."""
+    lr = read_image(file.path)
+    group = sampler.sample(file.id, lr, args.num_candidates, have)
+    if have:
+        earlier = store.read(file.id)
+        group.latents = torch.cat([earlier.latents[:have], group.latents])
+        group.seeds = [*earlier.seeds[:have], *group.seeds]
+    return group, sampler.images(group) if args.save_images == "all" else None, {"image": file.content}
+
+
+def summary(folder, what, made, kept, skipped):
+    """The last line of a program: what was written, kept and passed over."""
+    line = f"{folder}: {made} {what} written, {kept} kept"
+    if skipped:
+        line += f"; {len(skipped)} inputs skipped: {listed([f'{path.name} ({why})' for path, why in skipped.items()], 40)}"
+    return line

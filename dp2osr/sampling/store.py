@@ -10,17 +10,16 @@
 The latents are the record: training reads them, and decoding is deterministic.
 """
 
-import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
-from dp2osr.config import read_json, settle, write_json
 from dp2osr.data.images import read_image
-from dp2osr.errors import UserError
+from dp2osr.errors import UserError, listed
+from dp2osr.files import as_json, check_same_program, differences, put_back, read_json, replace_folder, save_tensors, write_json
 
 
 @dataclass
@@ -36,31 +35,127 @@ class CandidateGroup:
     embedding: dict[str, torch.Tensor] = field(default_factory=dict)  # of the prompt, as the backbone gives it for one
 
 
-TOLD = ("model", "model_files", "controlnet", "versions")  # settings that are written and not compared: hashes stand for them
-
-
 class CandidateStore:
     """A folder of candidate groups.
 
     Args:
-        folder: an existing candidate folder, or with `settings` a new or matching one.
+        folder: an existing candidate folder, or with `settings` a new or matching one; nothing is written before `begin`.
+        settings: what decides the candidates, `num_candidates` among it.
+        told: keys of the settings that are written and not compared.
+        also: {key: a function that gives another value for the same}; see `files.differences`.
 
     Raises:
-        UserError: not a candidate folder, or one made with other settings.
+        UserError: not a candidate folder, or one whose groups were made with other settings or of more candidates.
     """
 
-    def __init__(self, folder, settings=None):
+    def __init__(self, folder, settings=None, told=(), also=None):
         self.folder = Path(folder)
-        if settings is not None:
-            settle(self.folder / "settings.json", settings, told=TOLD)
-        if not (self.folder / "settings.json").is_file():
-            raise UserError(f"{self.folder}: is not a candidate folder (no settings.json); make one with gen_candidates.py")
-        self.settings = read_json(self.folder / "settings.json")
-        self.groups = self.folder / "groups"
+        self.groups, self.record = self.folder / "groups", self.folder / "settings.json"
+        there = read_json(self.record) if self.record.is_file() else None
+        if settings is None:
+            if there is None:
+                raise UserError(f"{self.folder}: is not a candidate folder (no settings.json); make one with gen_candidates.py")
+            self.settings = there
+            return
+        self.settings = as_json(settings)
+        if there is None:
+            if self._entries():
+                raise UserError(
+                    f"{self.groups}: is there without a settings.json beside it, and not of this program; give another --output_dir"
+                )
+            return
+        check_same_program(self.record, there, self.settings)
+        if self._entries():
+            self._check_settings(there, told, also)
+
+    def _check_settings(self, there, told, also):
+        asked, found = self.settings["num_candidates"], there.get("num_candidates", 0)
+        differing = differences(there, self.settings, (*told, "num_candidates"), also)
+        if differing:
+            raise UserError(f"{self.folder}: was made with other settings ({'; '.join(differing)}); use them, or give another --output_dir")
+        if asked < found:
+            raise UserError(
+                f"{self.folder}: has {found} candidates an image, --num_candidates {asked} are asked for; go on with --num_candidates "
+                f"{found} (training takes the first {asked} by its own --num_candidates), or give another --output_dir"
+            )
+        self.settings = {**there, "num_candidates": asked}
+
+    def begin(self):
+        """Write the settings: from now on the folder is theirs."""
+        self.groups.mkdir(parents=True, exist_ok=True)
+        if not self.record.is_file() or read_json(self.record) != self.settings:
+            write_json(self.record, self.settings)
+
+    def survey(self, files, prompts=None, adopt=False, pictures=False):
+        """{image id: how many of its candidates are there, made of the same image}; 0: none, or of another one. Nothing is changed.
+
+        Args:
+            files: {image id: `ImageFile`}.
+            prompts: {image id: the prompt that it must have been sampled with}; an id that is not named may have any.
+            adopt: take groups from before inputs were recorded whose LR image is the same.
+            pictures: a group without its PNGs is not there.
+
+        Raises:
+            UserError: groups that this program did not write, from before inputs were recorded, or sampled with other prompts.
+        """
+        have, foreign, unrecorded, other = {}, [], [], []
+        for image_id, file in files.items():
+            folder = self.groups / image_id
+            put_back(folder)
+            about = self._about(folder)
+            have[image_id] = 0
+            if not folder.exists() and not folder.is_symlink():
+                continue
+            if about is None:
+                foreign.append(image_id)
+            elif "input" not in about and not adopt:
+                unrecorded.append(image_id)
+            elif (prompts or {}).get(image_id, about["prompt"]) != about["prompt"]:
+                other.append(image_id)
+            elif self._is_of(folder, about, file) and (not pictures or (folder / f"{len(about['seeds']) - 1:03d}.png").is_file()):
+                have[image_id] = len(about["seeds"])
+        where = self.groups
+        if foreign:
+            raise UserError(f"{where}: {listed(foreign, 30)}: there and no candidate groups of this program; move them away")
+        if unrecorded:
+            raise UserError(
+                f"{where}: {len(unrecorded)} groups are from before inputs were recorded ({listed(unrecorded)}); --adopt takes those "
+                "of the same LR images, or give another --output_dir"
+            )
+        if other:
+            raise UserError(f"{where}: {len(other)} groups were sampled with other prompts ({listed(other)}); give another --output_dir")
+        return have
+
+    def _about(self, folder):
+        """What group.json says, or None where there is no group of this program."""
+        try:
+            about = read_json(folder / "group.json")
+        except UserError:
+            return None
+        whole = isinstance(about, dict) and {"image_id", "prompt", "seeds"} <= about.keys() and (folder / "latents.safetensors").is_file()
+        return about if whole else None
+
+    def _is_of(self, folder, about, file):
+        """Whether a group was made of the image in a file."""
+        if "input" in about:
+            return about["input"]["image"] == file.content
+        return np.array_equal(np.asarray(read_image(folder / "lr.png")), np.asarray(read_image(file.path)))
+
+    def _entries(self):
+        """Names of what lies in `groups/`, sorted, without hidden files."""
+        return sorted(path.name for path in self.groups.iterdir() if not path.name.startswith(".")) if self.groups.is_dir() else []
 
     def ids(self):
-        """Image ids of the whole groups, sorted."""
-        return sorted(path.name for path in self.groups.iterdir() if not path.name.startswith(".")) if self.groups.is_dir() else []
+        """Image ids of the whole groups, sorted.
+
+        Raises:
+            UserError: a folder among them that is no group.
+        """
+        names = [name for name in self._entries() if (self.groups / name).is_dir()]
+        strange = [name for name in names if not (self.groups / name / "group.json").is_file()]
+        if strange:
+            raise UserError(f"{self.groups}: {listed(strange, 30)}: no candidate groups (no group.json); move them away")
+        return names
 
     def has(self, image_id):
         return (self.groups / image_id).is_dir()
@@ -69,29 +164,25 @@ class CandidateStore:
         """Whether the embedding of the group's prompt is there."""
         return (self.groups / image_id / "prompt.safetensors").is_file()
 
-    def write(self, group, images=None):
-        """Store a group, with its (M, 3, H, W) `images` as PNGs if given; visible only when whole."""
-        from safetensors.torch import save_file
+    def write(self, group, images=None, made_of=None):
+        """Store a group, with its (M, 3, H, W) `images` as PNGs if given, in place of an earlier one; visible only when whole.
 
+        `made_of` says what its input is: {"image": SHA-256 of the LR image's file}.
+        """
         from dp2osr.data.images import tensor_to_pil
 
-        part = self.groups / f".{group.image_id}.{os.getpid()}.part"
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        try:
-            save_file({"latents": group.latents.to(torch.float16).contiguous()}, part / "latents.safetensors")
+        about = {"image_id": group.image_id, "prompt": group.prompt, "seeds": group.seeds, "upscale": group.upscale}
+
+        def fill(folder):
+            save_tensors({"latents": group.latents.to(torch.float16)}, folder / "latents.safetensors")
             if group.embedding:
-                save_file({name: value.cpu().contiguous() for name, value in group.embedding.items()}, part / "prompt.safetensors")
-            group.lr.save(part / "lr.png")
-            write_json(
-                part / "group.json", {"image_id": group.image_id, "prompt": group.prompt, "seeds": group.seeds, "upscale": group.upscale}
-            )
+                save_tensors(group.embedding, folder / "prompt.safetensors")
+            group.lr.save(folder / "lr.png")
+            write_json(folder / "group.json", about | ({"input": made_of} if made_of else {}))
             for index, image in enumerate(images if images is not None else []):
-                tensor_to_pil(image).save(part / f"{index:03d}.png")
-            part.rename(self.groups / group.image_id)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+                tensor_to_pil(image).save(folder / f"{index:03d}.png")
+
+        replace_folder(self.groups / group.image_id, fill)
 
     def read(self, image_id):
         """The stored group, but for the prompt's embedding.

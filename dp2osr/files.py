@@ -1,0 +1,366 @@
+"""Files that are whole or absent, what was learnt of them, and what made them.
+
+Three ideas, each in one place:
+
+- *Whole or absent*: `whole` gives a path beside the file, and renames it when it is complete; `replace_folder` does so for a folder.
+- *Learnt once*: `digest` and `Memory` remember what was found out about a file by its path, size and times, in the user's cache folder.
+- *Made by whom*: `same_settings` compares a run's settings with those that are there; `dp2osr.results` says of which files a program knows
+  that it wrote them itself.
+"""
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import shutil
+import socket
+import sqlite3
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from dp2osr.errors import UserError
+
+BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}  # as editors and Excel write them
+LONGEST_NAME = 255  # bytes of a file's name, on the file systems in use
+
+
+# -- reading --
+
+
+def read_text(path):
+    """Text of a file of the user's: UTF-8, or what its byte-order mark says. Raises OSError or UnicodeDecodeError."""
+    content = Path(path).read_bytes()
+    encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
+    return content.decode(encoding)
+
+
+def read_json(path):
+    """Contents of a JSON file; UserError if it is missing or broken."""
+    try:
+        return json.loads(read_text(path))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a readable JSON file ({error})") from None
+
+
+def read_yaml(path, what="YAML file", as_text=False):
+    """Contents of a YAML 1.2 file: `no` is a word, and a key that is given twice is an error.
+
+    Args:
+        what: it should be, for errors.
+        as_text: every scalar as it is written (`001` stays `001`), None for an empty one, `null` or `~`.
+
+    Raises:
+        UserError: it is missing or broken; the line is named.
+    """
+    from ruamel.yaml import YAML
+    from ruamel.yaml.error import YAMLError
+
+    try:
+        text = read_text(path)
+        return _node_text(YAML(pure=True).compose(text), path) if as_text else YAML(typ="safe", pure=True).load(text)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a readable {what} ({error})") from None
+    except YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        reason = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
+        raise UserError(f"{path}{where}: not a readable {what} ({reason})") from None
+
+
+def _node_text(node, path):
+    """A composed YAML node with its scalars as text."""
+    from ruamel.yaml import MappingNode, ScalarNode
+
+    if node is None:
+        return None
+    if isinstance(node, ScalarNode):
+        empty = node.style is None and node.value in ("", "~", "null", "Null", "NULL")
+        return None if empty else node.value
+    if not isinstance(node, MappingNode):
+        return [_node_text(item, path) for item in node.value]
+    content = {}
+    for key, value in node.value:
+        name = str(key.value)
+        if name in content:
+            raise UserError(f"{path}, line {key.start_mark.line + 1}: '{name}' is given twice; keep one")
+        content[name] = _node_text(value, path)
+    return content
+
+
+# -- writing --
+
+
+def part_path(path):
+    """A hidden path beside `path` for this process to write to; its name is short however long that of `path` is."""
+    path = Path(path)
+    return path.with_name(f".{short_name(path.name)}.{socket.gethostname()[:32]}-{os.getpid()}.part")
+
+
+@contextlib.contextmanager
+def whole(path):
+    """Within, a path to write the file to; it replaces `path` at the end, and is gone after an error.
+
+    The file has the permissions of a new file, also where a library writes it for its owner alone.
+    """
+    path = Path(path)
+    part = part_path(path)
+    try:
+        part.touch()
+        mode = part.stat().st_mode & 0o777
+        yield part
+        part.chmod(mode)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a text file whole."""
+    with whole(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_json(path, content):
+    """Write a JSON file whole; several processes may write the same file, the last one stands."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+
+
+def save_tensors(tensors, path, metadata=None):
+    """Write {name: tensor} as safetensors, whole, readable as the user's other files are."""
+    from safetensors.torch import save_file
+
+    with whole(path) as part:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
+
+
+def save_model(model, folder):
+    """`model.save_pretrained(folder)` with files that are readable as the user's other files are."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(_plain_mode(folder))
+
+
+def _plain_mode(folder):
+    """The permissions that a new file gets in `folder`."""
+    part = part_path(folder / "mode")
+    part.touch()
+    mode = part.stat().st_mode & 0o777
+    part.unlink()
+    return mode
+
+
+def replace_folder(folder, write):
+    """Let `write` fill a folder beside `folder`, then put it in its place; what a stop between two renames left is put back first."""
+    folder = Path(folder)
+    part, aside = part_path(folder), _aside(folder)
+    put_back(folder)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        write(part)
+        shutil.rmtree(aside, ignore_errors=True)
+        if folder.exists():
+            folder.rename(aside)
+        part.rename(folder)
+    except BaseException:
+        put_back(folder)
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back(folder):
+    """Put the earlier `folder` back in its place if a stop in the middle of `replace_folder` left it aside."""
+    aside = _aside(folder)
+    if aside.exists() and not Path(folder).exists():
+        aside.rename(folder)
+
+
+def _aside(folder):
+    return Path(folder).with_name(f".{short_name(Path(folder).name)}.old")
+
+
+def short_name(name):
+    """A short name that stands for one of any length."""
+    return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+
+def check_output(path, flag="--output_dir", is_file=False):
+    """Raise `UserError` unless `path` can be written: a folder (made when it is needed), or with `is_file` a file in one."""
+    path = Path(path)
+    if is_file and path.is_dir():
+        raise UserError(f"{flag} {path}: is a folder, a file is to be written; give the file's name too")
+    folder = path.parent if is_file else path
+    if len(path.name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
+        raise UserError(f"{flag} {path}: the name is longer than {LONGEST_NAME} bytes; give a shorter one")
+    try:
+        there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
+        if not there.is_dir():
+            raise UserError(f"{flag} {path}: {there} is a file, not a folder; give another {flag}")
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); give another {flag}") from None
+
+
+# -- what was learnt of a file --
+
+
+def cache_folder():
+    """The user's cache folder of this project: DP2OSR_CACHE_DIR, else `dp2osr` in XDG_CACHE_HOME or ~/.cache."""
+    given = os.environ.get("DP2OSR_CACHE_DIR")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dp2osr"
+
+
+class Memory:
+    """What was learnt of files (digests, sizes of images), by path, size and times, in one SQLite file of the user's cache folder.
+
+    A file that changes is learnt anew. Without a cache folder that can be written, things are remembered as long as the process runs.
+    """
+
+    SETTLED_AFTER = 2.0  # seconds since the last change: within the same tick of a clock a file may change once more unseen
+    FLUSH_AT = 1000
+
+    def __init__(self, file=None):
+        self.file, self.known, self.fresh = file, {}, {}
+
+    def recall(self, path, kind, learn):
+        """`learn(path)`, a JSON-able value, or what it was when the file was the same."""
+        return self.recall_all([path], kind, learn)[0]
+
+    def recall_all(self, paths, kind, learn, workers=1):
+        """`recall` of several paths; what is not known is learnt by so many threads."""
+        paths = [os.path.abspath(path) for path in paths]
+        states = [_state(path) for path in paths]
+        found = [self.known.get((path, kind)) or self._read(path, kind) for path in paths]
+        unknown = [path for path, state, known in zip(paths, states, found, strict=True) if not known or known[0] != state]
+        with ThreadPoolExecutor(workers) as pool:
+            learnt = dict(zip(unknown, pool.map(learn, unknown) if workers > 1 else map(learn, unknown), strict=True))
+        for path, state in zip(paths, states, strict=True):
+            if path in learnt:
+                self._keep(path, kind, state, learnt[path])
+        return [learnt.get(path, known and known[1]) for path, known in zip(paths, found, strict=True)]
+
+    def _keep(self, path, kind, state, value):
+        self.known[path, kind] = state, value
+        if time.time() - max(state[1], state[2]) / 1e9 > self.SETTLED_AFTER:
+            self.fresh[path, kind] = state, value
+            if len(self.fresh) >= self.FLUSH_AT:
+                self.flush()
+
+    @functools.cached_property
+    def _database(self):
+        """A connection, or None where there can be none: no home, a full disk, a file system without locks."""
+        with contextlib.suppress(sqlite3.Error, OSError, RuntimeError):
+            file = Path(self.file or cache_folder() / "files.sqlite")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            database = sqlite3.connect(file, timeout=5, check_same_thread=False)
+            database.execute("CREATE TABLE IF NOT EXISTS files (path TEXT, kind TEXT, state TEXT, value TEXT, PRIMARY KEY (path, kind))")
+            return database
+
+    def _read(self, path, kind):
+        with contextlib.suppress(sqlite3.Error, ValueError):
+            select = "SELECT state, value FROM files WHERE path = ? AND kind = ?"
+            row = self._database and self._database.execute(select, (path, kind)).fetchone()
+            return row and (json.loads(row[0]), json.loads(row[1]))
+
+    def flush(self):
+        """Keep what is new for other processes."""
+        rows = [(path, kind, json.dumps(state), json.dumps(value)) for (path, kind), (state, value) in self.fresh.items()]
+        self.fresh = {}
+        if rows and self._database:
+            with contextlib.suppress(sqlite3.Error), self._database as database:
+                database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
+
+
+def _state(path):
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+MEMORY = Memory()
+atexit.register(lambda: MEMORY.flush())
+
+
+def remember(path, kind, learn):
+    """`learn(path)`, or what it was when the file was the same."""
+    return MEMORY.recall(path, kind, learn)
+
+
+def digest(path):
+    """SHA-256 of a file, hexadecimal, remembered."""
+    return remember(path, "sha256", sha256)
+
+
+def sha256(path):
+    """SHA-256 of a file as it is now, hexadecimal."""
+    found = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+# -- the same settings? --
+
+
+def differences(found, settings, told=(), also=None):
+    """`key is X there and Y here` of the settings that differ, but for the keys in `told`.
+
+    Args:
+        found, settings: as JSON holds them.
+        also: {key: a function that gives another value that stands for the same}, as an earlier formula of a hash.
+    """
+    also = also or {}
+    keys = [key for key in {**found, **settings} if key not in told and found.get(key) != settings.get(key)]
+    keys = [key for key in keys if key not in also or found.get(key) != also[key]()]
+    return [f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here" for key in keys]
+
+
+def as_json(settings):
+    """Settings as they are after they were written to JSON and read again."""
+    return json.loads(json.dumps(settings, default=str))
+
+
+def settle(path, settings, told=(), force=False, way="", also=None):
+    """Write a run's `settings` to the JSON at `path`, or check that the run already there has the same.
+
+    Args:
+        told: keys that are written and not compared: where a model lies does not matter, its hash does.
+        force: other settings are shown and replace those that were there.
+        way: what the user may do beside taking the same settings or another folder, as "--force goes on with these".
+        also: as in `differences`.
+
+    Raises:
+        UserError: the run there was made with other settings; both values are shown. Or the file there is of another program.
+    """
+    settings, path = as_json(settings), Path(path)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+        return
+    found = read_json(path)
+    check_same_program(path, found, settings)
+    differing = differences(found, settings, told, also)
+    if differing and force:
+        print(f"warning: {path.parent}: goes on with other settings ({'; '.join(differing)})", file=sys.stderr)
+        write_json(path, settings)
+    elif differing:
+        ways = ", ".join(filter(None, ["use them", "give another output folder", way]))
+        raise UserError(f"{path.parent}: was made with other settings ({'; '.join(differing)}); {ways}")
+
+
+def check_same_program(path, found, settings):
+    """Raise `UserError` where the settings found are another program's: half of what a program writes is always there."""
+    shared = len(set(found) & set(settings)) if isinstance(found, dict) else 0
+    if 2 * shared < min(len(found), len(settings)) or not isinstance(found, dict):
+        raise UserError(f"{path}: is not of this program; nothing of that folder is touched, give another output folder")
