@@ -206,6 +206,45 @@ def test_a_single_file_tells_its_layers_and_another_kind_is_refused(flux, folder
         flux.sampling_scheduler("ddpm")
 
 
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_controlnet_of_another_base_is_refused_with_both_sides(flux, folder, as_file):
+    path = KINDS["flux"].controlnet + ("/diffusion_pytorch_model.safetensors" if as_file else "")
+    with pytest.raises(UserError) as error:
+        flux.load_controlnet(path)
+    theirs, ours = "6 attention heads and 32 channels in a head", f"the base {folder} has 2 and 16"
+    assert f"{path}: is a ControlNet of {theirs}, {ours}; give the ControlNet of this base" == str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"joint_attention_dim": 48}, "of 48 T5 channels, the base .* has 64;"),
+        ({"pooled_projection_dim": 48, "in_channels": 64}, "of 64 channels in a token and 48 CLIP channels, the base .* has 16 and 64;"),
+    ],
+)
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_controlnet_of_other_inputs_is_refused_with_both_sides(flux, folder, tmp_path, changes, told, as_file):
+    from diffusers import FluxControlNetModel
+
+    config = FluxControlNetModel.load_config(folder / "controlnet")
+    FluxControlNetModel.from_config({**config, **changes}).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=told):
+        flux.load_controlnet(tmp_path / "diffusion_pytorch_model.safetensors" if as_file else tmp_path)
+
+
+def test_a_controlnet_without_guidance_needs_its_config_and_one_of_several_modes_is_refused(flux, folder, tmp_path):
+    from diffusers import FluxControlNetModel
+
+    config = FluxControlNetModel.load_config(folder / "controlnet")
+    FluxControlNetModel.from_config({**config, "guidance_embeds": False}).save_pretrained(tmp_path / "plain")
+    assert not flux.load_controlnet(tmp_path / "plain").config.guidance_embeds
+    with pytest.raises(UserError, match="does not take the guidance scale as an input, the base does; give it as a folder"):
+        flux.load_controlnet(tmp_path / "plain/diffusion_pytorch_model.safetensors")
+    FluxControlNetModel.from_config({**config, "num_mode": 3}).save_pretrained(tmp_path / "union")
+    with pytest.raises(UserError, match="takes a control mode"):
+        flux.load_controlnet(tmp_path / "union")
+
+
 def test_flux_1_dev_and_its_controlnet_have_the_published_size():
     """FLUX.1-dev's config (diffusers' defaults with guidance) on the meta device: 11.9 B, and 1.44 B for four double blocks."""
     from diffusers import FluxControlNetModel, FluxTransformer2DModel

@@ -4,7 +4,16 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp2osr.backbones.locate import fetch, find_model_file, has_part, list_files, locate, part_files, used_weights, weight_files
+from dp2osr.backbones.locate import (
+    fetch,
+    find_model_file,  # noqa: F401 (other stages ask for it here)
+    has_part,
+    list_files,
+    locate,
+    part_files,
+    used_weights,
+    weight_files,
+)
 from dp2osr.config import read_json
 from dp2osr.errors import UserError, listed
 

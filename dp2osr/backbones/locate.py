@@ -7,6 +7,7 @@ Names of files are relative to the model's folder, with `/` between their parts.
 import difflib
 import os
 import re
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 from dp2osr.errors import UserError
@@ -42,7 +43,9 @@ def list_files(path, revision=None):
     """
     folder = locate(path)
     if folder is None:
-        return _list_hub(str(path), revision)
+        from huggingface_hub import constants
+
+        return list(_list_hub(str(path), revision, constants.HF_HUB_CACHE))
     found = [*folder.glob("*"), *folder.glob("*/*")]
     return sorted(file.relative_to(folder).as_posix() for file in found if file.is_file())
 
@@ -139,25 +142,26 @@ def _directly_in(names, part=None):
     return [name for name in names if name.startswith(prefix) and "/" not in name.removeprefix(prefix)]
 
 
-def _list_hub(path, revision):
-    """The files of a hub model as the hub lists them or, where it cannot be asked, those in its cache."""
-    from huggingface_hub import HfApi, constants, snapshot_download
+@cache
+def _list_hub(path, revision, cache_folder):
+    """The files of a hub model as the hub lists them or, where it cannot be asked, those in its cache; asked once a process."""
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     try:
-        return sorted(HfApi().list_repo_files(path, revision=revision))
+        return sorted(file.rfilename for file in HfApi().model_info(path, revision=revision, timeout=10).siblings)
     except OfflineModeIsEnabled:
-        reason = f"HF_HUB_OFFLINE is set, and it is not in the cache {constants.HF_HUB_CACHE}"
+        reason = f"HF_HUB_OFFLINE is set, and it is not in the cache {cache_folder}"
     except Exception as error:  # no network, a bad name, no such model or revision
         reason = _one_line(error)
     try:
-        folder = Path(snapshot_download(path, revision=revision, local_files_only=True, allow_patterns=[]))
+        folder = Path(snapshot_download(path, revision=revision, cache_dir=cache_folder, local_files_only=True, allow_patterns=[]))
     except Exception:  # not in the cache
         which = f"{path} (revision {revision})" if revision else path
         raise UserError(
             f"{which}: neither a file or folder here nor a model on the hub that can be reached: {reason}{_near(path)}"
         ) from None
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())  # a broken link is no file
 
 
 def _near(path):

@@ -330,7 +330,7 @@ def unet_decode(unet, embedding, skips, hidden, context):
 
 
 def shape_of_config(config):
-    """{what: number} of a UNet's or ControlNet's configuration in which the two must agree; None where the configuration does not say it."""
+    """{what: number} of a UNet's or ControlNet's configuration in which the two must agree; None where it does not say it."""
 
     def plain(value):  # a list for what is the same in all blocks is that number
         return value[0] if isinstance(value, list | tuple) and len(set(value)) == 1 else value
