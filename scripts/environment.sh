@@ -1,6 +1,6 @@
 # Sourced: makes or reuses .venv, installs what is missing, and leaves $PY (its Python), $ROOT and the thread settings behind.
 #
-#   PYTHON=/path/to/python3.11    the Python a new .venv is made with; otherwise the first of 3.11, 3.12, 3.10 that really runs
+#   PYTHON=/path/to/python3.11    the Python a new .venv is made with; otherwise the first of 3.11, 3.12, 3.13, 3.10 that really runs
 #   OMP_NUM_THREADS=4             threads a process; otherwise one a core
 #
 # An interrupted install goes on when the same command is run again. A user's mistake or a missing thing: one line, exit code 2.
@@ -21,19 +21,19 @@ fail() {
     exit 2
 }
 
-# Does this interpreter run (a pyenv shim may only print a message), is it 3.10-3.12, and can it make a virtual environment?
+# Does this interpreter run (a pyenv shim may only print a message), is it 3.10-3.13, and can it make a virtual environment?
 python_works() {
-    "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' >/dev/null 2>&1
+    "$1" -c 'import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' >/dev/null 2>&1
 }
 
 find_python() {
     if [ -n "${PYTHON:-}" ]; then
-        python_works "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.10-3.12 with venv and ensurepip; set PYTHON to one that is"
+        python_works "$PYTHON" || fail "PYTHON=$PYTHON is not a Python 3.10-3.13 with venv and ensurepip; set PYTHON to one that is"
         echo "$PYTHON"
         return
     fi
     local name path
-    for name in python3.11 python3.12 python3.10 python3 python; do
+    for name in python3.11 python3.12 python3.13 python3.10 python3 python; do
         while IFS= read -r path; do
             if [ -n "$path" ] && python_works "$path"; then
                 echo "$path"
@@ -41,7 +41,7 @@ find_python() {
             fi
         done <<<"$(type -aP "$name" || true)"
     done
-    fail "no Python 3.10-3.12 with venv and ensurepip found (Debian: apt install python3 python3-venv); install one, or set PYTHON to its path"
+    fail "no Python 3.10-3.13 with venv and ensurepip found (Debian: apt install python3 python3-venv); install one, or set PYTHON to its path"
 }
 
 check_disk() {
@@ -62,7 +62,7 @@ make_venv() {
     fi
     if [ -x "$PY" ]; then
         if installed; then return; fi
-        python_works "$PY" || fail "$VENV is not a Python 3.10-3.12 environment; move it away and run the same command again"
+        python_works "$PY" || fail "$VENV is not a Python 3.10-3.13 environment; move it away and run the same command again"
         if "$PY" -m pip --version >/dev/null 2>&1; then return; fi
         echo "$VENV is not complete: finishing it"
         "$PY" -m ensurepip --upgrade >/dev/null 2>&1 || fail "$VENV: pip cannot be put into it; move the folder away and run the same command again"
@@ -71,7 +71,7 @@ make_venv() {
     python=$(find_python) || exit 2
     check_disk
     echo "making .venv with $("$python" -V) ($python)"
-    "$python" -m venv "$VENV" || fail "$python cannot make $VENV; set PYTHON to another Python 3.10-3.12"
+    "$python" -m venv "$VENV" || fail "$python cannot make $VENV; set PYTHON to another Python 3.10-3.13"
 }
 
 # A kill in the middle of one package leaves a .dist-info without RECORD, which pip takes for an installed package.
