@@ -352,7 +352,7 @@ def installed_clone(tmp_path):
 
 
 def noting_python(tree, failing="nothing", code=0):
-    calls = f"printf '%s\\n' \"$@\" '' >>\"$CALLS\"; case \"$*\" in *{failing}*) exit {code};; esac"
+    calls = f'printf \'%s\\n\' "$@" \'\' >>"$CALLS"; case "$*" in *{failing}*) exit {code};; esac'
     write_command(tree / ".venv" / "bin" / "python", f'if [ "$1" = -c ]; then exit 0; fi\n{calls}')
 
 
@@ -418,7 +418,9 @@ OUTPUTS = {
 def test_an_output_folder_that_cannot_be_one_is_one_line_before_anything_is_installed(installed_clone, kind):
     output, words = OUTPUTS[kind](installed_clone.parent)
     shutil.rmtree(installed_clone / ".venv")
-    run = run_script(installed_clone, [BASH, installed_clone / "scripts/full_run.sh", installed_clone / "configs/tiny_sd2/quickstart", output])
+    run = run_script(
+        installed_clone, [BASH, installed_clone / "scripts/full_run.sh", installed_clone / "configs/tiny_sd2/quickstart", output]
+    )
     assert_one_line(run, words)
     assert run.stdout == "" and not (installed_clone / ".venv").exists()
 
@@ -456,7 +458,7 @@ def test_arguments_of_a_full_run_that_cannot_be_are_one_line(installed_clone, wo
 
 def read_setting(tmp_path, text, key="controlnet_model_name_or_path"):
     (tmp_path / "train.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    script = f'configs={shlex.quote(str(tmp_path))}; source scripts/stages.sh; setting {key}'
+    script = f"configs={shlex.quote(str(tmp_path))}; source scripts/stages.sh; setting {key}"
     return subprocess.run([BASH, "-c", script], cwd=ROOT, capture_output=True, text=True)
 
 
