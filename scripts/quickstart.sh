@@ -4,17 +4,17 @@
 #     bash scripts/quickstart.sh --backbone flux      # -> runs/quickstart_flux/report/report.html
 # Run it again and it goes on where it was stopped. PYTHON and OMP_NUM_THREADS: see scripts/environment.sh.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+unset CDPATH
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 2
+source scripts/stages.sh
+SAME_COMMAND=$(quoted bash "$0" "$@")
 case "$*" in
     "" | "--backbone sd2") configs=configs/tiny_sd2/quickstart output=runs/quickstart ;;
     "--backbone flux") configs=configs/tiny_flux/quickstart output=runs/quickstart_flux ;;
-    *)
-        echo "error: '$*' is not understood; usage: bash scripts/quickstart.sh [--backbone sd2|flux]" >&2
-        exit 2
-        ;;
+    *) fail "'$*' is not understood; usage: bash scripts/quickstart.sh [--backbone sd2|flux]" ;;
 esac
+check_stages "$configs" "$output"
 
 source scripts/environment.sh
-source scripts/stages.sh
 
 run_stages "$configs" "$output"

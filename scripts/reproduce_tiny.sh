@@ -4,12 +4,12 @@
 # Run it again and it goes on where it was stopped; what is done is told by its tables in seconds.
 
 caller="$PWD"
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
-if [ $# -gt 1 ]; then
-    echo "error: '$*' is not understood; usage: bash scripts/reproduce_tiny.sh [OUTPUT_DIR]" >&2
-    exit 2
-fi
+unset CDPATH
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 2
+source scripts/messages.sh
+if [ $# -gt 1 ]; then fail "'$*' is not understood; usage: bash scripts/reproduce_tiny.sh [OUTPUT_DIR]"; fi
 case "${1:-}" in "") output=runs/reproduce ;; /*) output=$1 ;; *) output=$caller/$1 ;; esac
+make_folder "$output" OUTPUT_DIR
 
 source scripts/environment.sh
 

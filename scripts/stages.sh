@@ -2,13 +2,17 @@
 # Numbers and input paths are in CONFIG_DIR/*.yaml; where each stage writes is decided here, because the next stage reads it there.
 # One round is the paper's method. Each further round samples with the policy of the one before, with new seeds, and starts from it;
 # its reference is that policy (REFERENCE moved, the default) or stays the base (fixed).
-# Every stage resumes: stopped anywhere, the same command goes on where it was.
+# Every stage resumes: stopped anywhere, the same command goes on where it was; after an error it says what to do first.
 
 # Noise that a reader takes for failure; a model or metric that is not on disk must fail at once, not search the network.
 export PYTHONWARNINGS="${PYTHONWARNINGS:-ignore}" TRANSFORMERS_VERBOSITY=error DIFFUSERS_VERBOSITY=error GLOG_minloglevel=2 HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 
+source "${BASH_SOURCE[0]%/*}/messages.sh"
+
 STAGE=0
 TIMES=""
+SETTINGS="sample label train test label_test evaluate"  # .yaml, of a CONFIG_DIR
+SAME_COMMAND="${SAME_COMMAND:-the same command}"         # a script sets it to what its user typed
 
 # stage TITLE COMMAND...
 stage() {
@@ -18,10 +22,20 @@ stage() {
     printf '\n[%d/%d] %s\n' "$STAGE" "$NUM_STAGES" "$title"
     "$@" || status=$?
     if [ "$status" -ne 0 ]; then
-        echo "stopped in stage $STAGE/$NUM_STAGES ($title), exit code $status; the same command goes on from here" >&2
+        echo "stopped in stage $STAGE/$NUM_STAGES ($title), exit code $status$(what_next "$status")" >&2
         exit "$status"
     fi
     TIMES+=$(printf '  %-54s %s' "[$STAGE/$NUM_STAGES] $title" "$(clock $((SECONDS - start)))")$'\n'
+}
+
+# what_next STATUS: after an interrupt the same command goes on; after a mistake of the user's it would make it again
+what_next() {
+    case $1 in
+        2) echo "; mend what the error above says, then run again: $SAME_COMMAND" ;;
+        129 | 130 | 143) echo "; the same command goes on from here: $SAME_COMMAND" ;;
+        137) echo ": killed, most often because memory did not suffice; with more free, the same command goes on from here: $SAME_COMMAND" ;;
+        *) echo "; the error above may come again; the finished stages are kept, and this one is tried again by: $SAME_COMMAND" ;;
+    esac
 }
 
 clock() { printf '%d:%02d' $(($1 / 60)) $(($1 % 60)); }
@@ -43,19 +57,63 @@ held_out() {
     candidates+=("$1=$out/test/$1")
 }
 
-# setting KEY: its value in train.yaml, without quotes and comment, or nothing
-setting() { sed -n "s/^$1 *: *//p" "$configs/train.yaml" | sed "s/ *#.*//; s/^[\"']//; s/[\"'] *\$//"; }
+# setting KEY: its value in train.yaml, or nothing. The programs read that file as YAML; what this cannot read as they do is an error.
+setting() {
+    local file="$configs/train.yaml" value
+    [ "$(LC_ALL=C tr -dc '\000' <"$file" | wc -c)" -eq 0 ] || fail "$(quoted "$file") is not text in UTF-8"
+    value=$(LC_ALL=C tr '\r' '\n' <"$file" | LC_ALL=C sed $'1s/^\xEF\xBB\xBF//' | LC_ALL=C awk -v key="$1" '
+        { text = $0; sub(/^#.*/, "", text); sub(/[ \t]#.*/, "", text) }
+        text ~ /^[ \t]*$/ { next }
+        seen && text ~ /^[ \t]/ { odd = 1 }  # the value goes on in this line
+        { seen = 0 }
+        text ~ /^[{?]/ || text ~ "^[ \t]+[\"\047]?" key "[\"\047]?[ \t]*:" { odd = 1 }
+        match($0, "^(" key "|\"" key "\"|\047" key "\047)[ \t]*:([ \t]|$)") {
+            value = substr($0, RLENGTH + 1)
+            gsub(/^[ \t]+|[ \t]+$/, "", value)
+            if (value ~ /^"[^"\\]*"([ \t]+#.*)?$/) { sub(/"([ \t]+#.*)?$/, "", value); value = substr(value, 2) }
+            else if (value ~ /^\047[^\047]*\047([ \t]+#.*)?$/) { sub(/\047([ \t]+#.*)?$/, "", value); value = substr(value, 2) }
+            else {
+                sub(/^#.*|[ \t]+#.*/, "", value)
+                if (value ~ /^["\047&*!|>%@`{\[]/ || value ~ /: /) odd = 1
+                if (value ~ /^(~|null|Null|NULL)$/) value = ""
+            }
+            seen = 1
+            if (count++) odd = 1
+            found = value
+        }
+        END { print found; exit odd }') || fail "$(quoted "$file"): $1 must stand there once, in a line of its own: $1: value"
+    printf '%s\n' "$value"
+}
+
+# check_stages CONFIG_DIR OUTPUT_DIR [ROUNDS [REFERENCE]]: what can be known before anything is installed or run
+check_stages() {
+    local configs="$1" name missing=() copies=() backbone="" base="" list
+    if [ -f "$configs/train.yaml" ] && [ -r "$configs/train.yaml" ]; then
+        backbone=$(setting backbone) || exit 2
+        base=$(setting controlnet_model_name_or_path) || exit 2
+    fi
+    if ! [[ "${backbone:-sd2}" =~ ^(sd2|flux)$ ]]; then fail "$(quoted "$configs/train.yaml"): backbone is '$backbone', must be sd2 or flux"; fi
+    for name in $SETTINGS; do
+        if [ -f "$configs/$name.yaml" ] && [ -r "$configs/$name.yaml" ]; then continue; fi
+        missing+=("$name.yaml")
+        copies+=("$PWD/configs/tiny_${backbone:-sd2}/quickstart/$name.yaml")
+    done
+    if [ ${#missing[@]} -gt 0 ]; then
+        list=$(printf ', %s' "${missing[@]}")
+        fail "$(quoted "$configs"): ${list#, } missing or unreadable; copy and edit: $(quoted cp "${copies[@]}" "$configs/")"
+    fi
+    if [ "${4:-moved}" = fixed ] && [ -z "$base" ]; then
+        fail "$(quoted "$configs/train.yaml"): names no controlnet_model_name_or_path to stay the reference"
+    fi
+    make_folder "$2" OUTPUT_DIR
+}
 
 run_stages() {
     local configs="$1" out="$2" rounds="${3:-1}" reference="${4:-moved}" started=$SECONDS name round suffix backbone base
     local candidates=() logs=() previous=() flags=() anchor=()
-    for name in sample label train test label_test evaluate; do
-        if ! [ -f "$configs/$name.yaml" ]; then fail "$configs/$name.yaml is missing; copy configs/tiny_sd2/quickstart and edit the copy"; fi
-    done
+    check_stages "$@"
     backbone=$(setting backbone)  # which of the two training programs
     base=$(setting controlnet_model_name_or_path)
-    if [ "$reference" = fixed ] && [ -z "$base" ]; then fail "$configs/train.yaml: names no controlnet_model_name_or_path to stay the reference"; fi
-    mkdir -p "$out" || fail "$out: cannot make this folder"
     NUM_STAGES=$((3 * rounds + 5))
 
     for ((round = 1; round <= rounds; round++)); do

@@ -2,7 +2,8 @@
 # Environment, then the tests: bash scripts/test.sh [pytest's arguments]. On a CPU, offline once installed.
 # OMP_NUM_THREADS (default: the cores) is the number of tests that run side by side, eight at most, one thread each.
 
-cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 2
+unset CDPATH
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." || exit 2
 source scripts/environment.sh
 
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"

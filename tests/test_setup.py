@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BASH = shutil.which("bash")
 SHELL_SCRIPTS = sorted([*ROOT.glob("scripts/*.sh"), *ROOT.glob("scripts/*.sbatch"), ROOT / ".ci" / "run"])
 PROGRAMS = sorted([*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")])
+ODD_NAME = "it's mine & ours, Bücher $HOME"
 STAGE_CONFIGS = {
     "sample": "gen_candidates.py",
     "test": "gen_candidates.py",
@@ -50,7 +52,7 @@ def test_shell_scripts_parse(path):
 # ---------------------------------------------------------------------------------------------------- requirements
 
 
-@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13", "3.14"])
 def test_every_requirement_has_one_exact_version_within_its_range(python):
     pins = {}
     for pin in requirements("constraints.txt"):
@@ -71,7 +73,8 @@ def clone(tmp_path):
     """A bare tree with only what environment.sh reads, one small requirement, and a disk with room."""
     tree = tmp_path / "clone"
     (tree / "scripts").mkdir(parents=True)
-    shutil.copy(ROOT / "scripts" / "environment.sh", tree / "scripts")
+    for name in ("environment.sh", "messages.sh"):
+        shutil.copy(ROOT / "scripts" / name, tree / "scripts")
     (tree / "requirements.txt").write_text("no-such-package>=1  # a comment\n")
     (tree / "constraints.txt").write_text("")
     (tmp_path / "bin").mkdir()
@@ -99,7 +102,7 @@ def assert_one_line(run, *words):
         assert word in run.stderr
 
 
-@pytest.mark.parametrize(("variables", "word"), [({"PYTHON": "/nonexistent"}, "PYTHON=/nonexistent"), ({}, "no Python 3.10-3.12")])
+@pytest.mark.parametrize(("variables", "word"), [({"PYTHON": "/nonexistent"}, "PYTHON=/nonexistent"), ({}, "no Python 3.10-3.13")])
 def test_without_python_one_line(clone, variables, word):
     empty = clone.parent / "empty"
     empty.mkdir()
@@ -112,11 +115,89 @@ def test_a_shim_that_does_not_run_is_passed_over_and_a_full_disk_is_one_line(clo
     write_command(clone.parent / "bin" / "python3.11", "echo 'pyenv: python3.11: command not found' >&2; exit 127")
     write_command(clone.parent / "bin" / "python3.12", f'exec "{sys.executable}" "$@"')
     set_free_disk(clone.parent, gigabytes=3)
+    assert_one_line(source_environment(clone, path=tools_only(clone)), "3 GB free")
+    assert not (clone / ".venv").exists()
+
+
+def tools_only(clone):
+    """A PATH with what environment.sh calls, and no Python but those that a test puts into `bin`."""
     tools = clone.parent / "tools"
     tools.mkdir()
-    (tools / "awk").symlink_to(shutil.which("awk"))
-    assert_one_line(source_environment(clone, path=f"{clone.parent}/bin:{tools}"), "3 GB free")
-    assert not (clone / ".venv").exists()
+    for name in ("awk", "mkdir"):
+        (tools / name).symlink_to(shutil.which(name))
+    return f"{clone.parent}/bin:{tools}"
+
+
+def pretend_python(clone, version):
+    """An interpreter of this version that finds everything it needs, and cannot make a virtual environment."""
+    body = f"""
+        case "$1" in
+            -c) exec "{sys.executable}" -c "import sys; sys.version_info = ({version.replace(".", ", ")}, 0, 'final', 0); $2" ;;
+            -V) echo "Python {version}.0" ;;
+            *) exit 1 ;;
+        esac
+    """
+    write_command(clone.parent / "bin" / f"python{version}", body)
+
+
+@pytest.mark.parametrize("version", ["3.10", "3.11", "3.12", "3.13", "3.14"])
+def test_the_only_python_is_taken(clone, version):
+    pretend_python(clone, version)
+    run = source_environment(clone, path=tools_only(clone))
+    assert_one_line(run, f"python{version} cannot make {clone}/.venv")
+    assert ("nobody has run the tests" in run.stdout) == (version == "3.14")
+
+
+@pytest.mark.parametrize("version", ["3.9", "3.15"])
+def test_another_python_is_refused(clone, version):
+    pretend_python(clone, version)
+    assert_one_line(source_environment(clone, path=tools_only(clone)), "no Python 3.10-3.13")
+    shutil.rmtree(clone.parent / "tools")
+    assert_one_line(source_environment(clone, path=tools_only(clone), PYTHON=f"python{version}"), f"PYTHON=python{version} is not")
+
+
+def test_of_several_pythons_the_best_tested_is_taken(clone):
+    path = tools_only(clone)
+    for version in ("3.14", "3.10", "3.13", "3.12", "3.11"):  # each is better than those before it
+        pretend_python(clone, version)
+        assert_one_line(source_environment(clone, path=path), f"python{version} cannot make")
+        shutil.rmtree(clone / ".venv")
+
+
+def test_a_read_only_clone_is_one_line(clone):
+    write_command(clone.parent / "bin" / "mkdir", "echo 'mkdir: cannot create directory: Read-only file system' >&2; exit 1")
+    assert_one_line(source_environment(clone), "cannot be made", "Read-only file system", "a folder of your own")
+    make_venv(clone / ".venv")  # there, but of other requirements
+    assert_one_line(source_environment(clone), "brought up to date", "a folder of your own")
+
+
+def test_an_environment_in_the_way_is_named_with_a_command_that_moves_it(clone):
+    odd = clone.rename(clone.parent / ODD_NAME)
+    (odd / ".venv" / "bin").mkdir(parents=True)
+    (odd / ".venv" / "bin" / "python").symlink_to("/nonexistent/python")
+    run = source_environment(odd)
+    assert_one_line(run, "its Python is gone")
+    subprocess.run([BASH, "-c", run.stderr.split("again: ")[1]], check=True)
+    assert (odd / ".venv.old").is_dir() and not (odd / ".venv").exists()
+
+
+def test_another_python_than_that_of_the_environment_is_not_passed_over_in_silence(clone):
+    make_venv(clone / ".venv")
+    (clone / "requirements.txt").write_text("# nothing\n")
+    pretend_python(clone, "3.9")
+    run = source_environment(clone, PYTHON="python3.9")
+    assert run.returncode == 0 and len(run.stderr.splitlines()) == 1
+    assert "PYTHON=python3.9 is not" in run.stderr
+    assert source_environment(clone, PYTHON=sys.executable).stderr == ""
+
+
+def test_a_search_path_for_cd_changes_nothing(clone):
+    (clone.parent / "elsewhere" / "scripts").mkdir(parents=True)
+    make_venv(clone / ".venv")
+    (clone / "requirements.txt").write_text("# nothing\n")
+    run = source_environment(clone, CDPATH=f"{clone.parent}/elsewhere:{clone.parent}")
+    assert run.returncode == 0, run.stderr
+    assert f"PY={clone}/.venv/bin/python" in run.stdout
 
 
 def make_venv(folder):
@@ -228,11 +309,214 @@ def test_a_quickstart_of_something_else_is_one_line(words):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "usage" in done.stderr
 
 
+FAILURE = """printf '%s\\n' "$@" '' >>"{0}/calls"; case "$*" in *train_sd2*) exit {1};; esac"""
+
+
 def test_a_failed_stage_ends_the_run_with_its_exit_code(tmp_path):
     failed = run_stages(tmp_path, f'echo "$@" >>{tmp_path}/calls; case "$*" in *train_sd2*) exit 3;; esac')
     assert failed.returncode == 3
     assert "stopped in stage 3/8" in failed.stderr
     assert len((tmp_path / "calls").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(2, "mend what the error above says"), (1, "may come again"), (137, "memory"), (129, "goes on"), (130, "goes on"), (143, "goes on")],
+)
+def test_a_stopped_run_promises_to_go_on_only_where_it_does(tmp_path, code, words):
+    stopped = run_stages(tmp_path, FAILURE.format(tmp_path, code))
+    assert stopped.returncode == code
+    last = stopped.stderr.splitlines()[-1]
+    assert words in last and f"exit code {code}" in last
+    assert ("the same command goes on from here" in last) == (code in (129, 130, 137, 143))
+
+
+# ---------------------------------------------------------------------------------------------------- full_run.sh, quickstart.sh
+
+
+@pytest.fixture
+def installed_clone(tmp_path):
+    """The shell scripts and settings in a folder with an odd name, and a finished environment whose Python only notes what it was asked."""
+    tree = tmp_path / ODD_NAME
+    for folder in ("configs/tiny_sd2/quickstart", "configs/tiny_flux/quickstart"):
+        shutil.copytree(ROOT / folder, tree / folder)
+    (tree / "scripts").mkdir()
+    for script in ROOT.glob("scripts/*.sh"):
+        shutil.copy(script, tree / "scripts")
+    for name in ("requirements.txt", "constraints.txt", ".venv/installed.stamp"):
+        (tree / name).parent.mkdir(exist_ok=True)
+        (tree / name).write_text("")
+    (tree / ".venv" / "bin").mkdir()
+    noting_python(tree)
+    return tree
+
+
+def noting_python(tree, failing="nothing", code=0):
+    calls = f'printf \'%s\\n\' "$@" \'\' >>"$CALLS"; case "$*" in *{failing}*) exit {code};; esac'
+    write_command(tree / ".venv" / "bin" / "python", f'if [ "$1" = -c ]; then exit 0; fi\n{calls}')
+
+
+def run_script(tree, command, **variables):
+    """`command` from a folder beside the clone, as a user types it; each word of the calls is one line of `calls`."""
+    beside = tree.parent / "beside"
+    beside.mkdir(exist_ok=True)
+    calls = tree.parent / "calls"
+    calls.unlink(missing_ok=True)
+    env = {key: value for key, value in os.environ.items() if key != "PYTHON"} | {"CALLS": str(calls), "OMP_NUM_THREADS": "1", **variables}
+    words = command if isinstance(command, str) else " ".join(map(shlex.quote, map(str, command)))
+    return subprocess.run([BASH, "-c", words], cwd=beside, env=env, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_folders_of_any_name_are_read_and_written_and_the_command_to_go_on_can_be_pasted(installed_clone, locale):
+    full_run = installed_clone / "scripts" / "full_run.sh"
+    configs = installed_clone.parent / "beside" / f"configs of {ODD_NAME}"
+    shutil.copytree(installed_clone / "configs/tiny_sd2/quickstart", configs)
+    noting_python(installed_clone, failing="train_sd2", code=2)
+    stopped = run_script(installed_clone, [BASH, full_run, configs.name, f"out of {ODD_NAME}", "1"], LC_ALL=locale)
+    assert stopped.returncode == 2, stopped.stderr
+    assert len((installed_clone.parent / "calls").read_text().split("\n\n")) - 1 == 3
+
+    noting_python(installed_clone)
+    done = run_script(installed_clone, stopped.stderr.strip().split("run again: ")[1], LC_ALL=locale)
+    assert done.returncode == 0, done.stderr
+    words = (installed_clone.parent / "calls").read_text().splitlines()
+    out = configs.parent / f"out of {ODD_NAME}"
+    assert str(configs / "sample.yaml") in words and str(out / "candidates") in words
+    assert f"policy={out}/test/policy" in words
+    assert [path.name for path in configs.parent.iterdir() if path not in (configs, out)] == []
+    assert (out / "table.txt").exists()
+
+
+def test_the_quickstart_runs_in_a_clone_of_any_name(installed_clone):
+    noting_python(installed_clone, failing="train_flux", code=130)
+    stopped = run_script(installed_clone, [BASH, installed_clone / "scripts" / "quickstart.sh", "--backbone", "flux"])
+    assert stopped.returncode == 130, stopped.stderr
+    noting_python(installed_clone)
+    again = run_script(installed_clone, stopped.stderr.strip().split("from here: ")[1])
+    assert again.returncode == 0, again.stderr
+    assert "configs/tiny_flux/quickstart/train.yaml" in (installed_clone.parent / "calls").read_text().splitlines()
+
+
+def output_that_is_a_file(folder):
+    (folder / "taken").write_text("a user's\n")
+    return folder / "taken", "is a file"
+
+
+OUTPUTS = {
+    "a file": output_that_is_a_file,
+    "below a file": lambda folder: (output_that_is_a_file(folder)[0] / "run", "cannot be made (Not a directory)"),
+    "cannot be made": lambda folder: (Path("/proc/nothing/run"), "cannot be made"),
+    "cannot be written": lambda folder: (Path("/proc/self"), "cannot be written"),
+    "a name too long": lambda folder: (folder / ("x" * 300), "cannot be made (File name too long)"),
+    "empty": lambda folder: ("", "OUTPUT_DIR is empty"),
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that nobody can write to")
+@pytest.mark.parametrize("kind", OUTPUTS)
+def test_an_output_folder_that_cannot_be_one_is_one_line_before_anything_is_installed(installed_clone, kind):
+    output, words = OUTPUTS[kind](installed_clone.parent)
+    shutil.rmtree(installed_clone / ".venv")
+    run = run_script(
+        installed_clone, [BASH, installed_clone / "scripts/full_run.sh", installed_clone / "configs/tiny_sd2/quickstart", output]
+    )
+    assert_one_line(run, words)
+    assert run.stdout == "" and not (installed_clone / ".venv").exists()
+
+
+@pytest.mark.parametrize("backbone", ["sd2", "flux"])
+def test_all_missing_settings_are_named_at_once_with_a_command_that_copies_them(installed_clone, backbone):
+    configs = installed_clone.parent / f"configs of {ODD_NAME}"
+    shutil.copytree(installed_clone / f"configs/tiny_{backbone}/quickstart", configs)
+    for name in ("sample", "label_test", "evaluate"):
+        (configs / f"{name}.yaml").unlink()
+    command = [BASH, installed_clone / "scripts/full_run.sh", configs, installed_clone.parent / "out", "1"]
+    run = run_script(installed_clone, command)
+    assert_one_line(run, "sample.yaml, label_test.yaml, evaluate.yaml missing")
+    assert not (installed_clone.parent / "out").exists()
+    assert run_script(installed_clone, run.stderr.split("edit: ")[1]).returncode == 0
+    original = installed_clone / f"configs/tiny_{backbone}/quickstart/sample.yaml"
+    assert (configs / "sample.yaml").read_text() == original.read_text()
+    assert run_script(installed_clone, command).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["my", "configs", "out", "1", "moved"], "a path with spaces must be quoted"),
+        ([""], "CONFIG_DIR is empty"),
+        (["no such folder"], r"no\ such\ folder is not a folder"),
+    ],
+)
+def test_arguments_of_a_full_run_that_cannot_be_are_one_line(installed_clone, words, message):
+    assert_one_line(run_script(installed_clone, [BASH, installed_clone / "scripts/full_run.sh", *words]), message)
+
+
+# ---------------------------------------------------------------------------------------------------- train.yaml, as the shell reads it
+
+
+def read_setting(tmp_path, text, key="controlnet_model_name_or_path"):
+    (tmp_path / "train.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+    script = f"configs={shlex.quote(str(tmp_path))}; source scripts/stages.sh; setting {key}"
+    return subprocess.run([BASH, "-c", script], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "controlnet_model_name_or_path: the/base\n",
+        "controlnet_model_name_or_path: the/base",
+        "controlnet_model_name_or_path  :   the/base  # a comment\n",
+        "\ufeffcontrolnet_model_name_or_path: the/base\r\nseed: 1\r\n",
+        "# a comment\r\ncontrolnet_model_name_or_path: 'the/base'  # a comment\r\n",
+        '"controlnet_model_name_or_path": "the # base"  # a comment\n',
+        "controlnet_model_name_or_path: it's the#1 base, Bücher & co\n",
+        "controlnet_model_name_or_path: ' the base '\n\n  # a comment\nseed: 1\n",
+        "reference_controlnet_model_name_or_path: other\ncontrolnet_model_name_or_path: the/base\n",
+        "# controlnet_model_name_or_path: other\ncontrolnet_model_name_or_path: the/base\n",
+        "---\nseed: 1\ncontrolnet_model_name_or_path: the/base\nbeta: 5000  # see controlnet_model_name_or_path: other\n",
+        "controlnet_model_name_or_path:\n",
+        "controlnet_model_name_or_path: null  # none\n",
+        "seed: 1\n",
+        "",
+    ],
+)
+def test_the_shell_reads_a_setting_as_yaml_does(tmp_path, text):
+    expected = (yaml.safe_load(text.removeprefix("\ufeff")) or {}).get("controlnet_model_name_or_path")
+    done = read_setting(tmp_path, text)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{expected or ''}\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{seed: 1, controlnet_model_name_or_path: the/base}\n",
+        "  controlnet_model_name_or_path: the/base\n  seed: 1\n",
+        "controlnet_model_name_or_path: the\n  base\n",
+        "controlnet_model_name_or_path:\n  the/base\n",
+        "controlnet_model_name_or_path: >-\n  the/base\n",
+        "controlnet_model_name_or_path: &base the/base\n",
+        "controlnet_model_name_or_path: 'it''s'\n",
+        'controlnet_model_name_or_path: "the\\u002fbase"\n',
+        'controlnet_model_name_or_path: "the\n',
+        "controlnet_model_name_or_path: one\ncontrolnet_model_name_or_path: two\n",
+        "controlnet_model_name_or_path: the/base\n".encode("utf-16"),
+    ],
+)
+def test_what_the_shell_cannot_read_is_an_error_and_no_wrong_value(tmp_path, text):
+    done = read_setting(tmp_path, text)
+    assert_one_line(done, "train.yaml")
+    assert done.stdout == ""
+
+
+def test_a_backbone_that_is_none_is_one_line(tmp_path):
+    assert_one_line(run_stages(tmp_path, NOTE.format(tmp_path), backbone="'sd3'"), "backbone is 'sd3'")
+    assert not (tmp_path / "run").exists()
+
+
+# ---------------------------------------------------------------------------------------------------- settings
 
 
 @pytest.mark.parametrize(
