@@ -84,7 +84,7 @@ def sampling_flags():
     parser.add_argument(
         "--controlnet_model_name_or_path",
         required=True,
-        help="ControlNet: a diffusers folder, one safetensors file, or the checkpoint-STEP.pt of a training",
+        help="ControlNet: a diffusers folder, a hub id, one safetensors file, or the checkpoint-STEP.pt of a training",
     )
     recommended = "default: what the model's sampling_settings.json says, else"
     parser.add_argument("--num_inference_steps", type=at_least(1), help=f"denoising steps ({recommended} the paper's: SD2 50, FLUX 25)")

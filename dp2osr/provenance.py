@@ -5,6 +5,8 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
+from dp2osr.files import digest
+
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "pyiqa", "numpy", "pillow", "safetensors")
 
 
@@ -61,13 +63,8 @@ def legacy_weights_hash(path):
 
 
 def _hash_files(files, start=b""):
-    digest = hashlib.sha256(start)
+    found = hashlib.sha256(start)
     for name, file in files.items():
-        digest.update(name.encode())
-        digest.update(_content(file))
-    return digest.hexdigest()[:16]
-
-
-def _content(file):
-    """sha256 of a file's content, as bytes."""
-    return file_sha256(file).digest()
+        found.update(name.encode())
+        found.update(bytes.fromhex(digest(file)))
+    return found.hexdigest()[:16]

@@ -141,14 +141,14 @@ def check_scheduler(backbone, name, steps):
 
 def sampling_record(sampler, **counts):
     """All that decides the samples, `counts` among it: what a later run with the same folder must have too."""
-    args = sampler.args
+    args, vae = sampler.args, sampler.args.pretrained_vae_model_name_or_path
     return {
         "model": args.pretrained_model_name_or_path,
-        "model_hash": weights_hash(args.pretrained_model_name_or_path),
+        "model_hash": weights_hash(args.pretrained_model_name_or_path, args.variant, args.revision),
         "model_files": asdict(replace(sampler.backbone.source, path=None)),
         "variant": args.variant,
         "revision": args.revision,
-        "vae_hash": weights_hash(args.pretrained_vae_model_name_or_path) if args.pretrained_vae_model_name_or_path else None,
+        "vae_hash": weights_hash(vae, part="vae") if vae else None,
         "tokenizer_hash": vocabulary_hash(sampler.backbone.tokenizer) if args.tokenizer_name else None,
         "controlnet": args.controlnet_model_name_or_path,
         "controlnet_hash": weights_hash(args.controlnet_model_name_or_path),
@@ -179,7 +179,7 @@ def earlier_hashes(args):
 
 def told_settings(sampler):
     """Keys of `sampling_record` that are written and not compared: hashes stand for paths, each image's prompt for a file of them."""
-    told = ("model", "model_files", "controlnet", "versions")
+    told = ("model", "model_files", "controlnet", "versions", "variant", "revision")
     return (*told, "prompts") if sampler.prompts.kind == "file" else told
 
 
