@@ -212,6 +212,13 @@ def check_output(path, flag="--output_dir", is_file=False):
         raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); give another {flag}") from None
 
 
+def check_no_input(output, inputs, flag="--output"):
+    """Raise `UserError` if the file `output` is one of the `inputs`, also by a link or another spelling."""
+    for path in inputs:
+        if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
+            raise UserError(f"{flag} {output}: would overwrite the input {path}; give another {flag}")
+
+
 # -- what was learnt of a file --
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import parse_args
+from dp2osr.config import at_least, parse_args
 from dp2osr.errors import UserError, run
 
 
@@ -15,8 +15,8 @@ def build_parser():
     parser.add_argument("--candidates", nargs="+", required=True, help="title=FOLDER, of gen_candidates.py")
     parser.add_argument("--gt_path", required=True, help="GT images, by name")
     parser.add_argument("--output", required=True, help="the PNG")
-    parser.add_argument("--columns", type=int, default=2, help="images side by side")
-    parser.add_argument("--zoom", type=int, default=1, help="enlargement, nearest neighbour")
+    parser.add_argument("--columns", type=at_least(1), default=2, help="images side by side")
+    parser.add_argument("--zoom", type=at_least(1), default=1, help="enlargement, nearest neighbour")
     return parser
 
 

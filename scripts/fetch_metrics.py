@@ -25,10 +25,12 @@ def build_parser():
 
 def main():
     args = parse_args(build_parser())
+    from dp2osr.files import check_output
     from dp2osr.rewards.config import MetricSpec, load_reward_config
     from dp2osr.rewards.label import chosen_metrics
     from dp2osr.rewards.weights import fetch_weights
 
+    check_output(args.metrics_dir, "--metrics_dir")
     specs = chosen_metrics(load_reward_config(args.reward_config), args.extra_metrics, args.exclude_metrics)
     specs += [MetricSpec("fid")] if args.fid else []
     print("\n".join(fetch_weights(specs, args.metrics_dir)))

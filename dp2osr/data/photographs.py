@@ -16,13 +16,22 @@ from pathlib import Path
 
 from PIL import Image
 
+from dp2osr.errors import UserError
+from dp2osr.files import read_text
+
 Image.MAX_IMAGE_PIXELS = None  # 4 K wallpapers are larger than Pillow's default guard allows
 
 
 def read_manifest(path):
-    """Rows of the manifest as dictionaries, in file order."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    """Rows of the manifest as dictionaries, in file order; UserError if it is missing or lacks a column."""
+    columns = ("stem", "split", "source", "member", "short_side", "prompt")
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(path), newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a readable manifest of photographs ({error})") from None
+    if not rows or any(row.get(column) is None for row in rows for column in columns):
+        raise UserError(f"{path}: not a manifest of photographs; every row must have {', '.join(columns)}")
+    return rows
 
 
 def unpack_debian(package, workdir):
@@ -30,9 +39,12 @@ def unpack_debian(package, workdir):
     root = Path(workdir) / package
     if not root.exists():
         Path(workdir).mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", "-qq", package], cwd=workdir, check=True, stderr=subprocess.DEVNULL)
-        archive = next(Path(workdir).glob(f"{package}_*.deb"))
-        subprocess.run(["dpkg-deb", "-x", archive, root], check=True)
+        try:
+            subprocess.run(["apt-get", "download", "-qq", package], cwd=workdir, check=True, stderr=subprocess.DEVNULL)
+            archive = next(Path(workdir).glob(f"{package}_*.deb"))
+            subprocess.run(["dpkg-deb", "-x", archive, root], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise UserError(f"Debian package {package}: cannot be fetched ({error}); apt-get must reach a Debian archive here") from None
     return root
 
 

@@ -4,7 +4,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dp2osr.data.images import list_images, read_image, save_image, tensor_to_pil
+from dp2osr.data.images import find_gt, read_image, save_image, tensor_to_pil
+from dp2osr.errors import UserError
+from dp2osr.files import check_no_input, check_output
 from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
 
@@ -19,11 +21,16 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1, image_ids=None
         zoom: whole-number enlargement, nearest neighbour.
         image_ids: those that are shown, in this order; None for all.
     """
+    check_output(output, "--output", is_file=True)
     stores = {title: CandidateStore(folder) for title, folder in candidates.items()}
-    truths = {path.stem: path for path in list_images(gt_path)}
+    image_ids = image_ids or next(iter(stores.values())).ids()
+    if not image_ids:
+        raise UserError(f"{next(iter(stores.values())).folder}: holds no candidate group; run gen_candidates.py first")
+    truths = find_gt(gt_path, image_ids)
+    check_no_input(output, truths.values())
     decoders = {title: load_decoder(store.settings) for title, store in stores.items()}
     rows = []
-    for image_id in image_ids or next(iter(stores.values())).ids():
+    for image_id in image_ids:
         gt = read_image(truths[image_id])
         pictures = []
         for title, store in stores.items():

@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dp2osr.config import write_json, write_text
 from dp2osr.data.images import find_gt, pil_to_tensor, tensor_to_pil
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
@@ -19,6 +18,7 @@ from dp2osr.evaluation.methods import parse_candidates, read_gt
 from dp2osr.evaluation.pictures import detail_window
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown
+from dp2osr.files import check_output, write_json, write_text
 from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
 
@@ -34,6 +34,7 @@ def run_locality(args):
     Raises:
         UserError: not two folders, of the same images and seeds, with GT.
     """
+    check_output(args.output_dir)
     folders = parse_candidates(args.candidates)
     if len(folders) != 2:
         raise UserError("--candidates: takes two folders, base=DIR policy=DIR")

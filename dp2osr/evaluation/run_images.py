@@ -3,12 +3,12 @@
 import sys
 from pathlib import Path
 
-from dp2osr.config import write_json, write_text
 from dp2osr.errors import UserError
 from dp2osr.evaluation import benchmark
 from dp2osr.evaluation.fid import build_fid, check_enough, frechet_distances
 from dp2osr.evaluation.image_folders import pair_images, parse_folders
 from dp2osr.evaluation.image_scores import ImageScorer, protocol_specs
+from dp2osr.files import check_output, write_json, write_text
 from dp2osr.provenance import versions
 from dp2osr.rewards.config import CONFIG_DIR, load_reward_config, nearest
 from dp2osr.rewards.metrics import MetricSuite, check_modes
@@ -27,6 +27,7 @@ def run_image_evaluation(args):
     """
     from dp2osr.device import compute_device
 
+    check_output(args.output_dir)
     published = benchmark.load_published(args.published) if args.published else None
     if published and not set(published["methods"]) & {argument.partition("=")[0] for argument in args.images}:
         named = ", ".join(published["methods"])
@@ -46,10 +47,7 @@ def run_image_evaluation(args):
     suite = MetricSuite(specs, device, weights_dir=args.metrics_dir)
     check_modes(config, suite)
     output = Path(args.output_dir)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{output}: cannot be made a folder ({error.strerror}); give another --output_dir") from None
+    output.mkdir(parents=True, exist_ok=True)
     scores = ImageScorer(suite, gt, output / "scores.jsonl", args.center_crop).score(methods)
 
     image_ids = sorted(methods[0].samples)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dp2osr.config import read_json, write_json, write_text
-from dp2osr.data.images import list_images, read_image
+from dp2osr.data.images import check_images, list_images, read_image
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.evaluation.report import png_data
 from dp2osr.evaluation.statistics import Estimate
+from dp2osr.files import check_output, read_json, write_json, write_text
 
 TEMPLATE = Path(__file__).with_name("user_study.html")
 MOST_METHODS = 9  # number keys
@@ -34,8 +34,12 @@ def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which i
     """
     if not 2 <= len(folders) <= MOST_METHODS:
         raise UserError(f"--images: {len(folders)} methods; a study compares 2 to {MOST_METHODS}")
+    check_output(output, "--output", is_file=True)
+    if Path(output).suffix.lower() not in (".html", ".htm"):
+        raise UserError(f"--output {output}: is a page, its name must end in .html")
     methods, _ = pair_images(folders, lr_path=lr_path)
     lr = {path.stem: path for path in list_images(lr_path)}
+    check_images([*lr.values(), *(method.samples[image_id][0] for method in methods for image_id in method.samples)], "--images")
     image_ids = sorted(lr)
     if num_images is not None:
         if num_images > len(image_ids):

@@ -25,7 +25,10 @@ def build_parser(description, jobs=True):
 def run_experiment(name, description):
     """The whole of an experiment of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
     args = parse_args(build_parser(description))
+    from dp2osr.files import check_output
     from dp2osr.reproduce.grid import load_grid
+
+    check_output(args.output_dir)
 
     grid = load_grid(args.experiment or name, args.preset)
     run_grids(args, {results_folder(args, grid.name): grid})
@@ -71,8 +74,10 @@ def run_image_table(name, description):
     """The whole of an image table of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
     args = parse_args(build_parser(description))
     from dp2osr.evaluation.run_images import run_image_evaluation
+    from dp2osr.files import check_output
     from dp2osr.reproduce import image_tables
 
+    check_output(args.output_dir)
     table, absent = image_tables.without_absent(image_tables.load_image_table(args.experiment or name, args.preset))
     for said in absent:
         print(said)
