@@ -52,8 +52,11 @@ class Backbone(Protocol):
     def passes_a_step(self, guidance_scale: float) -> int:
         """How often a sampling step predicts for each candidate."""
 
-    def sample(self, controlnet, control, prompt, negative, generators, shape, settings) -> torch.Tensor:
-        """Denoise len(generators) candidates of one image from their own noise streams."""
+    def sampling_schedule(self, settings, shape):
+        """A diffusers scheduler, set for sampling latents of `shape`: its `timesteps` are the steps that `sample` takes."""
+
+    def sample(self, controlnet, control, prompt, negative, generators, shape, settings, progress=None) -> torch.Tensor:
+        """Denoise len(generators) candidates of one image from their own noise streams; `progress(1)` after each pass over a tile."""
 
     def trained_parts(self) -> dict[str, torch.nn.Module]:
         """What a baseline's training may train beside the ControlNet."""
