@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dp2osr.backbones.footprint import transformer_numbers
 from dp2osr.backbones.loading import cast, check_latents, controlnet_config, load_part, load_weights, read_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
@@ -33,6 +34,7 @@ class FluxBackbone:
 
     kind = "flux"
     default_scheduler = "flow_euler"
+    encodes_control = True
 
     def __init__(self, source, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
         from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -179,6 +181,12 @@ class FluxBackbone:
             velocity = blend_tiles(predict, *shape[1:], settings.tiling)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
         return latents
+
+    def pass_bytes(self, controlnet, height, width, count):
+        """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
+        blocks = controlnet.config.num_layers + controlnet.config.num_single_layers
+        tokens = height * width / 4 + min(T5_LENGTH, self.tokenizer_2.model_max_length)
+        return count * tokens * transformer_numbers(self.transformer.config, blocks) * self.dtype.itemsize
 
     def sampling_schedule(self, settings, shape):
         """The scheduler of `settings`, its timesteps set for latents of `shape`: what the network sees at a time decides their shift."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
+from dp2osr.backbones.footprint import unet_numbers
 from dp2osr.backbones.loading import cast, check_latents, controlnet_config, load_part, load_weights, read_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
@@ -39,6 +40,7 @@ class SD2Backbone:
     kind = "sd2"
     default_scheduler = "ddpm"
     guidance = 1.0  # SD2 takes none in training
+    encodes_control = False
 
     def __init__(self, source, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -180,6 +182,11 @@ class SD2Backbone:
                 extra = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
                 latents = scheduler.step(noise, timestep, latents, return_dict=False, **extra)[0]
         return latents
+
+    def pass_bytes(self, controlnet, height, width, count):
+        """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
+        a_sample, once = unet_numbers(self.unet.config, controlnet.config.conditioning_embedding_out_channels[0], self.vae_scale)
+        return height * width * max(a_sample * count, once) * self.dtype.itemsize
 
     def sampling_schedule(self, settings, shape):
         """The scheduler of `settings`, its timesteps set; they are the same for latents of every `shape`."""

@@ -6,7 +6,7 @@ import torch
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
-from dp2osr.backbones.tiles import WHOLE, Tiling, latent_tiling
+from dp2osr.backbones.tiles import WHOLE, Tiling, latent_tiling, samples_together
 from dp2osr.data.images import evenly, list_images, read_image
 from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.errors import UserError
@@ -86,13 +86,6 @@ class GroupSampler:
     def images(self, group):
         """The group's images as a user gets them, (M, 3, H, W) in [0, 1]."""
         return finish_images(self.backbone, group.latents, group.lr, group.upscale, self.args.align_method)
-
-
-def samples_together(backbone, tiling, batch_size, shape):
-    """How many samples with latents of `shape` are denoised at once: as many pixels as `batch_size` images of the model's own size."""
-    own = (backbone.native_size / backbone.vae_scale) ** 2
-    (_, rows), (_, columns) = (tiling.cut(side) for side in shape[1:])
-    return max(1, round(batch_size * own / (rows * columns)))
 
 
 def use_xformers(*networks):
