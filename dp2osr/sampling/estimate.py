@@ -338,8 +338,8 @@ def check_cost(
     lacking = {size: place for size, peaks in need.items() for place, parts in peaks.items() if total(parts) > free[place]}
     if lacking:
 
-        def fits(scale):
-            peaks = (peak_bytes(backbone, settings, size, scale, count, batch_size, **options) for size in lacking)
+        def fits(some, scale):
+            peaks = (peak_bytes(backbone, settings, size, scale, count, batch_size, **options) for size in some)
             return all(total(parts) <= free[place] for each in peaks for place, parts in each.items())
 
         raise UserError(refusal(sizes, works, need, lacking, free, backbone.native_size, upscale, fits))
@@ -380,20 +380,20 @@ def by_size(size):
 
 def refusal(sizes, works, need, lacking, free, native_size, upscale, fits):
     """One line that names all images for which memory does not suffice, and what to lower."""
-    names, ways = [], []
+    names, ways = [], {}
     for name, size in sizes.items():
         size = tuple(size)
         if size not in lacking:
             continue
         work, place, parts = works[size], lacking[size], need[size][lacking[size]]
         names.append(f"{name} ({by_size(size)} → {by_size(work.padded)}: {gigabytes(total(parts))} of {gigabytes(free[place])} free)")
-        ways.append(what_to_lower(work, parts, native_size))
-    low = [f"a lower {way}" for way in dict.fromkeys(ways)]
-    if "--upscale" in ways and (scale := largest(fits, upscale)):
-        low[list(dict.fromkeys(ways)).index("--upscale")] = f"--upscale {scale:g}"
+        ways.setdefault(what_to_lower(work, parts, native_size), []).append(size)
+    low = {way: f"a lower {way}" for way in ways}
+    if "--upscale" in ways and (scale := largest(partial(fits, set(ways["--upscale"])), upscale, ways["--upscale"])):
+        low["--upscale"] = f"--upscale {scale:g}"
     who = "this image" if len(names) == 1 else f"{len(names)} of {len(sizes)} images"
     place = "GPU memory" if "device" in lacking.values() else "memory"
-    return f"{place} does not suffice for {who}: {listed(names, 100)}; take {' or '.join(low)}, or leave these images out"
+    return f"{place} does not suffice for {who}: {listed(names, 100)}; take {' and '.join(low.values())}, or leave these images out"
 
 
 def what_to_lower(work, parts, native_size):
@@ -406,10 +406,11 @@ def what_to_lower(work, parts, native_size):
     return "--process_size" if work.is_enlarged_far(native_size) else "--upscale"
 
 
-def largest(fits, upscale):
-    """The largest --upscale below `upscale`, in steps of a half down to 1 and of a tenth below, that fits; None if none does."""
+def largest(fits, upscale, sizes):
+    """The largest --upscale below `upscale`, in steps of a half down to 1 and of a tenth below, that fits images of `sizes`; None if none."""
     steps = [number / 2 for number in range(math.ceil(2 * upscale) - 1, 1, -1)] + [number / 10 for number in range(9, 0, -1)]
-    return next((scale for scale in steps if scale < upscale and fits(scale)), None)
+    shortest = min(map(min, sizes))
+    return next((scale for scale in steps if scale < upscale and round(scale * shortest) and fits(scale)), None)
 
 
 def warnings_of(sizes, works, native_size):
