@@ -19,6 +19,7 @@ class Backbone(Protocol):
     guidance: float  # what a guidance-distilled model is told in training
     native_size: int  # side of the images that the model was made for, pixels
     size_multiple: int  # image sides must be multiples of this, pixels
+    encodes_control: bool  # whether `prepare_control` takes the autoencoder
 
     def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """Images → latents (the posterior's mode)."""
@@ -53,8 +54,14 @@ class Backbone(Protocol):
     def passes_a_step(self, guidance_scale: float) -> int:
         """How often a sampling step predicts for each candidate."""
 
-    def sample(self, controlnet, control, prompt, negative, generators, shape, settings) -> torch.Tensor:
-        """Denoise len(generators) candidates of one image from their own noise streams."""
+    def pass_bytes(self, controlnet, height: int, width: int, count: int) -> float:
+        """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
+
+    def sampling_schedule(self, settings, shape):
+        """A diffusers scheduler, set for sampling latents of `shape`: its `timesteps` are the steps that `sample` takes."""
+
+    def sample(self, controlnet, control, prompt, negative, generators, shape, settings, progress=None) -> torch.Tensor:
+        """Denoise len(generators) candidates of one image from their own noise streams; `progress(1)` after each pass over a tile."""
 
     def trained_parts(self) -> dict[str, torch.nn.Module]:
         """What a baseline's training may train beside the ControlNet."""

@@ -9,6 +9,7 @@ from inspect import signature
 import numpy as np
 import torch
 
+from dp2osr.backbones.footprint import transformer_numbers
 from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_part, load_weights
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
@@ -33,6 +34,7 @@ class FluxBackbone:
     kind = "flux"
     default_scheduler = "flow_euler"
     published_sampling = {"num_inference_steps": 25, "guidance_scale": 2.5}  # of the paper's test code
+    encodes_control = True
 
     def __init__(self, source, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
         from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
@@ -67,7 +69,7 @@ class FluxBackbone:
     @torch.no_grad()
     def encode_images(self, images):
         """(B, 3, H, W) in [0, 1] → (B, C, H/s, W/s) shifted and scaled latents, the posterior's mode."""
-        images = images.to(self.device, torch.float32) * 2 - 1
+        images = (images.to(self.device, torch.float32) * 2).sub_(1)
         config = self.vae.config
         return (encode_tiled(self.vae, images, self.vae_tiling) - (config.shift_factor or 0)) * config.scaling_factor
 
@@ -76,7 +78,7 @@ class FluxBackbone:
         """(B, C, h, w) latents → (B, 3, s·h, s·w) in [0, 1]."""
         config = self.vae.config
         latents = latents.to(self.device, torch.float32) / config.scaling_factor + (config.shift_factor or 0)
-        return decode_tiled(self.vae, latents, self.vae_tiling).div(2).add(0.5).clamp(0, 1)
+        return decode_tiled(self.vae, latents, self.vae_tiling).div_(2).add_(0.5).clamp_(0, 1)
 
     def embed_prompts(self, prompts):
         """CLIP's pooled output and T5's last hidden states: {"pooled_projections": (B, D), "encoder_hidden_states": (B, length, D₂)}."""
@@ -155,22 +157,14 @@ class FluxBackbone:
         return 1
 
     @torch.no_grad()
-    def sample(self, controlnet, control, prompt, negative, generators, shape, settings):
+    def sample(self, controlnet, control, prompt, negative, generators, shape, settings, progress=None):
         """Denoise len(generators) candidates of one image; arguments as `SD2Backbone.sample`, `negative` is not read.
 
         The guidance scale is an input of the distilled network: there is no negative prompt.
         """
         latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
         latents = latents.to(self.device, self.dtype)
-        scheduler = self.sampling_scheduler(settings.scheduler)
-        steps = settings.num_inference_steps
-        sigmas = np.linspace(1.0, 1 / steps, steps)
-        seen = [settings.tiling.cut(side)[1] for side in shape[1:]]  # what the network sees at a time decides the shift
-        if "sigmas" in signature(scheduler.set_timesteps).parameters:
-            shift = {"mu": self.timestep_shift(*seen)} if scheduler.config.get("use_dynamic_shifting") else {}
-            scheduler.set_timesteps(sigmas=sigmas, device=self.device, **shift)
-        else:
-            scheduler.set_timesteps(steps, device=self.device)
+        scheduler = self.sampling_schedule(settings, shape)
         prompt = {**prompt, "guidance": settings.guidance_scale}
         extra = {"generator": generators} if scheduler.config.get("stochastic_sampling") else {}
         control = unpack(control, *shape[1:])
@@ -178,13 +172,33 @@ class FluxBackbone:
 
             def predict(top, left, height, width, noisy=latents, timestep=timestep):
                 window = (..., slice(top, top + height), slice(left, left + width))
-                return self.predict(
-                    [controlnet], noisy[window], timestep.to(self.dtype) / 1000, prompt, pack(control[window]), settings.control_scale
-                )[0]
+                part, time = pack(control[window]), timestep.to(self.dtype) / 1000
+                [velocity] = self.predict([controlnet], noisy[window], time, prompt, part, settings.control_scale)
+                if progress:
+                    progress(1)
+                return velocity
 
             velocity = blend_tiles(predict, *shape[1:], settings.tiling)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
         return latents
+
+    def pass_bytes(self, controlnet, height, width, count):
+        """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
+        blocks = controlnet.config.num_layers + controlnet.config.num_single_layers
+        tokens = height * width / 4 + min(T5_LENGTH, self.tokenizer_2.model_max_length)
+        return count * tokens * transformer_numbers(self.transformer.config, blocks) * self.dtype.itemsize
+
+    def sampling_schedule(self, settings, shape):
+        """The scheduler of `settings`, its timesteps set for latents of `shape`: what the network sees at a time decides their shift."""
+        scheduler = self.sampling_scheduler(settings.scheduler)
+        steps = settings.num_inference_steps
+        if "sigmas" in signature(scheduler.set_timesteps).parameters:
+            seen = [settings.tiling.cut(side)[1] for side in shape[1:]]
+            shift = {"mu": self.timestep_shift(*seen)} if scheduler.config.get("use_dynamic_shifting") else {}
+            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=self.device, **shift)
+        else:
+            scheduler.set_timesteps(steps, device=self.device)
+        return scheduler
 
     def timestep_shift(self, height, width):
         """μ of the resolution-dependent shift of the timesteps: linear in the number of tokens (FLUX.1's own sampling code)."""

@@ -6,6 +6,7 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch.nn import functional as F
 
+from dp2osr.backbones.footprint import unet_numbers
 from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_part, load_weights
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
@@ -42,6 +43,7 @@ class SD2Backbone:
     default_scheduler = "ddpm"
     published_sampling = {"num_inference_steps": 50, "guidance_scale": 3.5}  # of the paper's test code
     guidance = 1.0  # SD2 takes none in training
+    encodes_control = False
 
     def __init__(self, source, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
@@ -73,14 +75,14 @@ class SD2Backbone:
     @torch.no_grad()
     def encode_images(self, images):
         """(B, 3, H, W) in [0, 1] → (B, C, H/s, W/s) scaled latents, the posterior's mode."""
-        images = images.to(self.device, torch.float32) * 2 - 1
+        images = (images.to(self.device, torch.float32) * 2).sub_(1)
         return encode_tiled(self.vae, images, self.vae_tiling) * self.vae.config.scaling_factor
 
     @torch.no_grad()
     def decode_latents(self, latents):
         """(B, C, h, w) scaled latents → (B, 3, s·h, s·w) in [0, 1]."""
         latents = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
-        return decode_tiled(self.vae, latents, self.vae_tiling).div(2).add(0.5).clamp(0, 1)
+        return decode_tiled(self.vae, latents, self.vae_tiling).div_(2).add_(0.5).clamp_(0, 1)
 
     def embed_prompts(self, prompts):
         """Last hidden states of the text encoder, {"encoder_hidden_states": (B, length, D)}."""
@@ -141,7 +143,7 @@ class SD2Backbone:
         return 2 if guidance_scale > 1 else 1
 
     @torch.no_grad()
-    def sample(self, controlnet, control, prompt, negative, generators, shape, settings):
+    def sample(self, controlnet, control, prompt, negative, generators, shape, settings, progress=None):
         """Denoise len(generators) candidates of one image.
 
         Args:
@@ -150,11 +152,11 @@ class SD2Backbone:
             generators: one CPU `torch.Generator` a candidate: its initial noise and step noise are its own.
             shape: (C, h, w) of a latent.
             settings: `SamplingSettings`.
+            progress: called with 1 after each pass over a tile.
         Returns:
             (B, C, h, w) scaled latents.
         """
-        scheduler = self.sampling_scheduler(settings.scheduler)
-        scheduler.set_timesteps(settings.num_inference_steps, device=self.device)
+        scheduler = self.sampling_schedule(settings, shape)
         latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
         latents = latents.to(self.device, self.dtype) * scheduler.init_noise_sigma
         guided = self.passes_a_step(settings.guidance_scale) == 2
@@ -170,7 +172,11 @@ class SD2Backbone:
                 def predict(top, left, height, width, noisy=doubled, timestep=timestep):
                     part = control[..., scale * top : scale * (top + height), scale * left : scale * (left + width)]
                     noisy = noisy[..., top : top + height, left : left + width]
-                    return self.predict([controlnet], noisy, timestep, {"encoder_hidden_states": context}, part, settings.control_scale)[0]
+                    text = {"encoder_hidden_states": context}
+                    [noise] = self.predict([controlnet], noisy, timestep, text, part, settings.control_scale)
+                    if progress:
+                        progress(1)
+                    return noise
 
                 noise = blend_tiles(predict, *shape[1:], settings.tiling)
                 if guided:
@@ -179,6 +185,17 @@ class SD2Backbone:
                 extra = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
                 latents = scheduler.step(noise, timestep, latents, return_dict=False, **extra)[0]
         return latents
+
+    def pass_bytes(self, controlnet, height, width, count):
+        """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
+        a_sample, once = unet_numbers(self.unet.config, controlnet.config.conditioning_embedding_out_channels[0], self.vae_scale)
+        return height * width * max(a_sample * count, once) * self.dtype.itemsize
+
+    def sampling_schedule(self, settings, shape):
+        """The scheduler of `settings`, its timesteps set; they are the same for latents of every `shape`."""
+        scheduler = self.sampling_scheduler(settings.scheduler)
+        scheduler.set_timesteps(settings.num_inference_steps, device=self.device)
+        return scheduler
 
     def sampling_scheduler(self, name):
         """A diffusers scheduler with this model's noise schedule.

@@ -68,6 +68,13 @@ def latent_tiling(backbone, size=None, overlap=None):
     return Tiling(size // scale, -(-overlap // scale), grid // scale)
 
 
+def samples_together(backbone, tiling, batch_size, shape):
+    """How many samples with latents of `shape` are denoised at once: as many pixels as `batch_size` images of the model's own size."""
+    own = (backbone.native_size / backbone.vae_scale) ** 2
+    (_, rows), (_, columns) = (tiling.cut(side) for side in shape[1:])
+    return max(1, round(batch_size * own / (rows * columns)))
+
+
 def blend_tiles(function, height, width, tiling, scale=1):
     """The (B, C, scale · height, scale · width) result of `function`, called on one tile after the other.
 

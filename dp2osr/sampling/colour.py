@@ -8,7 +8,7 @@ def adain_align(images, lr):
     """Give each channel of (B, 3, H, W) the mean and standard deviation that it has in the (1, 3, H, W) upsampled LR."""
     mean, std = images.mean((2, 3), keepdim=True), images.var((2, 3), keepdim=True).add(1e-5).sqrt()
     lr_mean, lr_std = lr.mean((2, 3), keepdim=True), lr.var((2, 3), keepdim=True).add(1e-5).sqrt()
-    return (images - mean) / std * lr_std + lr_mean
+    return (images - mean).div_(std).mul_(lr_std).add_(lr_mean)
 
 
 def low_pass(images, levels=5):
@@ -23,7 +23,8 @@ def low_pass(images, levels=5):
 
 def wavelet_align(images, lr):
     """Detail of the (B, 3, H, W) images on the low frequencies of the (1, 3, H, W) upsampled LR."""
-    return images - low_pass(images) + low_pass(lr)
+    detail = low_pass(images).neg_().add_(images)
+    return detail.add_(low_pass(lr))
 
 
 ALIGN = {"adain": adain_align, "wavelet": wavelet_align, "nofix": lambda images, lr: images}

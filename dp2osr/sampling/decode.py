@@ -18,12 +18,19 @@ def finish_images(backbone, latents, lr, upscale, align_method, run=None):
     control = restore_size(control, content, asked).to(backbone.device)
 
     def finish(part):
-        decoded = restore_size(backbone.decode_latents(part.float()), content, asked)
-        return round_to_8_bits(ALIGN[align_method](decoded, control)).cpu()
+        images = restore_size(backbone.decode_latents(part.float()), content, asked)
+        images = ALIGN[align_method](images, control)
+        return round_to_8_bits(images).cpu()
 
     if run:
         return run(latents, finish)
-    return torch.cat([finish(part) for part in latents.split(decoded_together(backbone, content))])
+    together = decoded_together(backbone, content)
+    if len(latents) <= together:
+        return finish(latents)
+    images = torch.empty(len(latents), 3, *reversed(asked))  # not a list that is then joined: that would hold all of them twice
+    for first in range(0, len(latents), together):
+        images[first : first + together] = finish(latents[first : first + together])
+    return images
 
 
 def decoded_together(backbone, size):

@@ -4,14 +4,13 @@ import os
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from dp2osr.data.images import find_inputs, read_image_and_alpha, tensor_to_pil
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError, listed
 from dp2osr.files import LONGEST_NAME, check_output, check_same_program, differences, read_json, write_json
 from dp2osr.results import Results
-from dp2osr.sampling.sampler import GroupSampler, earlier_hashes, sampling_record, say, summary, told_settings
+from dp2osr.sampling.sampler import GroupSampler, earlier_hashes, progress_bar, sampling_record, say, say_cost, summary, told_settings
 from dp2osr.sampling.settings import describe_defaults
 
 FLAGS = ("--output_dir", "--suffix", "--overwrite")  # the ways out of a folder with other results
@@ -43,26 +42,29 @@ def restore_folder(args):
     with state.main_process_first():
         check_folder(output / f"settings{args.suffix}.json", results, args)
         missing = set(results.missing(wanted, args.overwrite, args.adopt))
-        if state.is_main_process and missing:
-            output.mkdir(parents=True, exist_ok=True)
-            write_json(output / f"settings{args.suffix}.json", record)
-    todo = {file.id for file in files if missing & set(names[file.id])}
+    todo = {file.id: args.sample_times for file in files if missing & set(names[file.id])}
     say(state, sizes_line(files, args))
     share = [file for index, file in enumerate(files) if index % state.num_processes == state.process_index and file.id in todo]
-    for file in tqdm(share, unit="image", desc="restore", disable=not state.is_local_main_process):
-        restore(file, [name for name in names[file.id] if name in missing], sampler, results, wanted)
+    say_cost(state, sampler, share, todo)
+    if state.is_main_process and missing:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(output / f"settings{args.suffix}.json", record)
+    with progress_bar(state, sampler, share, todo, "restore") as bar:
+        for number, file in enumerate(share):
+            bar.set_postfix_str(f"image {number + 1}/{len(share)}", refresh=False)
+            restore(file, [name for name in names[file.id] if name in missing], sampler, results, wanted, bar.update)
     state.wait_for_everyone()
     if state.is_main_process:
         print(summary(output, "images", len(todo), len(files) - len(todo), skipped))
 
 
-def restore(file, missing, sampler, results, wanted):
+def restore(file, missing, sampler, results, wanted, progress=None):
     """Write the results of one image that are `missing`."""
     args = sampler.args
     lr, alpha = read_image_and_alpha(file.path)
     images = [name for name in missing if name.endswith(".png")]
     if images:
-        group = sampler.sample(file.id, lr, args.sample_times)
+        group = sampler.sample(file.id, lr, args.sample_times, progress=progress)
         for name, image in zip(image_names(file, args), sampler.images(group), strict=True):
             if name in images:
                 result = tensor_to_pil(image)

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
-from dp2osr.backbones.tiles import Tiling, latent_tiling
+from dp2osr.backbones.tiles import Tiling, latent_tiling, samples_together
 from dp2osr.data.images import evenly, find_inputs, read_image
 from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.errors import NonFiniteSamples, UserError, listed
@@ -16,6 +16,7 @@ from dp2osr.files import check_output
 from dp2osr.prompts.source import PromptSource
 from dp2osr.provenance import legacy_weights_hash, versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import finish_images
+from dp2osr.sampling.estimate import check_cost, passes
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed
 from dp2osr.sampling.settings import SamplingSettings, describe_defaults, with_defaults
@@ -43,9 +44,9 @@ class GroupSampler:
         args = self.args
         if getattr(args, "process_size", None):
             backbone.native_size = args.process_size
-        check_scheduler(backbone, args.scheduler, args.num_inference_steps)
         tiling = latent_tiling(backbone, getattr(args, "tile_size", None), getattr(args, "tile_overlap", None))
         self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, args.scheduler, args.control_scale, tiling)
+        check_scheduler(backbone, self.settings)
         if getattr(args, "vae_tile_size", None):
             side = max(1, args.vae_tile_size // backbone.vae_scale)
             backbone.vae_tiling = Tiling(side, side // 4)
@@ -79,7 +80,7 @@ class GroupSampler:
         latents, together = [], samples_together(backbone, self.settings.tiling, args.batch_size, shape)
         for start in range(first, count, together):
             generators = [candidate_generator(args.seed, image_id, m) for m in range(start, min(start + together, count))]
-            sampled = backbone.sample(self.controlnet, control, embedding, negative, generators, shape, self.settings)
+            sampled = backbone.sample(self.controlnet, control, embedding, negative, generators, shape, self.settings, progress)
             latents.append(sampled.to("cpu", torch.float16))
             self.check_finite(image_id, latents[-1], "latents")
         seeds = [stable_seed(args.seed, image_id, m) for m in range(first, count)]
@@ -101,13 +102,6 @@ class GroupSampler:
         return images
 
 
-def samples_together(backbone, tiling, batch_size, shape):
-    """How many samples with latents of `shape` are denoised at once: as many pixels as `batch_size` images of the model's own size."""
-    own = (backbone.native_size / backbone.vae_scale) ** 2
-    (_, rows), (_, columns) = (tiling.cut(side) for side in shape[1:])
-    return max(1, round(batch_size * own / (rows * columns)))
-
-
 def use_xformers(*networks):
     """Attention by xformers in these networks.
 
@@ -124,19 +118,22 @@ def use_xformers(*networks):
         ) from None
 
 
-def check_scheduler(backbone, name, steps):
-    """Raise `UserError` unless the scheduler `name` can take `steps` steps; tried on latents of one pixel."""
-    scheduler = backbone.sampling_scheduler(name)
+def check_scheduler(backbone, settings):
+    """Raise `UserError` unless the scheduler of `settings` can take its steps; tried on latents of one grid cell."""
+    side = backbone.size_multiple // backbone.vae_scale
+    shape = (backbone.latent_channels, side, side)
     try:
-        options = {"mu": 1.0} if scheduler.config.get("use_dynamic_shifting") else {}
-        scheduler.set_timesteps(steps, **options)
-        latents = torch.ones(1, backbone.latent_channels, 2, 2)
+        scheduler = backbone.sampling_schedule(settings, shape)
+        latents = torch.ones(1, *shape, device=scheduler.timesteps.device)
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(latents, scheduler.timesteps[0])
         scheduler.step(torch.zeros_like(latents), scheduler.timesteps[0], latents, return_dict=False)
+    except UserError:
+        raise
     except Exception as error:  # each scheduler has its own ways to refuse
         reason = " ".join(str(error).split())[:160]
-        raise UserError(f"--scheduler {name} with --num_inference_steps {steps}: cannot sample this model ({reason})") from None
+        asked = f"--scheduler {settings.scheduler} with --num_inference_steps {settings.num_inference_steps}"
+        raise UserError(f"{asked}: cannot sample this model ({reason})") from None
 
 
 def sampling_record(sampler, **counts):
@@ -213,28 +210,49 @@ def generate_candidates(args):
         store = CandidateStore(args.output_dir, record, told_settings(sampler), earlier_hashes(args))
         prompts = {file.id: sampler.prompts.tags.get(file.id, "") for file in files} if sampler.prompts.kind == "file" else {}
         have = store.survey({file.id: file for file in files}, prompts, args.adopt, args.save_images == "all")
-        if state.is_main_process:
-            store.begin()
-    todo = [file for file in files if have[file.id] < args.num_candidates]
+    todo = {file.id: args.num_candidates - have[file.id] for file in files if have[file.id] < args.num_candidates}
     kept = len(files) - len(todo)
     if state.is_main_process and kept:
         print(f"{args.output_dir}: {kept} of {len(files)} groups are there, {len(todo)} to sample")
-    share = [file for index, file in enumerate(files) if index % state.num_processes == state.process_index and file in todo]
-    total = sum(args.num_candidates - max(0, have[file.id]) for file in share)
-    with tqdm(total=total, unit="candidate", desc="sample", disable=not state.is_local_main_process, mininterval=2) as bar:
-        for file in share:
-            store.write(*sample_group(sampler, store, file, max(0, have[file.id]), args))
-            bar.update(args.num_candidates - max(0, have[file.id]))
+    share = [file for index, file in enumerate(files) if index % state.num_processes == state.process_index and file.id in todo]
+    say_cost(state, sampler, share, todo, args.save_images == "all")
+    if state.is_main_process:
+        store.begin()
+    state.wait_for_everyone()
+    with progress_bar(state, sampler, share, todo, "sample") as bar:
+        for number, file in enumerate(share):
+            bar.set_postfix_str(f"image {number + 1}/{len(share)}", refresh=False)
+            store.write(*sample_group(sampler, store, file, have[file.id], args, bar.update))
     state.wait_for_everyone()
     if state.is_main_process:
         print(summary(args.output_dir, "groups", len(todo), kept, skipped))
     return store
 
 
-def sample_group(sampler, store, file, have, args):
+def say_cost(state, sampler, files, counts, save_images=True):
+    """Print what the `files` of this process will take, of which `counts` has the samples; `UserError` if memory does not suffice."""
+    args = sampler.args
+    for count in sorted(set(counts.values())):
+        sizes = {file.path.name: file.size for file in files if counts[file.id] == count}
+        lines = check_cost(
+            sizes, sampler.backbone, sampler.controlnet, sampler.settings, args.upscale, count, args.batch_size,
+            align_method=args.align_method, save_images=save_images, processes=state.num_processes,
+        )  # fmt: skip
+        for line in lines:
+            say(state, line)
+
+
+def progress_bar(state, sampler, files, counts, title):
+    """A bar over all network passes of the `files` of this process, so that it moves within an image."""
+    args = sampler.args
+    total = sum(passes(sampler.backbone, sampler.settings, file.size, args.upscale, counts[file.id], args.batch_size) for file in files)
+    return tqdm(total=total, unit="pass", desc=title, disable=not state.is_local_main_process, mininterval=2)
+
+
+def sample_group(sampler, store, file, have, args, progress):
     """(group, its images or None, what its input is) with the candidates that it lacks behind those that are there."""
     lr = read_image(file.path)
-    group = sampler.sample(file.id, lr, args.num_candidates, have)
+    group = sampler.sample(file.id, lr, args.num_candidates, have, progress)
     if have:
         earlier = store.read(file.id)
         group.latents = torch.cat([earlier.latents[:have], group.latents])
