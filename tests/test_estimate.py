@@ -143,7 +143,7 @@ gc.collect()
 ctypes.CDLL(None).malloc_trim(0)
 open("/proc/self/clear_refs", "w").write("5")
 before = psutil.Process().memory_info().rss
-size = (240, 160)
+size = (192, 128)
 sample(photograph(*size))
 print(peak() - before, total(peak_bytes(backbone, settings, size, 4, 1, 8, controlnet=controlnet)["host"]))
 """

@@ -35,7 +35,7 @@ CONTROL_GROUPS = {  # name of the hierarchy, empty for version 2: files of the l
 }
 CPU_CONVOLUTION = 1.5  # oneDNN lays inputs and outputs of a convolution out anew: memory over that of the tensors
 CPU_COLOUR = 64  # bytes a pixel: the wavelet's convolution of three channels is laid out for sixteen
-HEAP = 1.45  # memory over that of what is alive, where the allocator keeps all that was freed (`device.keep_freed_memory`)
+HEAP = 1.6  # memory over that of what is alive, where the allocator keeps all that was freed (`device.keep_freed_memory`)
 LONG = 600  # seconds from which on a warning is due
 NETWORK, AUTOENCODER, CONTROL, LATENTS = "network on a tile", "autoencoder on a tile", "control image", "latents"
 IMAGES, COLOUR, RESULTS, FILES, INPUT = "decoded images", "colour fix, rounding", "results", "files", "input"
@@ -407,7 +407,7 @@ def what_to_lower(work, parts, native_size):
 
 
 def largest(fits, upscale, sizes):
-    """The largest --upscale below `upscale`, in steps of a half down to 1 and of a tenth below, that fits images of `sizes`; None if none."""
+    """The largest --upscale below `upscale` that fits images of `sizes`, by halves down to 1 and by tenths below; None if none does."""
     steps = [number / 2 for number in range(math.ceil(2 * upscale) - 1, 1, -1)] + [number / 10 for number in range(9, 0, -1)]
     shortest = min(map(min, sizes))
     return next((scale for scale in steps if scale < upscale and round(scale * shortest) and fits(scale)), None)
