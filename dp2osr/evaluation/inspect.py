@@ -48,7 +48,11 @@ def run_inspection(args):
         check_manifest(args.metrics_dir)
     validation = _validate(config, args, device) if args.validation_image_path else None
     decoder = load_decoder(store.settings, device)
-    suite = MetricSuite([spec for spec in config.computed if spec in config.fr and has_map(spec.name)], device, weights_dir=args.metrics_dir) if gt_paths else None
+    suite = (
+        MetricSuite([spec for spec in config.computed if spec in config.fr and has_map(spec.name)], device, weights_dir=args.metrics_dir)
+        if gt_paths
+        else None
+    )
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     settings = {

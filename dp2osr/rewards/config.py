@@ -185,7 +185,9 @@ def for_new_images(config, what):
         return config
     names = ", ".join(config.columns)
     if not config.computed:
-        raise UserError(f"reward config '{config.name}': {names} can be read from a score table alone, and {what} are in none; add a metric")
+        raise UserError(
+            f"reward config '{config.name}': {names} can be read from a score table alone, and {what} are in none; add a metric"
+        )
     print(f"warning: {what} are judged without {names}: a column of the score table, which cannot be computed", file=sys.stderr)
     fr, nr = ([spec for spec in specs if not spec.better] for specs in (config.fr, config.nr))
     return replace(config, fr=fr, nr=nr, weights={name: value for name, value in config.weights.items() if name not in config.columns})

@@ -367,7 +367,9 @@ def chosen_metrics(config, extra, exclude):
         raise UserError("--exclude_metrics: leaves no metric to score with")
     chosen = [spec for spec in specs if spec.name not in exclude and not spec.better]
     if not chosen:
-        raise UserError(f"reward config '{config.name}': all its metrics are columns of your own, and there is nothing to score; add a metric")
+        raise UserError(
+            f"reward config '{config.name}': all its metrics are columns of your own, and there is nothing to score; add a metric"
+        )
     return chosen
 
 

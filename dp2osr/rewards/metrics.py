@@ -202,7 +202,9 @@ class MetricSuite:
             raise
         except Exception as error:
             if metric.foreign:
-                raise UserError(f"metric '{name}', a metric of your own, fails on image '{image_id}' of {size}: {described(error)}") from None
+                raise UserError(
+                    f"metric '{name}', a metric of your own, fails on image '{image_id}' of {size}: {described(error)}"
+                ) from None
             if not isinstance(error, (AssertionError, RuntimeError, ValueError, IndexError)):
                 raise
             reason = " ".join(str(error).split())
@@ -274,7 +276,7 @@ def create_metric(spec, device, weights_dir=None):
     except Exception as error:
         if is_full_disk(error):
             raise
-        problem = _own_problem(spec, error) if registered(kind) else _problem(spec, error, device)
+        problem = _own_problem(spec, error) if registered(kind) else _problem(spec, kind, error, device)
         if problem is None:
             raise
         raise UserError(f"metric '{spec.name}'{problem}") from None
@@ -293,7 +295,7 @@ def _own_problem(spec, error):
     return f", a metric of your own, cannot be built with the options {spec.options}: {described(error)}"
 
 
-def _problem(spec, error, device):
+def _problem(spec, kind, error, device):
     """What a user can do about an error in the building of pyiqa's metric; None for one that is nobody's mistake."""
     reason = " ".join(str(error).split())[:200]
     if isinstance(error, ImportError):
@@ -307,15 +309,19 @@ def _problem(spec, error, device):
     if isinstance(error, (RuntimeError, EOFError, KeyError, UnpicklingError)):
         return f": a weights file of it cannot be read ({reason}); fetch it again"
     if isinstance(error, OSError):
-        return f": its weights are not here and cannot be fetched ({reason}); {_ways_without(spec.name)}"
+        return f": its weights are not here and cannot be fetched ({reason}); {_ways_without(spec.name, kind)}"
     return None
 
 
-def _ways_without(name):
+def _ways_without(name, kind):
     """What to do about a metric whose weights are not on this machine."""
+    from dp2osr.rewards.weights import FROM_HUB
+
     asked = "--fid" if name == "fid" else f"--extra_metrics {name}"
     fetched = f"python scripts/fetch_metrics.py {asked} --metrics_dir metrics"
     ways = f"run {fetched} on a machine with a network and pass --metrics_dir metrics"
+    if kind in FROM_HUB and kind != "QAlign":
+        ways += ", with that machine's hub cache (HF_HOME)"
     if name == "brisque":
         return f"write brisque: {{parameters: {BRISQUE_PARAMETERS}}} in the YAML for the one that is shipped here, or {ways}"
     if name == "fid":

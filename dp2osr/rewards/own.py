@@ -36,7 +36,9 @@ def _import(entry):
         module = sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        raise UserError(f"{entry}, which the reward config imports, fails: {described(error)}; mend it, or take it out of 'imports'") from None
+        raise UserError(
+            f"{entry}, which the reward config imports, fails: {described(error)}; mend it, or take it out of 'imports'"
+        ) from None
     finally:
         if folder in sys.path and entry.endswith(".py"):
             sys.path.remove(folder)
@@ -45,7 +47,9 @@ def _import(entry):
 def described(error):
     """`KeyError: 'x' (my_metrics.py, line 12)`: an error of the user's code, in one line, and where it was raised."""
     text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename and frame.filename != __file__]
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename and frame.filename != __file__
+    ]
     return f"{text} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else text
 
 
@@ -58,7 +62,7 @@ def registered(kind):
     """The user's own class that pyiqa knows by the name `kind`, or None."""
     from pyiqa.utils.registry import ARCH_REGISTRY
 
-    found = {name: thing for name, thing in ARCH_REGISTRY}.get(kind)
+    found = next((thing for name, thing in ARCH_REGISTRY if name == kind), None)
     return found if found is not None and is_foreign(found) else None
 
 

@@ -126,7 +126,7 @@ def is_whole(folder):
 
 
 def fetch(folder):
-    """Fetch the model from the hub to `<folder>/qalign`, without building it; what is there is not fetched again. UserError if it cannot."""
+    """Fetch the model from the hub to `<folder>/qalign`, without building it; what is there stays. UserError if it cannot."""
     from huggingface_hub import snapshot_download
 
     target = Path(folder) / FOLDER
@@ -136,6 +136,8 @@ def fetch(folder):
         snapshot_download(HUB_ID, local_dir=target, allow_patterns=FETCHED)
     except Exception as error:  # the hub's own errors, and its HTTP library's
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"metric 'qalign': {HUB_ID} cannot be fetched ({reason}); run the same command again where there is a network") from None
+        raise UserError(
+            f"metric 'qalign': {HUB_ID} cannot be fetched ({reason}); run the same command again where there is a network"
+        ) from None
     if not is_whole(target):
         raise UserError(f"{target}: is not the whole of {HUB_ID}; delete the folder and run scripts/fetch_metrics.py again")

@@ -175,7 +175,7 @@ def _with_own_metrics(path, columns, metadata, config):
             raise UserError(f"{path}: has no column '{name}', {where}; add it (docs/OWN_METRICS.md) or take it out of the config{hint}")
     table = pa.table({name: pa.array(columns[name], from_pandas=True) for name in config.columns})
     columns = columns | {name: _numbers(path, table, name) for name in config.columns}
-    return columns, metadata | {"metrics": config.columns | metadata["metrics"]}
+    return columns, metadata | {"metrics": metadata["metrics"] | {**config.columns, **metadata["metrics"]}}
 
 
 def _check_complete(path, image_ids, times):
@@ -202,7 +202,9 @@ def _metadata(path, schema):
     beside = sidecar_path(path)
     metadata = json.loads(raw) if raw else _read_sidecar(beside)
     if "metrics" not in metadata:
-        problem = f"a parquet file, but not a score table of label_rewards.py: nothing in it or in {beside.name} beside it says what made it"
+        problem = (
+            f"a parquet file, but not a score table of label_rewards.py: nothing in it or in {beside.name} beside it says what made it"
+        )
         raise UserError(f"{path}: {problem}; copy that .json from beside the table as it was, or move this file away and label again")
     missing = {*IDS, *metadata["metrics"]} - set(schema.names)
     if missing:
