@@ -81,7 +81,9 @@ def test_what_to_do_about_missing_weights_is_said_in_one_line(monkeypatch, tmp_p
         "brisque": r"write brisque: \{parameters: preset/metrics/brisque.safetensors\} in the YAML",
         "musiq": r"take --reward_config embedded .*which needs no download, or run python scripts/fetch_metrics.py --extra_metrics musiq",
     }.items():
-        with pytest.raises(UserError, match=f"metric '{name}': its weights are not here and cannot be fetched .*no network.*{way}") as error:
+        with pytest.raises(
+            UserError, match=f"metric '{name}': its weights are not here and cannot be fetched .*no network.*{way}"
+        ) as error:
             MetricSuite([MetricSpec(name)])
         assert "\n" not in str(error.value)
 
@@ -220,7 +222,9 @@ def test_qalign_is_not_scored_with_weights_that_are_missing(metrics_dir, tmp_pat
         MetricSuite([MetricSpec("qalign")], weights_dir=tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     shutil.rmtree(folder)
-    with pytest.raises(UserError, match="q-future/one-align is neither in .*qalign nor in the hub's cache.*--extra_metrics qalign") as error:
+    with pytest.raises(
+        UserError, match="q-future/one-align is neither in .*qalign nor in the hub's cache.*--extra_metrics qalign"
+    ) as error:
         MetricSuite([MetricSpec("qalign")], weights_dir=tmp_path)
     assert "\n" not in str(error.value)
 

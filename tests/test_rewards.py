@@ -528,9 +528,15 @@ def test_a_metric_registered_with_pyiqa_is_imported_and_scores(own_reward, image
 @pytest.mark.parametrize(
     ("nr", "problem"),
     [
-        ("CONTRAST: {gain: -1}", "'contrast.*', a metric of your own, fails on image 'koala' of 64 x 64: KeyError: 'gain' .own.py, line 15"),
+        (
+            "CONTRAST: {gain: -1}",
+            "'contrast.*', a metric of your own, fails on image 'koala' of 64 x 64: KeyError: 'gain' .own.py, line 15",
+        ),
         ("CONTRAST: {gain: 10}", "gives 1 scores for 3 images; it must return one an image"),
-        ("CONTRAST: {gain: x}", "a metric of your own, cannot be built with the options .*: ValueError: could not convert.*own.py, line 11"),
+        (
+            "CONTRAST: {gain: x}",
+            "a metric of your own, cannot be built with the options .*: ValueError: could not convert.*own.py, line 11",
+        ),
         ("CONTRAST-bare", "its entry in pyiqa's DEFAULT_CONFIGS must be .*'metric_mode'"),
         ("CONTRAST-lost", "its class must be registered with pyiqa's ARCH_REGISTRY"),
         ("CONTRST", "unknown metric 'CONTRST'.*docs/OWN_METRICS.md"),
