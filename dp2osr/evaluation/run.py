@@ -37,7 +37,9 @@ def run_evaluation(args):
     device = compute_device()
     bicubic = None
     if config.columns:
-        notes.append(f"Bicubic is left out: {', '.join(config.columns)} of the reward, columns of the score tables, are not known of it.")
+        notes.append(
+            f"Bicubic is left out: the reward has {', '.join(config.columns)}, a column of the score tables, and bicubic is in none."
+        )
     elif not args.no_bicubic:
         bicubic = bicubic_scores(methods[0], gt_paths, suites_of(methods[0].metrics, device, args.metrics_dir, config.imports))
     evaluation = evaluate(methods, config, bicubic, resamples=args.bootstrap, seed=args.seed, crop_suffix=args.crop_suffix)

@@ -153,7 +153,7 @@ def _read_aggregation(path, content):
 def absolute_imports(path, content):
     """The content of a reward config's YAML, in which imported files have their whole path: it may be written to another folder.
 
-    An entry of `imports` is the path of a `.py` from the YAML's folder, or a module's name: of a file in that folder, else an installed one.
+    An entry of `imports` is the path of a `.py` from the YAML's folder, or a module's name: a file in that folder, else installed.
 
     Raises:
         UserError: `imports` is no list of names, or a file of it is not there.
