@@ -118,7 +118,7 @@ def main():
     print(
         f"\nUtilisation {utilisation:.3f}, the same for all stages; the paper's {paper_run} mean {implied:.3f} of the FLOPs counted here.\n"
         f"Scoring takes the paper's {SCORING_SECONDS:.2f} GPU-seconds for 512 × 512 pixels and nine metrics, on any GPU, and decoding.\n"
-        "Not counted: the tagger, PNGs, other metrics' memory than Q-Align's, validation, a scheduler that predicts more than once a step.\n"
+        "Not counted: the tagger, PNGs, other metrics' memory, validation, a scheduler that predicts more than once a step.\n"
         f"All images are taken to have the first one's size. A stage fits below {FULL:.0%} of the memory."
     )
 
