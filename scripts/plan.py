@@ -24,7 +24,7 @@ FULL = 0.9  # of a GPU's memory: the rest is CUDA's context, its libraries' work
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("settings", metavar="SETTINGS_DIR", help="folder with the sample.yaml and train.yaml that will be run")
+    add("settings", metavar="SETTINGS_DIR", help="folder with the sample.yaml and train.yaml that will be run, and perhaps the label.yaml")
     add("--num_gpus", type=at_least(1), required=True, help="GPUs, each with a replica")
     add("--gpu_memory", type=positive, default=80, help="of one GPU, GB (default: %(default)s)")
     add("--tflops", type=positive, default=312, help="peak of one GPU in the precision used, TFLOPS (default: %(default)s, A800 and A100)")
@@ -49,6 +49,18 @@ def settings_of(program, path):
         if action.dest in ("output_dir", "candidates_dir"):
             action.required = False
     return parse_args(parser, ["--config", str(path)])
+
+
+def metrics_of(path):
+    """Names of the metrics that `label_rewards.py` scores under a settings file; none where there is no such file."""
+    if not path.is_file():
+        return []
+    from dp2osr.rewards.config import load_reward_config
+    from dp2osr.rewards.label import chosen_metrics
+
+    flags = settings_of("label_rewards", path)
+    config = load_reward_config(flags.reward_config or "default")
+    return [spec.name for spec in chosen_metrics(config, flags.extra_metrics, flags.exclude_metrics)]
 
 
 def images_of(args, sampling):
@@ -88,7 +100,11 @@ def main():
     count, lr_size = images_of(args, sampling)
     model = PlannedModel(sampling, lr_size, None if on_disk else read_published(sampling.backbone))
     training = settings_of(f"train_{model.kind}_dpo", folder / "train.yaml")
-    stages = [plan_sampling(model, count), plan_scoring(model, count), plan_training(model, training, args.num_gpus)]
+    stages = [
+        plan_sampling(model, count),
+        plan_scoring(model, count, metrics_of(folder / "label.yaml")),
+        plan_training(model, training, args.num_gpus),
+    ]
     stages[-1].memory = shard(stages[-1].memory, args.sharding, args.num_gpus)
     implied, paper = implied_utilisation(model.kind)
     utilisation = args.utilisation or implied
@@ -102,7 +118,7 @@ def main():
     print(
         f"\nUtilisation {utilisation:.3f}, the same for all stages; the paper's {paper_run} mean {implied:.3f} of the FLOPs counted here.\n"
         f"Scoring takes the paper's {SCORING_SECONDS:.2f} GPU-seconds for 512 × 512 pixels and nine metrics, on any GPU, and decoding.\n"
-        "Not counted: the tagger, PNGs, the metrics' memory, validation, a scheduler that predicts more than once a step.\n"
+        "Not counted: the tagger, PNGs, other metrics' memory, validation, a scheduler that predicts more than once a step.\n"
         f"All images are taken to have the first one's size. A stage fits below {FULL:.0%} of the memory."
     )
 

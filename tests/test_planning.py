@@ -182,6 +182,18 @@ def test_decoding_is_counted_and_scoring_has_the_papers_time(kind):
     assert stage.flops == pytest.approx(1_920_000 * counter.get_total_flops(), rel=1e-6)
 
 
+def test_the_weights_of_qalign_are_in_the_plan_of_scoring(kind, tmp_path):
+    from scripts.plan import metrics_of
+
+    model = PlannedModel(sampling_args(kind), (128, 128))
+    plain = plan_scoring(model, 10, ["musiq"])
+    (tmp_path / "label.yaml").write_text("candidates_dir: c\nreward_config: paper\n")
+    stage = plan_scoring(model, 10, metrics_of(tmp_path / "label.yaml"))
+    assert sum(stage.memory.values()) - sum(plain.memory.values()) == pytest.approx(16.4e9, rel=0.01) and "Q-Align" in stage.amount
+    (tmp_path / "label.yaml").write_text("candidates_dir: c\nreward_config: paper\nexclude_metrics: [qalign]\n")
+    assert plan_scoring(model, 10, metrics_of(tmp_path / "label.yaml")) == plain and metrics_of(tmp_path / "absent.yaml") == []
+
+
 @pytest.mark.parametrize(("kind", "parameters", "trained"), [("sd2", 865.9e6, 364.2e6), ("flux", 11.9e9, 1.44e9)], indirect=["kind"])
 def test_published_models_are_planned_without_their_weights(kind, parameters, trained):
     """At 128 × 128 → 512 × 512: the sizes that the paper names, bf16 but for the fp32 VAE."""

@@ -25,7 +25,7 @@ def networks():
 
 
 def test_the_shipped_configs_are_covered():
-    """Every metric of `default` and of `paper`, Q-Align apart, is built and compared below."""
+    """Every metric of `default` and of `paper` is built and compared below, and Q-Align in test_metric_weights.py."""
     names = {spec.name for config in ("default", "paper") for spec in load_reward_config(config).metrics} - {"qalign"}
     assert names <= set(NAMES)
 

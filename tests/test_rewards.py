@@ -9,10 +9,10 @@ import yaml
 
 from dp2osr.errors import UserError
 from dp2osr.rewards.batches import Batches
-from dp2osr.rewards.config import MetricSpec, RewardConfig, load_reward_config
+from dp2osr.rewards.config import MetricSpec, RewardConfig, for_new_images, load_reward_config
 from dp2osr.rewards.metrics import MetricSuite, check_modes
 from dp2osr.rewards.reward import hybrid_reward, normalise, reward_parts, reward_shares, with_fixed_weights
-from dp2osr.rewards.table import read_columns, read_scores, write_scores
+from dp2osr.rewards.table import read_columns, read_metadata, read_scores, write_scores
 
 CONFIG = RewardConfig("test", [MetricSpec("a"), MetricSpec("b"), MetricSpec("c")], [MetricSpec("d"), MetricSpec("e")])
 LOWER_BETTER = {"a": True, "b": False, "c": False, "d": True, "e": False}
@@ -181,6 +181,12 @@ def test_shipped_configs_have_the_sizes_that_the_method_names():
         ({"fr": ["gmsd"], "weights": {"gmsd": 0}}, "a number above 0"),
         ({"fr": ["gmsd"], "conflict_aware": "yes please"}, "true or false"),
         ({"fr": [["gmsd"]]}, "is not a metric"),
+        ({"nr": [{"mine": {"better": "hihger"}}]}, "'mine': 'better' must be higher or lower, not 'hihger'; did you mean 'higher'"),
+        ({"nr": [{"mine": {"better": True}}]}, "'better' must be higher or lower, not True"),
+        ({"nr": [{"mine": {"better": "lower", "crop": 4}}]}, "'mine'.*no option crop"),
+        ({"nr": [{"candidate": {"better": "lower"}}]}, "'candidate' names the rows"),
+        ({"nr": ["piqe"], "imports": "my_metrics"}, "'imports' must be a list"),
+        ({"nr": ["piqe"], "imports": ["absent.py"]}, "'imports' names absent.py, and there is no .*absent.py"),
         (["gmsd"], "two lists"),
     ],
 )
@@ -231,7 +237,7 @@ def test_table_round_trip(tmp_path):
     assert set(table.gt_scores) == {"musiq"}
     np.testing.assert_array_equal(table.gt_scores["musiq"], [-9, -19])
     assert table.lower_better == {"gmsd": True, "musiq": False}
-    assert [file.name for file in tmp_path.iterdir()] == ["scores.parquet"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["scores.parquet", "scores.parquet.json"]
 
 
 @pytest.mark.parametrize("change", ["missing", "twice"])
@@ -253,6 +259,94 @@ def test_table_of_another_kind_is_refused(tmp_path):
     for name in ("broken.parquet", "absent.parquet"):
         with pytest.raises(UserError, match=name):
             read_columns(tmp_path / name)
+
+
+def test_a_column_added_with_pandas_leaves_a_score_table(tmp_path):
+    """pandas drops what is in the schema, and writes NaN as null."""
+    import pandas as pd
+
+    path = tmp_path / "scores.parquet"
+    write_scores(path, shuffled_columns(), METADATA | {"of another program": [1, 2]})
+    before = read_scores(path)
+    frame = pd.read_parquet(path)
+    frame["mine"] = frame["musiq"] * 2
+    frame["note"] = "seen"
+    frame.sort_values("musiq").to_parquet(path)  # with an index that is written as a column
+    table = read_scores(path)
+    assert table.image_ids == before.image_ids and table.metadata == before.metadata and set(table.scores) == {"gmsd", "musiq"}
+    for name in table.scores:
+        np.testing.assert_array_equal(table.scores[name], before.scores[name])
+    assert read_metadata(path)["of another program"] == [1, 2]
+
+
+def test_a_table_without_its_metadata_is_refused_with_a_way_out(tmp_path):
+    import pandas as pd
+
+    path = tmp_path / "scores.parquet"
+    write_scores(path, shuffled_columns(), METADATA)
+    frame = pd.read_parquet(path)
+    frame.drop(columns="gmsd").to_parquet(path)
+    with pytest.raises(UserError, match="scores.parquet: column 'gmsd' is missing; write the table with all the columns"):
+        read_columns(path)
+    frame.assign(gmsd="0.5").to_parquet(path)
+    with pytest.raises(UserError, match="column 'gmsd' holds .*string, and a metric needs numbers"):
+        read_columns(path)
+    frame.assign(candidate=np.nan).to_parquet(path)
+    with pytest.raises(UserError, match="'candidate' must hold a whole number"):
+        read_columns(path)
+    frame.to_parquet(path)
+    (tmp_path / "scores.parquet.json").unlink()
+    with pytest.raises(UserError, match="not a score table of label_rewards.py.*scores.parquet.json beside it.*label again"):
+        read_columns(path)
+
+
+def with_column(path, **more):
+    """A score table with columns of the user's, by pandas."""
+    import pandas as pd
+
+    write_scores(path, shuffled_columns(), METADATA)
+    frame = pd.read_parquet(path)
+    frame["mine"] = np.where(frame["candidate"] < 0, np.nan, frame["candidate"] * 2.0)
+    frame.assign(**more).to_parquet(path)
+
+
+def test_a_column_of_ones_own_is_a_metric_with_the_direction_and_the_mode_of_the_yaml(tmp_path):
+    with_column(tmp_path / "scores.parquet")
+    reward = tmp_path / "mine.yaml"
+    reward.write_text("fr: [gmsd]\nnr:\n  - mine: {better: lower}\n")
+    config = load_reward_config(reward)
+    assert [spec.name for spec in config.metrics] == ["gmsd", "mine"] and [spec.name for spec in config.computed] == ["gmsd"]
+    table = read_scores(tmp_path / "scores.parquet", config)
+    np.testing.assert_array_equal(table.scores["mine"], [[0, 2, 4], [0, 2, 4]])
+    assert table.lower_better["mine"] and table.metadata["metrics"]["mine"]["mode"] == "NR" and "mine" not in table.gt_scores
+    np.testing.assert_allclose(hybrid_reward(table.scores, table.lower_better, config), [[1, 0.5, 0], [1, 0.5, 0]])
+    assert "mine" not in read_scores(tmp_path / "scores.parquet").scores
+
+
+def test_a_column_that_cannot_be_a_metric_is_named(tmp_path):
+    path = tmp_path / "scores.parquet"
+    with_column(path, words="good")
+    for entry, problem in {
+        "mnie: {better: lower}": "has no column 'mnie', which the reward config 'mine' names.*did you mean 'mine'",
+        "words: {better: lower}": "column 'words' holds string, and a metric needs numbers",
+        "musiq: {better: lower}": "'musiq' is a metric of label_rewards.py .NR, higher is better.*says otherwise",
+    }.items():
+        reward = tmp_path / "mine.yaml"
+        reward.write_text(f"nr:\n  - {entry}\n")
+        with pytest.raises(UserError, match=problem):
+            read_scores(path, load_reward_config(reward))
+    with pytest.raises(UserError, match="'mine' is a column of a score table.*cannot be computed"):
+        MetricSuite([MetricSpec("mine", better="lower")])
+
+
+def test_new_images_are_judged_without_the_columns_of_a_table(capsys):
+    config = RewardConfig("r", [MetricSpec("gmsd")], [MetricSpec("mine", better="lower")], weights={"gmsd": 1.0, "mine": 2.0})
+    left = for_new_images(config, "validation samples")
+    assert [spec.name for spec in left.metrics] == ["gmsd"] and left.shares() == {"gmsd": 1.0} and left.weights == {"gmsd": 1.0}
+    assert capsys.readouterr().err.count("validation samples are judged without mine") == 1
+    with pytest.raises(UserError, match="'r': mine can be read from a score table alone"):
+        for_new_images(RewardConfig("r", [], config.nr), "validation samples")
+    assert for_new_images(CONFIG, "validation samples") is CONFIG
 
 
 # --- metric suite ----------------------------------------------------------------------------------------------------
@@ -378,6 +472,92 @@ def test_metric_in_the_wrong_half_is_refused():
     config = RewardConfig("mixed", [MetricSpec("piqe")], [])
     with pytest.raises(UserError, match="'piqe' is a NR metric"):
         check_modes(config, MetricSuite(config.metrics))
+
+
+# --- metrics of one's own --------------------------------------------------------------------------------------------
+
+OWN_METRICS = """
+import torch
+from torch import nn
+from pyiqa.default_model_configs import DEFAULT_CONFIGS
+from pyiqa.utils.registry import ARCH_REGISTRY
+
+@ARCH_REGISTRY.register(name="CONTRAST")
+class Contrast(nn.Module):
+    def __init__(self, gain=1.0):
+        super().__init__()
+        self.gain = float(gain)
+
+    def forward(self, images, gt=None):
+        if self.gain < 0:
+            raise KeyError("gain")
+        images.mul_(self.gain)  # in place, on purpose
+        scores = images.std(dim=(1, 2, 3))
+        return scores.mean() if self.gain > 9 else scores
+
+DEFAULT_CONFIGS["CONTRAST"] = {"metric_opts": {"type": "CONTRAST"}, "metric_mode": "NR", "lower_better": False}
+DEFAULT_CONFIGS["CONTRAST-bare"] = {"metric_opts": {"type": "CONTRAST"}}
+DEFAULT_CONFIGS["CONTRAST-lost"] = {"metric_opts": {"type": "Nowhere"}, "metric_mode": "NR"}
+"""
+
+
+@pytest.fixture
+def own_reward(tmp_path):
+    """Writes a reward YAML beside a module that registers metrics, each time under names of its own; returns a function of its `nr`."""
+
+    def write(nr, imports="[own.py]"):
+        name = f"contrast{abs(hash(str(tmp_path)))}"
+        (tmp_path / "own.py").write_text(OWN_METRICS.replace("CONTRAST", name))
+        (tmp_path / "own.yaml").write_text(f"imports: {imports}\nnr: [{nr.replace('CONTRAST', name)}]\n")
+        return load_reward_config(tmp_path / "own.yaml"), name
+
+    return write
+
+
+@pytest.mark.parametrize("imports", ["[own.py]", "[own]"])
+def test_a_metric_registered_with_pyiqa_is_imported_and_scores(own_reward, images, imports):
+    config, name = own_reward("piqe, CONTRAST: {gain: 2}", imports)
+    suite = MetricSuite(config.metrics, batches=Batches(2))
+    before = images[1].clone()
+    scores = suite.score(images[1], images[0])
+    np.testing.assert_allclose(scores[name], 2 * before.std(dim=(1, 2, 3)).numpy(), atol=1e-6)
+    assert torch.equal(before, images[1]) and not suite.lower_better[name]  # what it does in place stays with it
+    assert len(suite.describe()[name]["code"]) == 16 and "code" not in suite.describe()["piqe"]
+
+
+@pytest.mark.parametrize(
+    ("nr", "problem"),
+    [
+        (
+            "CONTRAST: {gain: -1}",
+            "'contrast.*', a metric of your own, fails on image 'koala' of 64 x 64: KeyError: 'gain' .own.py, line 15",
+        ),
+        ("CONTRAST: {gain: 10}", "gives 1 scores for 3 images; it must return one an image"),
+        (
+            "CONTRAST: {gain: x}",
+            "a metric of your own, cannot be built with the options .*: ValueError: could not convert.*own.py, line 11",
+        ),
+        ("CONTRAST-bare", "its entry in pyiqa's DEFAULT_CONFIGS must be .*'metric_mode'"),
+        ("CONTRAST-lost", "its class must be registered with pyiqa's ARCH_REGISTRY"),
+        ("CONTRST", "unknown metric 'CONTRST'.*docs/OWN_METRICS.md"),
+    ],
+)
+def test_a_fault_in_a_metric_of_ones_own_is_one_line(own_reward, images, nr, problem):
+    config, _ = own_reward(nr)
+    with pytest.raises(UserError, match=problem) as error:
+        MetricSuite(config.metrics).score(images[1], image_id="koala")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("code", "problem"), [("import absent_module", "absent_module.*line 1"), ("x = (", "SyntaxError")])
+def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, code, problem):
+    (tmp_path / "own.py").write_text(code)
+    (tmp_path / "own.yaml").write_text("imports: [own.py]\nnr: [piqe]\n")
+    with pytest.raises(UserError, match=f"own.py, which the reward config imports, fails: .*{problem}.*mend it"):
+        MetricSuite(load_reward_config(tmp_path / "own.yaml").metrics)
+    (tmp_path / "own.yaml").write_text("imports: [no_such_module_anywhere]\nnr: [piqe]\n")
+    with pytest.raises(UserError, match="no_such_module_anywhere, which the reward config imports, fails: ModuleNotFoundError"):
+        MetricSuite(load_reward_config(tmp_path / "own.yaml").metrics)
 
 
 # --- validation ------------------------------------------------------------------------------------------------------

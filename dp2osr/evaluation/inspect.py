@@ -35,7 +35,7 @@ def run_inspection(args):
     """
     store, config = CandidateStore(args.candidates_dir), load_reward_config(args.reward_config)
     scores = scores_path(args.candidates_dir, args.scores)
-    table = read_scores(scores)
+    table = read_scores(scores, config)
     check_same_candidates(store, table)
     table, left_out, odd = finite_groups(table, config)
     if not table.image_ids:
@@ -48,7 +48,11 @@ def run_inspection(args):
         check_manifest(args.metrics_dir)
     validation = _validate(config, args, device) if args.validation_image_path else None
     decoder = load_decoder(store.settings, device)
-    suite = MetricSuite([spec for spec in config.fr if has_map(spec.name)], device, weights_dir=args.metrics_dir) if gt_paths else None
+    suite = (
+        MetricSuite([spec for spec in config.computed if spec in config.fr and has_map(spec.name)], device, weights_dir=args.metrics_dir)
+        if gt_paths
+        else None
+    )
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     settings = {
@@ -73,7 +77,7 @@ def run_inspection(args):
 def _validate(config, args, device):
     """What distortions the metrics order on crops of `args.resolution` pixels."""
     crops = held_out_crops(args.validation_image_path, args.resolution, args.num_crops)
-    return validate_reward(MetricSuite(config.metrics, device, weights_dir=args.metrics_dir), crops)
+    return validate_reward(MetricSuite(config.computed, device, weights_dir=args.metrics_dir), crops)
 
 
 def correlation_csv(inspection):

@@ -83,7 +83,7 @@ def _load(name, folder, config, command):
     path = folder / SCORES
     if not path.is_file():
         raise UserError(f"{path}: '{name}' has no scores yet; run: {command}")
-    table = read_scores(path)
+    table = read_scores(path, config)
     unscored = sorted(set(store.ids()) ^ set(table.image_ids))
     if unscored:
         raise UserError(f"{path}: scores and candidate groups do not match ({listed(unscored)}); run: {command}")
@@ -240,14 +240,20 @@ def upsample_bicubic(group):
     return group.lr.resize(result_size(group), Image.Resampling.BICUBIC)
 
 
-def suites_of(metrics, device="cpu", weights_dir=None):
-    """The `MetricSuite`s, one a precision, that give a method's metrics anew; `metrics`: of `Method`; the rest as `MetricSuite` has it."""
+def suites_of(metrics, device="cpu", weights_dir=None, imports=()):
+    """The `MetricSuite`s, one a precision, that give a method's metrics anew, but for the user's columns.
+
+    Args:
+        metrics: of `Method`; imports: of the `RewardConfig`; the rest as `MetricSuite` has it.
+    """
     from dp2osr.rewards.config import MetricSpec
     from dp2osr.rewards.metrics import MetricSuite
 
     by_precision = {}
     for name, entry in metrics.items():
-        by_precision.setdefault(entry.get("precision", "fp32"), []).append(MetricSpec(name, entry.get("options") or {}))
+        if not entry.get("column"):
+            spec = MetricSpec(name, entry.get("options") or {}, imports=imports)
+            by_precision.setdefault(entry.get("precision", "fp32"), []).append(spec)
     return [MetricSuite(specs, device, precision=precision, weights_dir=weights_dir) for precision, specs in sorted(by_precision.items())]
 
 
@@ -266,4 +272,4 @@ def bicubic_scores(method, gt_paths, suites):
         for suite in suites:
             scores |= suite.score(image[None], gt, image_id, candidates=["bicubic"])
         rows.append({name: float(values[0]) for name, values in scores.items()})
-    return {name: np.array([row[name] for row in rows]) for name in method.metrics}
+    return {name: np.array([row[name] for row in rows]) for name, about in method.metrics.items() if not about.get("column")}

@@ -35,7 +35,13 @@ def run_evaluation(args):
     output.mkdir(parents=True, exist_ok=True)
 
     device = compute_device()
-    bicubic = None if args.no_bicubic else bicubic_scores(methods[0], gt_paths, suites_of(methods[0].metrics, device, args.metrics_dir))
+    bicubic = None
+    if config.columns:
+        notes.append(
+            f"Bicubic is left out: the reward has {', '.join(config.columns)}, a column of the score tables, and bicubic is in none."
+        )
+    elif not args.no_bicubic:
+        bicubic = bicubic_scores(methods[0], gt_paths, suites_of(methods[0].metrics, device, args.metrics_dir, config.imports))
     evaluation = evaluate(methods, config, bicubic, resamples=args.bootstrap, seed=args.seed, crop_suffix=args.crop_suffix)
     evaluation.notes = notes + evaluation.notes
     panels = pictures.make_panels(evaluation, methods, bicubic, args.gt_path, args.max_images_in_report, device)

@@ -18,6 +18,7 @@ from dp2osr.errors import UserError
 from dp2osr.planning.cost import measure, norms_in_float32, weight_bytes, weights_of
 from dp2osr.planning.models import ConfigSource, fake_tensors, read_published, to_fake
 from dp2osr.preference.groups import PreferenceGroup
+from dp2osr.rewards.qalign import weight_bytes as qalign_bytes
 from dp2osr.sampling.decode import decoded_together
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.sampler import samples_together
@@ -114,8 +115,13 @@ def plan_sampling(model, num_images):
     )
 
 
-def plan_scoring(model, num_images):
-    """`label_rewards.py`: decoding is counted; the metrics take the seconds that they took the paper, and memory that is not counted."""
+def plan_scoring(model, num_images, metrics=()):
+    """`label_rewards.py`: decoding is counted; the metrics take the seconds that they took the paper, and memory that is not counted.
+
+    Args:
+        metrics: names of those that are scored; Q-Align's weights, more than all others together, are counted.
+    """
+    qalign = qalign_bytes(metrics)
     backbone = model.load(("vae",))
     with fake_tensors(), torch.no_grad():
         networks = to_pretended_cpu(backbone)
@@ -125,9 +131,9 @@ def plan_scoring(model, num_images):
     candidates = num_images * model.args.num_candidates
     return StagePlan(
         name="score",
-        amount=f"{candidates:,} images; memory: decoding alone",
+        amount=f"{candidates:,} images; memory: decoding {'and Q-Align' if qalign else 'alone'}",
         flops=candidates * decode.flops / len(latents),
-        memory={"weights": weight_bytes(*networks), "activations": decode.peak_bytes},
+        memory={"weights": weight_bytes(*networks), "activations": decode.peak_bytes} | ({"Q-Align": qalign} if qalign else {}),
         disk=candidates * 8 * 10,  # ten columns of float64
         seconds=candidates * SCORING_SECONDS * model.pixels / 512**2,
     )

@@ -11,8 +11,8 @@ from dp2osr.sampling.store import CandidateStore
 def describe_preferences(args):
     """Lines of text: one row a group (winners' and losers' mean reward, σ_g, range of the pair weights), then the summary."""
     store = CandidateStore(args.candidates_dir)
-    table = read_scores(scores_path(args.candidates_dir, args.scores))
     config = load_reward_config(args.reward_config)
+    table = read_scores(scores_path(args.candidates_dir, args.scores), config)
     groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
     best = np.take_along_axis(groups.rewards, groups.winners, 1).mean(1)
     worst = np.take_along_axis(groups.rewards, groups.losers, 1).mean(1)

@@ -148,7 +148,7 @@ def score_rivals(grid, folders, candidates, label, output):
     [base, *others], _ = load_methods([f"{name}={folder}" for name, folder in {BASE: folders[BASE], **candidates}.items()], config, "")
     found = {method.name: method.scores for method in others}
     device = compute_device()
-    suites = suites_of(base.metrics, device, label.get("metrics_dir")) if set(grid.rivals) - set(candidates) else []
+    suites = suites_of(base.metrics, device, label.get("metrics_dir"), config.imports) if set(grid.rivals) - set(candidates) else []
     for name, where in grid.rivals.items():
         if where == BICUBIC:
             scores = bicubic_scores(base, find_gt(label["gt_path"], base.image_ids), suites)

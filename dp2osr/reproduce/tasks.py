@@ -22,7 +22,7 @@ from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import check_sizes, pair_images
 from dp2osr.provenance import file_sha256
 from dp2osr.reproduce.grid import read_yaml
-from dp2osr.rewards.config import find_reward_config, load_reward_config
+from dp2osr.rewards.config import absolute_imports, find_reward_config, load_reward_config
 from dp2osr.rewards.table import SCORES
 
 INPUTS = (  # flags that name what must be there beforehand
@@ -341,7 +341,8 @@ def training_of(grid, read, arm, seed, shared, output):
     if grid.checkpoints:
         train |= {"checkpointing_steps": math.gcd(*grid.checkpoints), "checkpoints_total_limit": max(grid.checkpoints)}
     if arm.reward:
-        reward = read_yaml(find_reward_config(str(train.get("reward_config", "default"))), "a reward") | arm.reward
+        path = find_reward_config(str(train.get("reward_config", "default")))
+        reward = absolute_imports(path, read_yaml(path, "a reward")) | arm.reward
         train["reward_config"] = REWARD
     first = {"candidates_dir": str(shared.folder / CANDIDATES), "scores": str(shared.folder / CANDIDATES / SCORES)}
     programs = [_training(train, {}, first | _cache(grid, output), 1)]

@@ -1,6 +1,7 @@
 """Reward configs (paper, Sec. 4.1): a YAML with two lists of metrics, `fr` and `nr`, and perhaps how they are put together."""
 
-from dataclasses import dataclass, field
+import sys
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -13,10 +14,17 @@ CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "rewards"
 
 @dataclass(frozen=True)
 class MetricSpec:
-    """A metric by its pyiqa name, and the options that differ from pyiqa's defaults."""
+    """A metric by its pyiqa name, and the options that differ from pyiqa's defaults.
+
+    Attributes:
+        better: "higher" or "lower" for a column that the user adds to the score table; it is read, never computed. Else None.
+        imports: the user's modules that register metrics with pyiqa, imported before this one is created (`own.import_modules`).
+    """
 
     name: str
     options: dict = field(default_factory=dict)
+    better: str | None = None
+    imports: tuple = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,7 @@ class RewardConfig:
         normalise: how a metric's scores within a group become comparable, a name in `NORMALISATIONS`; "min_max" in the paper.
         weights: metric → weight within its set, 1 where it is not named, as all are in the paper.
         conflict_aware: weights are further multiplied by how well the metric agrees with the others (`agreement_weights`).
+        imports: as `MetricSpec` has them, also for metrics beside the reward.
     """
 
     name: str
@@ -37,11 +46,28 @@ class RewardConfig:
     normalise: str = "min_max"
     weights: dict = field(default_factory=dict)
     conflict_aware: bool = False
+    imports: tuple = ()
 
     @property
     def metrics(self):
         """All `MetricSpec`s, FR first."""
         return self.fr + self.nr
+
+    @property
+    def computed(self):
+        """The `MetricSpec`s that a `MetricSuite` computes."""
+        return [spec for spec in self.metrics if not spec.better]
+
+    @property
+    def columns(self):
+        """Name → description, as in a score table's metadata, of the metrics that are the user's own columns of that table."""
+        modes = [("FR", self.fr), ("NR", self.nr)]
+        return {
+            spec.name: {"lower_better": spec.better == "lower", "mode": mode, "options": {}, "column": True}
+            for mode, specs in modes
+            for spec in specs
+            if spec.better
+        }
 
     def shares(self, factors=None):
         """metric → its share of the reward; they sum to 1.
@@ -60,7 +86,8 @@ class RewardConfig:
 
 
 NORMALISATIONS = ("min_max", "rank", "z_score")
-KEYS = ("fr", "nr", "fr_weight", "normalise", "weights", "conflict_aware")
+KEYS = ("fr", "nr", "fr_weight", "normalise", "weights", "conflict_aware", "imports")
+DIRECTIONS = ("higher", "lower")
 
 
 def nearest(name, known):
@@ -73,11 +100,12 @@ def nearest(name, known):
 def load_reward_config(name_or_yaml):
     """Read a reward config by its name in `configs/rewards/` or by the path of a YAML file.
 
-    Each entry of `fr` and `nr` is a metric's name, or `{name: {option: value}}`; `fr_weight` is a number in (0, 1), ½ by default;
-    the other keys are `RewardConfig`'s.
+    Each entry of `fr` and `nr` is a metric's name, `{name: {option: value}}`, or `{name: {better: higher | lower}}` for a column of the
+    user's own; `fr_weight` is a number in (0, 1), ½ by default; `imports` a list of modules; the other keys are `RewardConfig`'s.
 
     Raises:
-        UserError: no such name or file, not YAML, an unknown key, a malformed entry, a metric listed twice, no metric, a bad weight.
+        UserError: no such name or file, not YAML, an unknown key, a malformed entry, a metric listed twice, no metric, a bad weight,
+            an imported file that is not there.
     """
     path = find_reward_config(str(name_or_yaml))
     try:
@@ -92,8 +120,9 @@ def load_reward_config(name_or_yaml):
     weight = content.get("fr_weight", 0.5)
     if not isinstance(weight, (int, float)) or not 0 < weight < 1:
         raise UserError(f"{path}: 'fr_weight' must be a number between 0 and 1, not {weight!r}; leave a set empty to do without it")
-    sets = ([_read_spec(path, entry) for entry in _read_list(path, content, key)] for key in ("fr", "nr"))
-    config = RewardConfig(path.stem, *sets, float(weight), *_read_aggregation(path, content))
+    imports = tuple(absolute_imports(path, content).get("imports", ()))
+    sets = ([replace(_read_spec(path, entry), imports=imports) for entry in _read_list(path, content, key)] for key in ("fr", "nr"))
+    config = RewardConfig(path.stem, *sets, float(weight), *_read_aggregation(path, content), imports)
     names = [spec.name for spec in config.metrics]
     if not names:
         raise UserError(f"{path}: names no metric; list at least one under 'fr' or 'nr'")
@@ -119,6 +148,49 @@ def _read_aggregation(path, content):
     if not isinstance(conflict_aware, bool):
         raise UserError(f"{path}: 'conflict_aware' must be true or false, not {conflict_aware!r}")
     return normalise, {str(name): float(value) for name, value in weights.items()}, conflict_aware
+
+
+def absolute_imports(path, content):
+    """The content of a reward config's YAML, in which imported files have their whole path: it may be written to another folder.
+
+    An entry of `imports` is the path of a `.py` from the YAML's folder, or a module's name: a file in that folder, else installed.
+
+    Raises:
+        UserError: `imports` is no list of names, or a file of it is not there.
+    """
+    if "imports" not in content:
+        return content
+    entries = content["imports"] or []
+    if not isinstance(entries, list) or not all(isinstance(entry, str) and entry.strip() for entry in entries):
+        raise UserError(f"{path}: 'imports' must be a list of modules or .py files, not {content['imports']!r}; see docs/OWN_METRICS.md")
+    return content | {"imports": [_absolute_import(Path(path), entry.strip()) for entry in entries]}
+
+
+def _absolute_import(path, entry):
+    file = path.parent / (entry if entry.endswith(".py") else f"{entry}.py")
+    if file.is_file():
+        return str(file.resolve())
+    if entry.endswith(".py") or "/" in entry:
+        raise UserError(f"{path}: 'imports' names {entry}, and there is no {file}; give its path from the folder of this YAML")
+    return entry
+
+
+def for_new_images(config, what):
+    """The config without the metrics that are the user's columns of a score table: `what` has no row there. A line on stderr says so.
+
+    Raises:
+        UserError: it has no other metric.
+    """
+    if not config.columns:
+        return config
+    names = ", ".join(config.columns)
+    if not config.computed:
+        raise UserError(
+            f"reward config '{config.name}': {names} can be read from a score table alone, and {what} are in none; add a metric"
+        )
+    print(f"warning: {what} are judged without {names}: a column of the score table, which cannot be computed", file=sys.stderr)
+    fr, nr = ([spec for spec in specs if not spec.better] for specs in (config.fr, config.nr))
+    return replace(config, fr=fr, nr=nr, weights={name: value for name, value in config.weights.items() if name not in config.columns})
 
 
 def find_reward_config(name_or_yaml):
@@ -148,5 +220,18 @@ def _read_spec(path, entry):
     if isinstance(entry, dict) and len(entry) == 1:
         name, options = next(iter(entry.items()))
         if isinstance(name, str) and isinstance(options or {}, dict):
-            return MetricSpec(name, dict(options or {}))
+            options = dict(options or {})
+            return _read_column(path, name, options) if "better" in options else MetricSpec(name, options)
     raise UserError(f"{path}: '{entry}' is not a metric; write NAME or NAME: {{option: value}}")
+
+
+def _read_column(path, name, options):
+    better = options["better"]
+    if better not in DIRECTIONS:
+        raise UserError(f"{path}: metric '{name}': 'better' must be higher or lower, not {better!r}{nearest(str(better), DIRECTIONS)}")
+    if len(options) > 1:
+        others = ", ".join(sorted(map(str, options.keys() - {"better"})))
+        raise UserError(f"{path}: metric '{name}': 'better' says that it is a column of the score table, which has no option {others}")
+    if name in ("image_id", "candidate"):
+        raise UserError(f"{path}: '{name}' names the rows of the score table and cannot be a metric")
+    return MetricSpec(name, better=better)

@@ -8,6 +8,7 @@ import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
+from itertools import count
 from pathlib import Path
 from unittest import mock
 
@@ -16,13 +17,13 @@ from scipy.stats import kendalltau
 from tqdm import tqdm
 
 from dp2osr.data.images import find_gt, pil_to_tensor, read_image
-from dp2osr.errors import UserError
+from dp2osr.errors import UserError, listed
 from dp2osr.provenance import file_sha256
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import MetricSpec, nearest
 from dp2osr.rewards.draws import share_of_flips
 from dp2osr.rewards.metrics import bad_score, pyiqa_version
-from dp2osr.rewards.table import GT_CANDIDATE, read_columns, scores_path, write_scores
+from dp2osr.rewards.table import GT_CANDIDATE, own_columns, read_columns, scores_path, sidecar_path, write_scores, write_sidecar
 
 
 def pair_gt(gt_path, image_ids, modes):
@@ -83,9 +84,9 @@ class Labeller:
                 (image_id, missing, provenance, content), coming = coming, next(jobs, None)
                 columns, described = self._known(image_id, provenance)
                 fresh = self._score(image_id, missing, *content.result())
-                kept = {name: values for name, values in columns.items() if name not in missing}
+                kept = {name: columns[name] for name in described if name not in missing}
                 metadata = self._metadata({**described, **{name: self.wanted[name] for name in missing}}, {image_id: provenance})
-                write_scores(self.parts_dir / f"{image_id}.parquet", {**fresh, **kept}, metadata)
+                write_scores(self.parts_dir / f"{image_id}.parquet", {**fresh, **kept}, metadata, sidecar=False)
                 progress.update()
                 scored += 1
         return scored
@@ -123,10 +124,12 @@ class Labeller:
     def merge(self):
         """Write `output` from the part files and its own earlier rows; returns whether there was anything to write.
 
-        A metric that an earlier run scored for every group is kept beside the ones now asked for.
+        A metric that an earlier run scored for every group is kept beside the ones now asked for, and so are the user's own columns.
         """
         image_ids = self.store.ids()
         if not self.parts_dir.exists() and self._earlier and set(self._earlier_rows) == set(image_ids):
+            if not sidecar_path(self.output).exists():
+                write_sidecar(self.output, self._earlier[1])
             return False
         sources = [self._previous(image_id) for image_id in image_ids]
         described = [of_group for _, of_group, _ in sources]
@@ -136,9 +139,46 @@ class Labeller:
             raise UserError(f"{self.parts_dir}: a group lacks metric '{name}'; run the same command again")
         columns = {key: np.concatenate([columns[key] for columns, _, _ in sources]) for key in ("image_id", "candidate", *common)}
         provenance = {image_id: of for image_id, (_, _, of) in zip(image_ids, sources, strict=True)}
-        write_scores(self.output, columns, self._metadata(common, provenance))
+        metadata = {**(self._earlier[1] if self._earlier else {}), **self._metadata(common, provenance)}
+        write_scores(self.output, columns | self._own_columns(columns, provenance), metadata)
         shutil.rmtree(self.parts_dir, ignore_errors=True)
         return True
+
+    def _own_columns(self, columns, provenance):
+        """The user's columns of the earlier table for the rows of `columns`; empty where a group is new, or scored anew.
+
+        Where values go that way, the table as it was stays beside the new one. Both are said.
+        """
+        names = own_columns(*self._earlier) if self._earlier else []
+        if not names:
+            return {}
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        earlier, metadata = self._earlier
+        groups = metadata.get("groups", {}) if self._holds(metadata) else {}
+        places = {row: place for place, row in enumerate(zip(earlier["image_id"], earlier["candidate"].tolist(), strict=True))}
+        rows = list(zip(columns["image_id"], columns["candidate"].tolist(), strict=True))
+        same = {image_id for image_id, of in provenance.items() if groups.get(image_id) == of}
+        found = [places.get(row) if row[0] in same else None for row in rows]
+        table = pq.read_table(self.output, columns=names)
+        kept = {name: table[name].take(pa.array(found, pa.int64())) for name in names}
+        print(f"{self.output}: kept your columns {', '.join(names)}")
+        dropped = sorted(set(range(table.num_rows)) - set(found))
+        lost = sorted({earlier["image_id"][row] for row in dropped if any(table[name][row].as_py() is not None for name in names)})
+        if lost:
+            before = self._copy_of_output()
+            why = "their candidates or GT are others now, or gone"
+            print(f"warning: their values for {len(lost)} images ({listed(lost)}) are left out: {why}; the table as it was is {before}")
+        return kept
+
+    def _copy_of_output(self):
+        """Copy the earlier table, with its sidecar, to a name that is free; returns its path."""
+        number = next(number for number in count(1) if not self.output.with_name(f"{self.output.name}.before{number}").exists())
+        path = self.output.with_name(f"{self.output.name}.before{number}")
+        shutil.copyfile(self.output, path)
+        write_sidecar(path, self._earlier[1])
+        return path
 
     def _score(self, image_id, names, group, gt):
         """Raw scores of a group's candidates, and in a last row of its GT, as `write_scores` takes them."""
@@ -170,6 +210,13 @@ class Labeller:
             there = self._earlier[1].get("pyiqa")
             problem = f"was scored with pyiqa {there}, and this is {pyiqa_version()}; numbers of two versions do not mix"
             raise UserError(f"{self.output}: {problem}: name another table by --output, or move this one away")
+
+    def check_own_columns(self):
+        """Refuse to score a metric that has the name of a column which the user has added (UserError)."""
+        taken = sorted(set(own_columns(*self._earlier)) & set(self.wanted)) if self._earlier else []
+        if taken:
+            problem = f"has a column '{taken[0]}' of your own, and a metric of that name is to be scored"
+            raise UserError(f"{self.output}: {problem}; rename your column, or name another table by --output")
 
     def bad_groups(self):
         """Ids of the groups of the written table of which a candidate, or the GT, has a NaN or infinite score."""
@@ -284,6 +331,9 @@ def label_candidates(args):
     decode = LazyDecoder(store, state.device, batches)
     labeller = Labeller(store, suite, pair_gt(args.gt_path, image_ids, suite.modes), output, decode, args.strict)
     labeller.check_version()
+    labeller.check_own_columns()
+    if config.columns and state.is_main_process:
+        print(f"{', '.join(config.columns)}: not computed here; must be in {output} as a column of your own (docs/OWN_METRICS.md)")
     if (args.compile or args.precision != "fp32") and state.is_main_process:
         labeller.compare_with_exact(image_ids[0])
     labeller.score_missing(image_ids[state.process_index :: state.num_processes], state.is_main_process)
@@ -302,20 +352,25 @@ def label_candidates(args):
 
 
 def chosen_metrics(config, extra, exclude):
-    """`MetricSpec`s of a config and further names, without the excluded ones.
+    """`MetricSpec`s of a config and further names, without the excluded ones and those that are columns of the user's.
 
     Raises:
         UserError: an excluded metric that was not going to be scored, or nothing left.
     """
     in_config = {spec.name for spec in config.metrics}
-    specs = config.metrics + [MetricSpec(name) for name in extra if name not in in_config]
+    specs = config.metrics + [MetricSpec(name, imports=config.imports) for name in extra if name not in in_config]
     names = [spec.name for spec in specs]
     for name in exclude:
         if name not in names:
             raise UserError(f"--exclude_metrics {name}: reward config '{config.name}' does not have it{nearest(name, names)}")
     if set(exclude) >= set(names):
         raise UserError("--exclude_metrics: leaves no metric to score with")
-    return [spec for spec in specs if spec.name not in exclude]
+    chosen = [spec for spec in specs if spec.name not in exclude and not spec.better]
+    if not chosen:
+        raise UserError(
+            f"reward config '{config.name}': all its metrics are columns of your own, and there is nothing to score; add a metric"
+        )
+    return chosen
 
 
 class LazyDecoder:

@@ -12,13 +12,15 @@ from pickle import UnpicklingError
 import numpy as np
 import torch
 
-from dp2osr.errors import UserError
+from dp2osr.errors import UserError, is_full_disk
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import nearest
 from dp2osr.rewards.draws import noticing_draws, one_seeded_image_at_a_time, random_state_kept
+from dp2osr.rewards.own import code_hash, described, import_modules, is_foreign, registered
 from dp2osr.rewards.reuse import lean
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+BRISQUE_PARAMETERS = "preset/metrics/brisque.safetensors"
 
 
 class LocalMetric(torch.nn.Module):
@@ -87,12 +89,13 @@ class MetricSuite:
 
     Attributes:
         specs: name → `MetricSpec`; lower_better: name → bool; modes: name → "FR" | "NR"; both as pyiqa says.
+        code: name → hash of the file, for a metric of the user's code.
         drawing: names of the metrics that were seen to draw random numbers; their draw for an image follows from (`seed`, image id,
             candidate), and no other random number of the process changes.
 
     Raises:
-        UserError: unknown metric (nearest names shown), an option that it does not have, or weights or a package of it
-            that are not on this machine.
+        UserError: unknown metric (nearest names shown), a column of the score table, an option that it does not have, or weights or a
+            package of it that are not on this machine.
     """
 
     def __init__(self, specs, device="cpu", batches=None, precision="fp32", weights_dir=None, compiled=False):
@@ -108,20 +111,28 @@ class MetricSuite:
             metrics = {name: create_metric(spec, self.device, weights_dir) for name, spec in self.specs.items()}
         self.lower_better = {name: bool(metric.lower_better) for name, metric in metrics.items()}
         self.modes = {name: metric.metric_mode for name, metric in metrics.items()}
+        self.code = {name: code_hash(type(metric.net)) for name, metric in metrics.items() if is_foreign(type(metric.net))}
         self.seed, self.drawing = 0, set()
         self._metrics = {}
         for name, metric in metrics.items():
             self._metrics[name] = lean(metric, self._metrics.values())
-            if compiled and any(True for _ in metric.net.parameters()):  # a formula has none, and gains nothing
+            has_weights = any(True for _ in metric.net.parameters())  # a formula has none, and gains nothing
+            if compiled and has_weights and not self._metrics[name].own_precision:
                 compile_network(metric.net)
 
     def describe(self):
-        """name → {"lower_better", "mode", "options", "precision"}, for the score table's metadata; fp32 goes without saying."""
-        precision = {} if self.precision == "fp32" else {"precision": self.precision}
-        return {
-            name: {"lower_better": self.lower_better[name], "mode": self.modes[name], "options": spec.options, **precision}
-            for name, spec in self.specs.items()
-        }
+        """name → {"lower_better", "mode", "options", "precision", "code"}, for the score table's metadata.
+
+        fp32 goes without saying, so does the precision of a metric that has its own; "code" is there for a metric of the user's.
+        """
+        about = {}
+        for name, spec in self.specs.items():
+            about[name] = {"lower_better": self.lower_better[name], "mode": self.modes[name], "options": spec.options}
+            if self.precision != "fp32" and not self._metrics[name].own_precision:
+                about[name]["precision"] = self.precision
+            if self.code.get(name):
+                about[name]["code"] = self.code[name]
+        return about
 
     def networks(self):
         """name → the metric as `lean` gives it."""
@@ -169,7 +180,10 @@ class MetricSuite:
 
         def scores_of(part):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                return metric(part, *reference).flatten()
+                values = metric(part, *reference).flatten()
+            if len(values) != len(part):
+                raise UserError(f"metric '{name}' gives {len(values)} scores for {len(part)} images; it must return one an image, (B,)")
+            return values
 
         try:
             if name not in self.drawing:
@@ -184,7 +198,15 @@ class MetricSuite:
         except torch.OutOfMemoryError:
             advice = "lower --batch_size or set --memory_limit"
             raise UserError(f"metric '{name}': out of memory on images of {size}; {advice}") from None
-        except (AssertionError, RuntimeError, ValueError, IndexError) as error:
+        except UserError:
+            raise
+        except Exception as error:
+            if metric.foreign:
+                raise UserError(
+                    f"metric '{name}', a metric of your own, fails on image '{image_id}' of {size}: {described(error)}"
+                ) from None
+            if not isinstance(error, (AssertionError, RuntimeError, ValueError, IndexError)):
+                raise
             reason = " ".join(str(error).split())
             if self.compiled and ("compile" in reason.lower() or "inductor" in reason.lower()):
                 raise UserError(f"{what}: torch.compile fails ({reason[:300]}); leave --compile out") from None
@@ -229,7 +251,11 @@ def check_modes(config, suite):
 
 
 def create_metric(spec, device, weights_dir=None):
-    """A metric of this repository, or pyiqa's; see `MetricSuite`, also for what it raises."""
+    """A metric of this repository, pyiqa's or, through `spec.imports`, the user's; see `MetricSuite`, also for what it raises."""
+    if spec.better:
+        problem = f"metric '{spec.name}' is a column of a score table ('better: {spec.better}' in the YAML) and cannot be computed"
+        raise UserError(f"{problem}; leave it out here")
+    import_modules(spec.imports)
     builder = _local_builder(spec)
     if builder:
         return _check_options(spec, builder)(**spec.options).to(device)
@@ -239,40 +265,68 @@ def create_metric(spec, device, weights_dir=None):
     from dp2osr.rewards.weights import metric_weights, metrics_folder
 
     if spec.name not in DEFAULT_CONFIGS:
-        raise UserError(f"unknown metric '{spec.name}'{nearest(spec.name, [*DEFAULT_CONFIGS, 'dp2o_rank'])}")
-    _refuse_old_qalign(spec.name)
+        own = "for a metric of your own see docs/OWN_METRICS.md"
+        raise UserError(f"unknown metric '{spec.name}'{nearest(spec.name, [*DEFAULT_CONFIGS, 'dp2o_rank'])}; {own}")
+    kind = _checked_entry(spec.name, DEFAULT_CONFIGS[spec.name])
     try:
-        with metric_weights(DEFAULT_CONFIGS[spec.name]["metric_opts"]["type"], metrics_folder(weights_dir)), redirect_stdout(io.StringIO()):
+        with metric_weights(kind, metrics_folder(weights_dir)), redirect_stdout(io.StringIO()):
             return pyiqa.create_metric(spec.name, device=device, **spec.options)
-    except ImportError as error:
-        problem = f"metric '{spec.name}' needs a package that this environment lacks ({error})"
-        raise UserError(f"{problem}; install it, or leave the metric out") from None
-    except TypeError as error:
-        raise UserError(f"metric '{spec.name}': pyiqa refuses the options {spec.options} ({error})") from None
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"metric '{spec.name}': out of memory on {device} while its network was built; use fewer metrics at a time"
-        ) from None
-    except (RuntimeError, EOFError, KeyError, UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"metric '{spec.name}': a weights file of it cannot be read ({reason}); fetch it again") from None
-    except OSError as error:
-        if error.errno in (28, 122):  # a full disk is reported as such
+    except UserError:
+        raise
+    except Exception as error:
+        if is_full_disk(error):
             raise
-        problem = f"metric '{spec.name}': its weights are not here and cannot be fetched ({error})"
-        ways = "run scripts/fetch_metrics.py (--fid for FID) on a machine with a network and pass --metrics_dir, or take others"
-        raise UserError(f"{problem}; {ways}") from None
+        problem = _own_problem(spec, error) if registered(kind) else _problem(spec, kind, error, device)
+        if problem is None:
+            raise
+        raise UserError(f"metric '{spec.name}'{problem}") from None
 
 
-def _refuse_old_qalign(name):
-    """Q-Align's remote code fails in the middle of its loading under transformers 5; a refusal beforehand."""
-    from importlib.metadata import version
+def _checked_entry(name, entry):
+    """pyiqa's name of a metric's network; `UserError` where the entry, the user's own, lacks something that pyiqa reads."""
+    kind = entry["metric_opts"].get("type") if isinstance(entry, dict) and isinstance(entry.get("metric_opts"), dict) else None
+    if not kind or entry.get("metric_mode") not in ("FR", "NR"):
+        form = "{'metric_opts': {'type': CLASS}, 'metric_mode': 'FR' or 'NR', 'lower_better': True or False}"
+        raise UserError(f"metric '{name}': its entry in pyiqa's DEFAULT_CONFIGS must be {form}; see docs/OWN_METRICS.md")
+    return kind
 
-    if name.startswith("qalign") and int(version("transformers").split(".")[0]) >= 5:
-        raise UserError(
-            f"metric '{name}' cannot run under transformers {version('transformers')}; take pyiqa's 'qrealign' in its place, or score the "
-            f"rest with --exclude_metrics {name} and add it with a YAML of it alone where transformers < 5 and this pyiqa are installed"
-        )
+
+def _own_problem(spec, error):
+    return f", a metric of your own, cannot be built with the options {spec.options}: {described(error)}"
+
+
+def _problem(spec, kind, error, device):
+    """What a user can do about an error in the building of pyiqa's metric; None for one that is nobody's mistake."""
+    reason = " ".join(str(error).split())[:200]
+    if isinstance(error, ImportError):
+        return f" needs a package that this environment lacks ({reason}); install it, or leave the metric out"
+    if isinstance(error, TypeError):
+        return f": pyiqa refuses the options {spec.options} ({reason})"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f": out of memory on {device} while its network was built; use fewer metrics at a time"
+    if isinstance(error, KeyError) and "registry" in reason:
+        return f": {reason}; its class must be registered with pyiqa's ARCH_REGISTRY, see docs/OWN_METRICS.md"
+    if isinstance(error, (RuntimeError, EOFError, KeyError, UnpicklingError)):
+        return f": a weights file of it cannot be read ({reason}); fetch it again"
+    if isinstance(error, OSError):
+        return f": its weights are not here and cannot be fetched ({reason}); {_ways_without(spec.name, kind)}"
+    return None
+
+
+def _ways_without(name, kind):
+    """What to do about a metric whose weights are not on this machine."""
+    from dp2osr.rewards.weights import FROM_HUB
+
+    asked = "--fid" if name == "fid" else f"--extra_metrics {name}"
+    fetched = f"python scripts/fetch_metrics.py {asked} --metrics_dir metrics"
+    ways = f"run {fetched} on a machine with a network and pass --metrics_dir metrics"
+    if kind in FROM_HUB and kind != "QAlign":
+        ways += ", with that machine's hub cache (HF_HOME)"
+    if name == "brisque":
+        return f"write brisque: {{parameters: {BRISQUE_PARAMETERS}}} in the YAML for the one that is shipped here, or {ways}"
+    if name == "fid":
+        return ways
+    return f"take --reward_config embedded (evaluate.py --images: --protocol offline), which needs no download, or {ways}"
 
 
 def _check_options(spec, builder):

@@ -12,6 +12,8 @@ import torch
 from torch.nn import functional as F
 from torchvision.transforms.functional import normalize
 
+from dp2osr.rewards.own import is_foreign
+
 MANIQA_CROPS_TOGETHER = 4  # of the twenty 224 x 224 crops of an image; the attention of more does not fit a processor's cache
 
 
@@ -44,7 +46,14 @@ class RememberedGt:
 
 
 class PlainMetric:
-    """Any metric: pyiqa's call on the batch. Called with (B, 3, H, W) images, and with a (1, 3, H, W) GT if it compares with one."""
+    """Any metric: pyiqa's call on the batch. Called with (B, 3, H, W) images, and with a (1, 3, H, W) GT if it compares with one.
+
+    Attributes:
+        own_precision: whether it runs in the precision of its weights, whatever the suite's.
+        foreign: whether its code is the user's.
+    """
+
+    own_precision = foreign = False
 
     def __init__(self, metric):
         self.metric = metric
@@ -196,6 +205,15 @@ class OneByOne(PlainMetric):
         return torch.cat([self.metric(image).flatten() for image in images.split(1)])
 
 
+class ForeignMetric(PlainMetric):
+    """A metric of the user's code. It gets copies: what it does to its images in place, the next metric does not see."""
+
+    foreign = True
+
+    def __call__(self, images, gt=None):
+        return torch.as_tensor(super().__call__(images.clone(), None if gt is None else gt.clone()))
+
+
 def lean(metric, others=()):
     """`metric` (pyiqa's InferenceModel) as a function of (images (B, 3, H, W)[, gt (1, 3, H, W)]) → B scores, repeated work taken out.
 
@@ -204,6 +222,8 @@ def lean(metric, others=()):
         others: what this function gave for the suite's other metrics; an A-FINE with the same weights shares its features.
     """
     net, kind = metric.net, type(metric.net).__name__
+    if is_foreign(type(net)):
+        return ForeignMetric(metric)
     if kind in ("LPIPS", "DISTS"):
         net.to(memory_format=torch.channels_last)  # a fifth off VGG's time on a CPU
     if kind == "LPIPS":
@@ -220,6 +240,10 @@ def lean(metric, others=()):
         return _lean_clipiqa(metric)
     if kind == "MANIQA":
         return _lean_maniqa(metric)
+    if kind == "QAlign":
+        from dp2osr.rewards.qalign import QAlignMetric
+
+        return QAlignMetric(metric)
     return PlainMetric(metric)
 
 

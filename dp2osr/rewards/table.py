@@ -1,6 +1,10 @@
-"""The score table: one parquet row a candidate, raw scores, and in the schema what made them."""
+"""The score table: one parquet row a candidate, raw scores, and in the schema and a JSON beside it what made them.
+
+Users add columns of their own with pandas, which drops the schema's metadata: then the JSON is read.
+"""
 
 import json
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -8,11 +12,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dp2osr.config import write_text
 from dp2osr.errors import UserError
+from dp2osr.rewards.config import nearest
 
 METADATA_KEY = b"dp2osr"
 GT_CANDIDATE = -1
 SCORES = "scores.parquet"  # in a candidate folder
+IDS = ("image_id", "candidate")
 
 
 def scores_path(candidates_dir, scores=None):
@@ -39,27 +46,45 @@ class ScoreTable:
     metadata: dict = field(repr=False, default_factory=dict)
 
 
-def write_scores(path, columns, metadata):
+def sidecar_path(path):
+    """The JSON beside a score table that holds its metadata once more."""
+    return Path(path).with_name(f"{Path(path).name}.json")
+
+
+def write_sidecar(path, metadata):
+    """Write the metadata of the score table at `path` beside it."""
+    write_text(sidecar_path(path), json.dumps(metadata, sort_keys=True, indent=1) + "\n")
+
+
+def write_scores(path, columns, metadata, sidecar=True):
     """Write a score table; the file is whole or absent.
 
     Args:
         path: parquet file to write.
         columns: `image_id` (N,) strings, `candidate` (N,) integers (−1 = the GT), metric name → (N,) raw scores
-            (NaN for an FR metric of the GT).
+            (NaN for an FR metric of the GT); the user's own columns as arrow arrays of any type.
         metadata: JSON-able; needs `metrics`: {name: {"lower_better", "mode", "options"}}.
+        sidecar: whether `sidecar_path` is written, too.
     """
     types = {"image_id": pa.string(), "candidate": pa.int32()}
-    write_table(path, {name: pa.array(values, types.get(name, pa.float64())) for name, values in columns.items()}, metadata)
+    arrays = {
+        name: values if isinstance(values, pa.ChunkedArray) else pa.array(values, types.get(name, pa.float64()))
+        for name, values in columns.items()
+    }
+    write_table(path, arrays, metadata, sidecar)
 
 
-def write_table(path, columns, metadata):
+def write_table(path, columns, metadata, sidecar=False):
     """Write columns of equal length as parquet, with JSON-able metadata in its schema; the file is whole or absent."""
     path = Path(path)
-    table = pa.table({name: pa.array(values) for name, values in columns.items()})
+    arrow = (pa.Array, pa.ChunkedArray)
+    table = pa.table({name: values if isinstance(values, arrow) else pa.array(values) for name, values in columns.items()})
     table = table.replace_schema_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     pq.write_table(table, part)
+    if sidecar:
+        write_sidecar(path, metadata)
     part.replace(path)
 
 
@@ -69,26 +94,49 @@ def read_metadata(path):
 
 
 def read_columns(path):
-    """(columns, metadata) as `write_scores` takes them, the columns as numpy arrays.
+    """(columns, metadata) as `write_scores` takes them, the columns as numpy arrays; the user's own are among them.
 
     Raises:
         UserError: no such file, not parquet, or not a score table.
     """
     table = _open(path, pq.read_table)
     metadata = _metadata(path, table.schema)
-    missing = {"image_id", "candidate", *metadata["metrics"]} - set(table.column_names)
-    if missing:
-        raise UserError(f"{path}: column '{min(missing)}' is missing; run label_rewards.py again")
-    return {name: table[name].to_numpy() for name in table.column_names}, metadata
+    columns = {name: table[name].to_numpy() for name in table.column_names}
+    columns["image_id"] = columns["image_id"].astype(str).astype(object)
+    columns["candidate"] = _numbers(path, table, "candidate").astype(np.int32)
+    return columns | {name: _numbers(path, table, name) for name in metadata["metrics"]}, metadata
 
 
-def read_scores(path):
+def _numbers(path, table, name):
+    """(N,) float64 of a column, NaN where it is empty; `UserError` where it holds something else."""
+    kind = table[name].type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+        raise UserError(f"{path}: column '{name}' holds {kind}, and a metric needs numbers; write it as numbers")
+    values = table[name].cast(pa.float64()).to_numpy()
+    if name == "candidate" and not (np.isfinite(values).all() and (values == np.round(values)).all()):
+        raise UserError(f"{path}: column 'candidate' must hold a whole number in every row; write the table with the rows that it had")
+    return values
+
+
+def own_columns(names, metadata):
+    """Of the columns of a score table those that are the user's: neither ids nor metrics, nor an index that pandas wrote."""
+    ours = {*IDS, *metadata["metrics"]}
+    return [name for name in names if name not in ours and not re.fullmatch(r"__index_level_\d+__", name)]
+
+
+def read_scores(path, config=None):
     """Read a score table as arrays over groups.
 
+    Args:
+        config: `RewardConfig`; the user's columns that it names are read as metrics.
+
     Raises:
-        UserError: as `read_columns`; no candidate; groups of different sizes, a candidate missing or given twice.
+        UserError: as `read_columns`; no candidate; groups of different sizes, a candidate missing or given twice; a column of the config
+            that is missing, holds no numbers, or is a metric of label_rewards.py of another direction or mode.
     """
     columns, metadata = read_columns(path)
+    if config and config.columns:
+        columns, metadata = _with_own_metrics(path, columns, metadata, config)
     image_ids, group = np.unique(columns["image_id"].astype(str), return_inverse=True)
     candidate = columns["candidate"].astype(np.int64)
     count = int(candidate.max(initial=-1)) + 1
@@ -106,8 +154,28 @@ def read_scores(path):
         if metric["mode"] == "NR" and (has_gt == 1).all():
             gt_scores[name] = np.empty(len(image_ids))
             gt_scores[name][group[is_gt]] = columns[name][is_gt]
+            if metric.get("column") and np.isnan(gt_scores[name]).all():
+                del gt_scores[name]  # the user has scored the candidates alone
     directions = {name: bool(metric["lower_better"]) for name, metric in metadata["metrics"].items()}
     return ScoreTable(image_ids.tolist(), scores, gt_scores, directions, metadata)
+
+
+def _with_own_metrics(path, columns, metadata, config):
+    """(columns, metadata) in which the config's columns are metrics as the others are."""
+    own = own_columns(columns, metadata)
+    for name, described in config.columns.items():
+        computed = metadata["metrics"].get(name)
+        if computed and any(computed[key] != described[key] for key in ("lower_better", "mode")):
+            better = "lower" if computed["lower_better"] else "higher"
+            problem = f"'{name}' is a metric of label_rewards.py ({computed['mode']}, {better} is better)"
+            raise UserError(f"{path}: {problem}, and the reward config '{config.name}' says otherwise; name it there without 'better'")
+        if name not in columns:
+            where = f"which the reward config '{config.name}' names as one of your own"
+            hint = nearest(name, own) if own else ""
+            raise UserError(f"{path}: has no column '{name}', {where}; add it (docs/OWN_METRICS.md) or take it out of the config{hint}")
+    table = pa.table({name: pa.array(columns[name], from_pandas=True) for name in config.columns})
+    columns = columns | {name: _numbers(path, table, name) for name in config.columns}
+    return columns, metadata | {"metrics": metadata["metrics"] | {**config.columns, **metadata["metrics"]}}
 
 
 def _check_complete(path, image_ids, times):
@@ -131,7 +199,24 @@ def _open(path, reader):
 
 def _metadata(path, schema):
     raw = (schema.metadata or {}).get(METADATA_KEY)
-    metadata = json.loads(raw) if raw else {}
+    beside = sidecar_path(path)
+    metadata = json.loads(raw) if raw else _read_sidecar(beside)
     if "metrics" not in metadata:
-        raise UserError(f"{path}: a parquet file, but not a score table of label_rewards.py")
+        problem = (
+            f"a parquet file, but not a score table of label_rewards.py: nothing in it or in {beside.name} beside it says what made it"
+        )
+        raise UserError(f"{path}: {problem}; copy that .json from beside the table as it was, or move this file away and label again")
+    missing = {*IDS, *metadata["metrics"]} - set(schema.names)
+    if missing:
+        ways = "write the table with all the columns that it had, or move it away and run label_rewards.py again"
+        raise UserError(f"{path}: column '{min(missing)}' is missing; {ways}")
     return metadata
+
+
+def _read_sidecar(path):
+    """The metadata in a sidecar; {} where there is none that can be read."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -112,7 +112,7 @@ def validate_config(config, image_path, resolution, num_crops, device="cpu"):
     from dp2osr.rewards.metrics import MetricSuite, check_modes
 
     crops = held_out_crops(image_path, resolution, num_crops)
-    suite = MetricSuite(config.metrics, device)
+    suite = MetricSuite(config.computed, device)
     check_modes(config, suite)
     with torch.inference_mode():
         return validate_reward(suite, crops)

@@ -2,16 +2,19 @@
 
 import json
 import os
+import socket
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
 from dp2osr.config import write_text
 from dp2osr.errors import UserError
 from dp2osr.provenance import file_sha256
+from dp2osr.rewards import qalign
 
 MANIFEST = "manifest.json"
+FROM_HUB = ("HyperNet", "NIMA", "AHIQ", "IQT", "FGResQ", "Compare2Score", "QAlign", "QReAlign")  # read from the Hugging Face hub
 CHECKPOINT_HOLDS_BACKBONE = ("MANIQA", "CFANet")  # pyiqa fetches ImageNet weights first, and then overwrites every one of them
 
 
@@ -19,8 +22,8 @@ CHECKPOINT_HOLDS_BACKBONE = ("MANIQA", "CFANet")  # pyiqa fetches ImageNet weigh
 def metric_weights(kind, folder=None):
     """Within, pyiqa, torchvision and CLIP look for weights in `folder`, and download to it; None leaves their own places.
 
-    Layout: `pyiqa/` (pyiqa's own), `checkpoints/` (torchvision's), `clip/`. What a metric takes from the Hugging Face hub, as HyperIQA and
-    NIMA take their backbones, stays in that library's cache (HF_HOME).
+    Layout: `pyiqa/` (pyiqa's own), `checkpoints/` (torchvision's), `clip/`, `qalign/` (Q-Align's repository). What another metric takes
+    from the Hugging Face hub, as HyperIQA and NIMA take their backbones, stays in that library's cache (HF_HOME).
 
     Args:
         kind: pyiqa's name of the network that is to be built, such as "LPIPS".
@@ -31,6 +34,10 @@ def metric_weights(kind, folder=None):
     from pyiqa.utils import download_util
 
     with ExitStack() as stack:
+        if kind in FROM_HUB:
+            stack.enter_context(no_waiting_for_the_hub())
+        if kind == "QAlign":
+            stack.enter_context(qalign.loading(folder))
         if kind in CHECKPOINT_HOLDS_BACKBONE:
             create_model = timm.create_model
             untrained = lambda *args, pretrained=False, **kwargs: create_model(*args, **kwargs)  # noqa: E731
@@ -43,6 +50,34 @@ def metric_weights(kind, folder=None):
         yield
 
 
+@contextmanager
+def no_waiting_for_the_hub():
+    """Within, a hub that cannot be reached is not asked: its library would try again for a minute before it looks into its cache."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE or _hub_answers(constants.ENDPOINT):
+        yield
+    else:
+        with mock.patch.object(constants, "HF_HUB_OFFLINE", True):
+            yield
+
+
+@cache
+def _hub_answers(endpoint):
+    """Whether the hub's machine can be connected to; a proxy is taken at its word."""
+    from urllib.parse import urlsplit
+    from urllib.request import getproxies
+
+    if getproxies():
+        return True
+    address = urlsplit(endpoint)
+    try:
+        socket.create_connection((address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
 def metrics_folder(given=None):
     """The folder of weights: the one given, else what DP2OSR_METRICS_DIR names, else None; `UserError` where it is not there."""
     folder = given or os.environ.get("DP2OSR_METRICS_DIR")
@@ -53,8 +88,9 @@ def metrics_folder(given=None):
 
 
 def weight_files(folder):
-    """The files of a metrics folder, sorted, without the manifest."""
-    return sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name != MANIFEST and path.name[0] != ".")
+    """The files of a metrics folder, sorted, without the manifest and what is hidden, as the hub's own records are."""
+    paths = (path for path in Path(folder).rglob("*") if path.is_file() and path != Path(folder) / MANIFEST)
+    return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
 def write_manifest(folder):
@@ -102,7 +138,7 @@ def hash_in_name(name):
 
 
 def fetch_weights(specs, folder):
-    """Build every metric, so that what it reads is fetched to `folder`, and write the manifest.
+    """Build every metric but Q-Align, so that what it reads is fetched to `folder`, and write the manifest.
 
     Args:
         specs: `MetricSpec`s; folder: is made if it is not there.
@@ -123,7 +159,11 @@ def fetch_weights(specs, folder):
     brought = {}
     for spec in tqdm(specs, desc="fetch", unit="metric"):
         before = set(weight_files(folder))
-        MetricSuite([spec], weights_dir=folder)
+        if spec.name in qalign.BYTES_A_PARAMETER:  # to build it takes 16 GB
+            with no_waiting_for_the_hub():
+                qalign.fetch(folder)
+        else:
+            MetricSuite([spec], weights_dir=folder)
         brought.update(dict.fromkeys(set(weight_files(folder)) - before, spec.name))
     entries = write_manifest(folder)
     lines = []

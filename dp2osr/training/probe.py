@@ -71,8 +71,8 @@ class Probe:
     def __init__(self, trainer, steps, visited, held_out_share, groups, candidates, timesteps, crop_suffix=statistics.CROP_SUFFIX):
         self.trainer, self.steps, self.visited, self.timesteps = trainer, steps, visited, timesteps
         args = trainer.args
-        self.table = read_scores(scores_path(args.candidates_dir, args.scores))
         self.config = load_reward_config(args.reward_config)
+        self.table = read_scores(scores_path(args.candidates_dir, args.scores), self.config)
         everything = self.groups_of(next(iter(self.table.scores.values())).shape[1], 1)
         self.train_on, held_out = split_groups(everything.image_ids, held_out_share, args.seed, crop_suffix)
         self.visited_ids = {everything.image_ids[index] for index in self.train_on}

@@ -79,8 +79,8 @@ class PreferenceTrainer:
             )
         store = CandidateStore(args.candidates_dir)
         check_model(args, store)
-        table = read_scores(scores_path(args.candidates_dir, args.scores))
         config = load_reward_config(args.reward_config)
+        table = read_scores(scores_path(args.candidates_dir, args.scores), config)
         self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
         dtype = DTYPES[self.accelerator.mixed_precision]  # what is frozen needs no more; policy and reference are in fp32, under autocast
         self.backbone = load_backbone(model_source(args), self.accelerator.device, dtype, ("vae", "denoiser"), args.backbone)

@@ -12,7 +12,7 @@ from dp2osr.data.images import list_images, pil_to_tensor, read_image, tensor_to
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.evaluation.contact_sheet import draw_sheet
-from dp2osr.rewards.config import load_reward_config
+from dp2osr.rewards.config import for_new_images, load_reward_config
 from dp2osr.rewards.metrics import MetricSuite
 from dp2osr.rewards.reward import finite_groups_of, hybrid_reward, with_fixed_weights
 from dp2osr.sampling.sampler import GroupSampler
@@ -26,7 +26,7 @@ class RewardValidator:
     """
 
     def __init__(self, args, backbone, reference, control_scale=1.0, shown=6):
-        self.config = load_reward_config(args.reward_config)
+        self.config = for_new_images(load_reward_config(args.reward_config), "validation samples")
         self.suite = MetricSuite(self.config.metrics, device=backbone.device)
         self.count = args.validation_candidates
         paths = list_images(args.validation_image_path)
