@@ -22,6 +22,10 @@ class UserError(Exception):
     """What is wrong, in which file, what to do: the message is all that the user sees."""
 
 
+class NonFiniteSamples(UserError):
+    """A model's samples of an image are NaN or infinite."""
+
+
 def is_full_disk(error):
     """Whether `error`, or what led to it, is a full disk; libraries report it by errno or by text."""
     while error is not None:

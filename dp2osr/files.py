@@ -144,7 +144,7 @@ def save_model(model, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    for path in folder.glob("*.safetensors"):
+    for path in folder.rglob("*.safetensors"):  # of a pipeline each part has its own folder
         path.chmod(_plain_mode(folder))
 
 
