@@ -195,15 +195,17 @@ def test_an_interrupt_is_one_line(capsys):
 def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
     from dp2osr.training.options import sampling_options
 
-    args = SimpleNamespace(
-        num_inference_steps=2,
-        guidance_scale=1.0,
-        validation_candidates=2,
-        upscale=4,
-        seed=0,
-        validation_prompt_file="prompts.json",
-        align_method="wavelet",
-    )
-    options = sampling_options(args)
-    assert {"scheduler", "negative_prompt", "align_method", "batch_size"} <= vars(options).keys()
-    assert (options.prompt_file, options.align_method) == ("prompts.json", "wavelet")
+    given = {"num_inference_steps": 2, "guidance_scale": None, "align_method": None, "upscale": None}
+    args = SimpleNamespace(validation_candidates=2, seed=0, validation_prompt_file="prompts.json", **given)
+    backbone = SimpleNamespace(kind="flux", vae_scale=4)
+    stored = {"num_inference_steps": 3, "guidance_scale": 1.0, "align_method": "wavelet", "negative_prompt": None, "upscale": 2}
+    stored |= {"scheduler": "flow_heun", "control_scale": 0.9, "tiling": {"size": 48, "overlap": 16, "multiple": 2}}
+    options = sampling_options(args, stored, backbone)
+    assert (options.num_inference_steps, options.guidance_scale, options.scheduler) == (2, 1.0, "flow_heun")
+    assert (options.align_method, options.control_scale, options.upscale) == ("wavelet", 0.9, 2)
+    assert (options.tile_size, options.tile_overlap) == (192, 64)
+    assert (options.prompt_source, options.prompt_file, options.batch_size) == ("file", "prompts.json", 2)
+    assert options.negative_prompt and "tiling" not in vars(options)
+    old = sampling_options(SimpleNamespace(**{**vars(args), "num_inference_steps": None}), {}, backbone)  # of before it was written down
+    assert (old.num_inference_steps, old.guidance_scale, old.scheduler, old.align_method) == (25, 2.5, "flow_euler", "adain")
+    assert old.tile_size is None and old.upscale == 4

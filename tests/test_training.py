@@ -22,7 +22,7 @@ from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_progra
 from safetensors.torch import load_file
 
 from dp2osr.backbones import load_backbone
-from dp2osr.config import parse_args, read_json, write_json
+from dp2osr.config import parse_args, read_json, timestep_flags, write_json
 from dp2osr.errors import UserError
 from dp2osr.preference import loss
 from dp2osr.preference.groups import PreferenceGroup, PreferenceGroups
@@ -521,6 +521,7 @@ def test_an_image_that_a_metric_cannot_score_is_left_out_of_a_validation_and_tol
     more += ["--validation_candidates", "3", "--num_inference_steps", "1", "--guidance_scale", "1"]
     trainer = PreferenceTrainer(parse_args(kind.training_parser(), list(map(str, [*words(kind, labelled, tmp_path / "out")[1:], *more]))))
     validator = trainer.make_validator()
+    validator.start()
     first, second = (image_id for image_id, *_ in validator.images)
     score, broken = validator.suite.score, {first: "piqe"}
 
@@ -542,7 +543,9 @@ def test_an_image_that_a_metric_cannot_score_is_left_out_of_a_validation_and_tol
 def test_force_goes_on_with_other_settings_and_shows_them(kind, trained, labelled, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     more = ["--beta", "100", "--max_train_steps", "8", "--learning_rate", "1e-5"]
-    with pytest.raises(UserError, match="beta is 5000.0 there and 100.0 here; learning_rate is 0.0001 there and 1e-05 here; max_train"):
+    with pytest.raises(
+        UserError, match="beta is 5000.0 there and 100.0 here; learning_rate is 0.0001 there and 1e-05 here.*--force goes on"
+    ):
         run_training(kind, labelled, tmp_path / "run", *more)
     run_training(kind, labelled, tmp_path / "run", *more, "--force")
     assert "goes on with other settings (beta is 5000.0 there and 100.0 here" in capsys.readouterr().err

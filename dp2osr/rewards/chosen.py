@@ -5,7 +5,7 @@ from dataclasses import asdict, fields
 from dp2osr.commands import command
 from dp2osr.errors import UserError
 from dp2osr.rewards.config import CONFIG_DIR, MetricSpec, RewardConfig, load_reward_config
-from dp2osr.rewards.table import SCORES, scores_path
+from dp2osr.rewards.table import scores_path
 
 DEFAULT = "default"  # of label_rewards.py, and of tables that do not say what they were made with
 
@@ -22,7 +22,7 @@ def from_dict(content):
 
 
 def record_reward(metadata, config, given=None, gt_path=None):
-    """What a score table says of its making, with this reward among the others that are there; `given` and `gt_path` as the user wrote them.
+    """What a score table says of its making: this reward among the others that are there; `given` and `gt_path` as the user wrote them.
 
     Returns:
         {"reward_configs": {name: content}, "reward_files": {name: as given}, "gt_path": str or None}.
@@ -67,7 +67,7 @@ def _reward_of(given, tables):
         raise UserError(f"{where}: was scored for several rewards ({names}); say which with --reward_config")
     if found:
         return from_dict(found[0]), f"which {where} was scored for"
-    return load_reward_config(DEFAULT), f"since {where} does not say what it was scored for"
+    return load_reward_config(DEFAULT), f"since {where} does not say what it was scored for" if where else "since nothing is scored yet"
 
 
 def label_command(folder, config, metadata=None, scores=None, gt_path=None, given=None):
@@ -94,7 +94,8 @@ def check_scored(config, table, folder, scores=None, given=None):
     fitting = [path.stem for path in sorted(CONFIG_DIR.glob("*.yaml")) if _fits(path, table)]
     other = f", or take --reward_config {' or '.join(fitting)}, which was scored" if fitting else ""
     small = ", or with --reward_config embedded, whose weights ship with the code" if config.name == DEFAULT and not fitting else ""
-    raise UserError(f"scores of {scores or f'{folder}/{SCORES}'}: lack {', '.join(missing)} of the reward '{config.name}'; run {told}{small}{other}")
+    where = scores_path(folder, scores)
+    raise UserError(f"scores of {where}: lack {', '.join(missing)} of the reward '{config.name}'; run {told}{small}{other}")
 
 
 def _fits(path, table):

@@ -128,9 +128,9 @@ class Labeller:
         A metric that an earlier run scored for every group is kept beside the ones now asked for.
         """
         image_ids = self.store.ids()
-        if not self.parts_dir.exists() and self._earlier and set(self._earlier_rows) == set(image_ids):
-            if self._made_with(self._earlier[1]["metrics"]).items() <= self._earlier[1].items():
-                return False
+        whole = not self.parts_dir.exists() and self._earlier and set(self._earlier_rows) == set(image_ids)
+        if whole and self._made_with(self._earlier[1]["metrics"]).items() <= self._earlier[1].items():
+            return False
         sources = [self._previous(image_id) for image_id in image_ids]
         described = [of_group for _, of_group, _ in sources]
         known = {name: description for of_group in described for name, description in of_group.items()} | self.wanted
