@@ -195,6 +195,8 @@ def _short(name):
 
 def check_output(path, flag="--output_dir", is_file=False):
     """Raise `UserError` unless `path` can be written: a folder (made when it is needed), or with `is_file` a file in one."""
+    if not str(path):  # as a shell's unset variable gives it: it would be the current folder
+        raise UserError(f"{flag}: is empty; name a {'file' if is_file else 'folder'}")
     path = Path(path)
     if is_file and path.is_dir():
         raise UserError(f"{flag} {path}: is a folder, a file is to be written; give the file's name too")

@@ -63,7 +63,10 @@ def make_t5_tokenizer(corpus, folder, max_length=24, vocabulary=800):
 def read_corpus(manifest):
     """Prompts of a manifest of photographs, for the tokenizers; `UserError` where it is none."""
     try:
-        return [row["prompt"] for row in read_manifest(manifest)] + [NEGATIVE_PROMPT] * 20
+        prompts = [row["prompt"] for row in read_manifest(manifest)]
+        if not prompts:
+            raise ValueError("it has no row")
+        return prompts + [NEGATIVE_PROMPT] * 20
     except (OSError, KeyError, ValueError, csv.Error) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
         raise UserError(f"--manifest {manifest}: not a readable CSV with a column 'prompt' ({reason})") from None

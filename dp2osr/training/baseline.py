@@ -178,20 +178,17 @@ def check_baseline(args):
 
 
 def check_sizes(args, backbone):
-    """Raise `UserError` unless crops lie on the model's grid, and windows in crops."""
-    grid, whole = backbone.size_multiple, args.resolution // backbone.vae_scale
-    if args.resolution % grid:
-        near = max(grid, round(args.resolution / grid) * grid)
-        raise UserError(f"--resolution {args.resolution}: sides of this model's images are multiples of {grid} pixels; take {near}")
+    """Raise `UserError` unless crops and windows have an even number of latent pixels a side, and windows lie in crops."""
+    scale, whole = backbone.vae_scale, args.resolution // backbone.vae_scale
+    if args.resolution % (2 * scale):
+        near = max(1, round(args.resolution / (2 * scale))) * 2 * scale
+        raise UserError(f"--resolution {args.resolution}: a crop of this model has a multiple of {2 * scale} pixels a side; take {near}")
     if args.window > whole:
         raise UserError(
             f"--window {args.window}: a crop of --resolution {args.resolution} has {whole} latent pixels a side; take at most those"
         )
-    if args.window * backbone.vae_scale % grid:
-        step = grid // backbone.vae_scale
-        raise UserError(
-            f"--window {args.window}: sides of this model's latents are multiples of {step}; take {max(step, args.window // step * step)}"
-        )
+    if args.window % 2:
+        raise UserError(f"--window {args.window}: a window has an even number of latent pixels a side; take {args.window + 1}")
 
 
 def read_prompts(path, stems):
