@@ -352,6 +352,5 @@ def settle(path, settings, told=(), force=False, way="", also=None):
 
 def check_same_program(path, found, settings):
     """Raise `UserError` where the settings found are another program's: half of what a program writes is always there."""
-    shared = len(set(found) & set(settings)) if isinstance(found, dict) else 0
-    if 2 * shared < min(len(found), len(settings)) or not isinstance(found, dict):
+    if not isinstance(found, dict) or 2 * len(set(found) & set(settings)) < min(len(found), len(settings)):
         raise UserError(f"{path}: is not of this program; nothing of that folder is touched, give another output folder")

@@ -88,10 +88,10 @@ class PreferenceTrainer:
         self.groups = PreferenceGroups(store, table, self.reward, args.num_candidates, args.top_n, args.weighting)
         dtype = DTYPES[self.accelerator.mixed_precision]  # what is frozen needs no more; policy and reference are in fp32, under autocast
         self.backbone = load_backbone(model_source(args), self.accelerator.device, dtype, ("vae", "denoiser"), args.backbone)
-        self.backbone.guidance = store.settings["guidance_scale"]
+        sampled = candidates_settings(store.settings, self.backbone.kind)
+        self.recommended = {name: sampled[name] for name in RECOMMENDED}
+        self.backbone.guidance, self.control_scale = sampled["guidance_scale"], sampled["control_scale"]
         self.backbone.vae_tiling = stored_tiling(store.settings, self.backbone.vae_tiling)
-        self.control_scale = store.settings.get("control_scale", 1.0)
-        self.recommended = {name: candidates_settings(store.settings, self.backbone.kind)[name] for name in RECOMMENDED}
         self.load_networks()
         self.validator = self.make_validator() if main and self.validates else None
         if main:
@@ -240,10 +240,7 @@ class PreferenceTrainer:
             if main:
                 self.settle(self.groups.store, forced=True)
         log = TrainingLog(self.output / "train_log.jsonl", self.step) if main else None
-        if args.report_to != "none":
-            self.accelerator.init_trackers(
-                "dp2o", config={key: value for key, value in vars(args).items() if isinstance(value, (int, float, str, bool))}
-            )
+        self.start_tracker()
         guard = CollapseGuard(args.collapse_patience, log.records if main else ())
         stopped = self.validates and args.on_collapse == "stop" and self.has_collapsed(guard)  # it was stopped, and is run again
         last = self.step if stopped else args.max_train_steps
@@ -289,6 +286,19 @@ class PreferenceTrainer:
             save_controlnet(merged(self.policy), self.output, self.recommended)
             write_json(self.output / "versions.json", versions())
         self.accelerator.end_training()
+
+    def start_tracker(self):
+        """Tell the tracker of the run; `UserError` where it does not start, as without a login."""
+        args = self.args
+        if args.report_to == "none":
+            return
+        try:
+            self.accelerator.init_trackers(
+                "dp2o", config={key: value for key, value in vars(args).items() if isinstance(value, (int, float, str, bool))}
+            )
+        except Exception as error:  # each tracker raises its own
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--report_to {args.report_to}: does not start ({reason}); see to it, or give --report_to none") from None
 
     def restart_schedule(self):
         """Learning rate and weight decay by the flags, not by the checkpoint's settings."""
