@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from dp2osr.data.images import find_gt, pil_to_tensor, read_image
 from dp2osr.errors import UserError
+from dp2osr.files import check_output
 from dp2osr.provenance import file_sha256
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.chosen import DEFAULT, record_reward
@@ -284,6 +285,7 @@ def label_candidates(args):
 
     config = load_reward_config(args.reward_config or DEFAULT)
     store = CandidateStore(args.candidates_dir)
+    check_output(scores_path(args.candidates_dir, args.output), "--output", is_file=True)
     image_ids = store.ids()
     if not image_ids:
         raise UserError(f"{args.candidates_dir}: holds no candidate group; run gen_candidates.py first")
