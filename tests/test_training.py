@@ -603,7 +603,7 @@ def copy_validation_images(folder, count=2):
 
 
 @one_kind
-def test_more_steps_asked_for_later_give_the_weights_of_a_run_asked_for_them_from_the_start(kind, trained, labelled, tmp_path, capsys):
+def test_more_steps_asked_for_later_give_the_weights_of_a_run_asked_for_them_from_the_start(kind, labelled, tmp_path, capsys):
     more = ["--lr_warmup_steps", "3"]
     run_training(kind, labelled, tmp_path / "whole", "--max_train_steps", "4", *more)
     run_training(kind, labelled, tmp_path / "grown", "--max_train_steps", "2", *more)
