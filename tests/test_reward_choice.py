@@ -5,6 +5,8 @@ import json
 import shlex
 import shutil
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, one_kind
@@ -12,6 +14,7 @@ from conftest import ROOT, one_kind
 from dp2osr.commands import command
 from dp2osr.config import parse_args
 from dp2osr.errors import UserError
+from dp2osr.preference.groups import check_same_candidates
 from dp2osr.preference.inspect import describe_preferences
 from dp2osr.rewards.chosen import as_dict, check_scored, from_dict, label_command, record_reward, reward_of
 from dp2osr.rewards.config import CONFIG_DIR, MetricSpec, RewardConfig, load_reward_config
@@ -114,3 +117,14 @@ def test_label_and_read_by_the_defaults_without_the_rewards_file(kind, sampled, 
     assert read_metadata(folder / "scores.parquet")["reward_configs"]["yours"]["fr"] == []
     with pytest.raises(UserError, match="lack .* of the reward 'embedded'; run python label_rewards.py --candidates_dir '.*my candidates'"):
         read("--reward_config", "embedded")
+
+
+def test_scores_of_the_first_candidates_are_good_where_more_were_sampled_since():
+    store = SimpleNamespace(folder="c", ids=lambda: ["a"], settings={"seed": 0, "num_candidates": 8})
+    for of, good in (
+        ({"seed": 0, "num_candidates": 6}, True),
+        ({"seed": 0, "num_candidates": 9}, False),
+        ({"seed": 1, "num_candidates": 6}, False),
+    ):
+        with nullcontext() if good else pytest.raises(UserError, match="candidates with other settings"):
+            check_same_candidates(store, ScoreTable(["a"], {}, {}, {}, {"candidates": of}))

@@ -115,9 +115,12 @@ def check_same_candidates(store, table):
         some = ", ".join(absent[:3])
         raise UserError(f"{store.folder}: has no candidates of {len(absent)} scored images ({some}); sample them or score again")
     scored_of = table.metadata.get("candidates") or store.settings
-    if scored_of != store.settings:
-        other = ", ".join(sorted(key for key in {*scored_of, *store.settings} if scored_of.get(key) != store.settings.get(key)))
-        raise UserError(f"{store.folder}: the scores are of candidates with other settings ({other}); run label_rewards.py on it again")
+    other = sorted(key for key in {*scored_of, *store.settings} if scored_of.get(key) != store.settings.get(key))
+    if other == ["num_candidates"] and scored_of[other[0]] < store.settings[other[0]]:  # more were sampled since: the first are the same
+        return
+    if other:
+        told = ", ".join(other)
+        raise UserError(f"{store.folder}: the scores are of candidates with other settings ({told}); run label_rewards.py on it again")
 
 
 def groups_of_step(step, count, num_groups, seed):
