@@ -632,7 +632,14 @@ def test_a_command_that_fails_leaves_nothing_that_refuses_the_corrected_one(kind
     valid = copy_validation_images(tmp_path)
     (tmp_path / "lr/no_gt.png").write_bytes(next((tmp_path / "lr").iterdir()).read_bytes())
     missing = tmp_path / "missing"
-    for wrong in (valid, ["--scores", missing], ["--controlnet_model_name_or_path", missing], ["--top_n", "4"], ["--reward_config", "x"]):
+    for wrong in (
+        valid,
+        ["--scores", missing],
+        ["--controlnet_model_name_or_path", missing],
+        ["--top_n", "4"],
+        ["--reward_config", "x"],
+        ["--reference_cache", "/dev/null"],
+    ):
         with pytest.raises(UserError):
             run_training(kind, labelled, tmp_path / "out", *map(str, wrong))
         assert not (tmp_path / "out").exists(), wrong

@@ -94,6 +94,7 @@ class PreferenceTrainer:
         self.backbone.vae_tiling = stored_tiling(store.settings, self.backbone.vae_tiling)
         self.load_networks()
         self.validator = self.make_validator() if main and self.validates else None
+        cache = self.reference_cache(store) if args.reference_cache else None
         if main:
             self.settle(store, forced=False)
             for line in self.groups.oddities():
@@ -104,7 +105,6 @@ class PreferenceTrainer:
             self.backbone.denoiser.enable_gradient_checkpointing()
         self.parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         self.start_anew()
-        cache = self.reference_cache(store) if args.reference_cache else None
         self.objective = GroupObjective(args, self.accelerator, self.backbone, self.policy, self.reference, self.control_scale, cache)
         self.parts = {"policy": self.policy, "optimizer": self.optimizer, "schedule": self.schedule}
         if self.accelerator.scaler:
@@ -282,6 +282,11 @@ class PreferenceTrainer:
             if self.step % args.checkpointing_steps == 0 or self.step == args.max_train_steps:
                 self.save()
         bar.close()
+        if bad and main:
+            print(
+                f"\nwarning: {self.output}: the last {bad} steps had no finite loss and changed nothing; lower --learning_rate",
+                file=sys.stderr,
+            )
         if main:
             save_controlnet(merged(self.policy), self.output, self.recommended)
             write_json(self.output / "versions.json", versions())
