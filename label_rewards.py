@@ -10,7 +10,11 @@ def build_parser():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--candidates_dir", required=True, help="folder made by gen_candidates.py")
     parser.add_argument("--gt_path", help="folder of GT images, named as the LR images; needed by FR metrics")
-    parser.add_argument("--reward_config", default="embedded", help="name in configs/rewards or a YAML file (default: %(default)s)")
+    parser.add_argument(
+        "--reward_config",
+        help="name in configs/rewards or a YAML file (default: default, the four and four of the full-size models; "
+        "embedded, for the tiny ones, needs no weights from a network)",
+    )
     parser.add_argument(
         "--extra_metrics", nargs="+", default=[], metavar="METRIC", help="further pyiqa metrics, outside the reward: psnr ssim ..."
     )

@@ -7,21 +7,23 @@
 
 import argparse
 
-from dp2osr.config import model_flags, parse_args
+from dp2osr.config import given_flags, model_flags, parse_args
 from dp2osr.errors import run
-from dp2osr.training.options import training_flags
+from dp2osr.training.options import check_given, training_flags
 
 
 def build_parser():
     parser = argparse.ArgumentParser(
         description=__doc__, parents=[model_flags(), training_flags()], formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.set_defaults(backbone="flux", top_n=4, num_inference_steps=25, guidance_scale=2.5)
+    parser.set_defaults(backbone="flux", top_n=4)
     return parser
 
 
 def main():
-    args = parse_args(build_parser())
+    parser = build_parser()
+    args = parse_args(parser)
+    check_given(args, given_flags(parser))
     from dp2osr.training.trainer import PreferenceTrainer
 
     PreferenceTrainer(args).train()

@@ -7,9 +7,9 @@
 
 import argparse
 
-from dp2osr.config import model_flags, parse_args
+from dp2osr.config import given_flags, model_flags, parse_args
 from dp2osr.errors import run
-from dp2osr.training.options import training_flags
+from dp2osr.training.options import check_given, training_flags
 
 
 def build_parser():
@@ -21,7 +21,9 @@ def build_parser():
 
 
 def main():
-    args = parse_args(build_parser())
+    parser = build_parser()
+    args = parse_args(parser)
+    check_given(args, given_flags(parser))
     from dp2osr.training.trainer import PreferenceTrainer
 
     PreferenceTrainer(args).train()

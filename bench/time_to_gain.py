@@ -112,6 +112,7 @@ def one_run(args, method, rate, seed, path):
     import torch
 
     from dp2osr.config import parse_args, write_json
+    from dp2osr.rewards.config import load_reward_config
     from dp2osr.training.trainer import PreferenceTrainer
     from train_sd2_dpo import build_parser as training_parser
 
@@ -126,7 +127,7 @@ def one_run(args, method, rate, seed, path):
     flags += ["--validation_prompt_file", "preset/test/prompts.json", "--validation_candidates", args.validation_candidates]
     flags += ["--num_inference_steps", 3, "--guidance_scale", 1, "--align_method", "wavelet"]
     trainer = PreferenceTrainer(parse_args(training_parser(), [str(flag) for flag in flags]))
-    trainer.args.reward_config = "embedded"  # pairs are chosen by one reward, G is of the other
+    trainer.reward = load_reward_config("embedded")  # pairs are chosen by one reward, G is of the other
     validator = trainer.make_validator()
     step_of = PairwiseStep(trainer, size) if kind == "pairs" else lambda step: trainer.train_step()
     seconds, history = 0.0, []

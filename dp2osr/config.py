@@ -10,16 +10,19 @@ from pathlib import Path
 from dp2osr.errors import UserError, stop
 from dp2osr.files import read_json, read_yaml, settle, write_json, write_text  # noqa: F401
 
-NUMBERS = {"int": "a whole number", "float": "a number", "positive": "a number", "finite": "a number"}
+LARGEST = 2**63 - 1  # the libraries' whole numbers
+NUMBERS = {"share": "a number", "int": "a whole number", "float": "a number", "positive": "a number", "finite": "a number"}
 
 
 def at_least(least, kind=int):
-    """An argparse type: a number of `kind` that is not below `least`."""
+    """An argparse type: a number of `kind` that is finite, fits into 64 bits and is not below `least`."""
 
     def read(word):
         value = kind(word)
-        if not value >= least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {word}")
+        if not value >= least or value == math.inf:
+            raise argparse.ArgumentTypeError(f"must be at least {least}{' and finite' if value == math.inf else ''}, not {word}")
+        if kind is int and value > LARGEST:
+            raise argparse.ArgumentTypeError(f"must be at most {LARGEST}, not {word}")
         return value
 
     read.__name__ = kind.__name__  # argparse names it where the word is no number at all
@@ -30,6 +33,13 @@ def positive(word):
     """An argparse type: a finite number above 0."""
     if not 0 < float(word) < math.inf:
         raise argparse.ArgumentTypeError(f"must be a finite number above 0, not {word}")
+    return float(word)
+
+
+def share(word):
+    """An argparse type: a number from 0 to 1."""
+    if not 0 <= float(word) <= 1:
+        raise argparse.ArgumentTypeError(f"must lie between 0 and 1, not {word}")
     return float(word)
 
 

@@ -1,5 +1,6 @@
 """A user's mistake: one clear line on stderr and exit code 2, never a traceback."""
 
+import contextlib
 import errno
 import os
 import sys
@@ -23,7 +24,7 @@ class UserError(Exception):
 
 
 class NonFiniteSamples(UserError):
-    """Sampling gave NaN or infinity."""
+    """A model's samples of an image are NaN or infinite."""
 
 
 def is_full_disk(error):
@@ -56,6 +57,22 @@ def in_one_line(error):
             f"{error.filename}: cannot be read or written ({error.strerror}); see that the path is right and yours to use, or give another"
         )
     return None
+
+
+@contextlib.contextmanager
+def made_of(given):
+    """Within, a network is made of a user's numbers: what the libraries cannot make is `UserError`, with the flags `given`."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (
+        Exception
+    ) as error:  # diffusers, transformers and PyTorch raise what comes: ValueError, TypeError, RuntimeError, ZeroDivisionError
+        if in_one_line(error):
+            raise
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise UserError(f"{given}: no network can be made of these numbers ({reason}); give others") from None
 
 
 def run(main):

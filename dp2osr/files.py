@@ -145,7 +145,7 @@ def save_model(model, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    for path in folder.glob("*.safetensors"):
+    for path in folder.rglob("*.safetensors"):  # of a pipeline each part has its own folder
         path.chmod(_plain_mode(folder))
 
 
@@ -196,6 +196,8 @@ def short_name(name):
 
 def check_output(path, flag="--output_dir", is_file=False):
     """Raise `UserError` unless `path` can be written: a folder (made when it is needed), or with `is_file` a file in one."""
+    if not str(path):  # as a shell's unset variable gives it: it would be the current folder
+        raise UserError(f"{flag}: is empty; name a {'file' if is_file else 'folder'}")
     path = Path(path)
     if is_file and path.is_dir():
         raise UserError(f"{flag} {path}: is a folder, a file is to be written; give the file's name too")
@@ -368,6 +370,5 @@ def settle(path, settings, told=(), force=False, way="", also=None):
 
 def check_same_program(path, found, settings):
     """Raise `UserError` where the settings found are another program's: half of what a program writes is always there."""
-    shared = len(set(found) & set(settings)) if isinstance(found, dict) else 0
-    if 2 * shared < min(len(found), len(settings)) or not isinstance(found, dict):
+    if not isinstance(found, dict) or 2 * len(set(found) & set(settings)) < min(len(found), len(settings)):
         raise UserError(f"{path}: is not of this program; nothing of that folder is touched, give another output folder")

@@ -12,11 +12,13 @@ sys.path.insert(0, str(ROOT))
 
 
 def parse_args(argv=None):
+    from dp2osr.config import parse_args as parse
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", required=True, help="brisque-0.2.0-py3-none-any.whl")
     default = ROOT / "preset" / "metrics" / "brisque.safetensors"
     parser.add_argument("--output", default=str(default), help="file to write (default: %(default)s)")
-    return parser.parse_args(argv)
+    return parse(parser, argv)
 
 
 def main():

@@ -23,13 +23,17 @@ def build_parser():
 def main():
     args = parse_args(build_parser())
     from dp2osr.errors import UserError
+    from dp2osr.files import check_output
+    from dp2osr.flags import refuse_inputs
     from dp2osr.prompts.ram import load_tagger, write_converted
 
     output = Path(args.output)
     if output.suffix != ".safetensors":
         raise UserError(f"--output {output}: must end in .safetensors")
-    output.parent.mkdir(parents=True, exist_ok=True)
+    check_output(output, "--output", is_file=True)
+    refuse_inputs(output, {"--ram_path": args.ram_path, "--dape_path": args.dape_path}, flag="--output")
     tagger = load_tagger(args.ram_path, args.dape_path)
+    output.parent.mkdir(parents=True, exist_ok=True)
     weights = dict(tagger.state_dict())
     write_converted(output, weights, tagger.tags, tagger.thresholds.tolist(), merged=bool(args.dape_path) or tagger.merged_before)
     print(f"{args.output}: {sum(value.numel() for value in weights.values()) / 1e6:.1f} M parameters, {len(tagger.tags)} tags")

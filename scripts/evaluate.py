@@ -35,7 +35,7 @@ def make_parser():
     parser.add_argument("--gt_path", help="folder of GT images, named as the LR images; --images without it: NR metrics alone")
     parser.add_argument("--output_dir", required=True, help="tables, and what else there is, go here; run again to go on")
     parser.add_argument("--bootstrap", type=at_least(1), default=2000, help="resamples for the intervals (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the resampling (default: %(default)s)")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="of the resampling (default: %(default)s)")
     parser.add_argument(
         "--crop_suffix",
         type=regular_expression,
@@ -49,7 +49,9 @@ def make_parser():
     )
     of_candidates = parser.add_argument_group("with --candidates")
     of_candidates.add_argument(
-        "--reward_config", default="embedded", metavar="NAME_OR_YAML", help="a name in configs/rewards or a YAML (default: %(default)s)"
+        "--reward_config",
+        metavar="NAME_OR_YAML",
+        help="a name in configs/rewards or a YAML (default: the one that the scores were made for)",
     )
     of_candidates.add_argument("--training_log", nargs="+", help="train_log.jsonl of the policy's training, or one a round, for its curves")
     of_candidates.add_argument(
@@ -84,9 +86,14 @@ def make_parser():
 
 
 def main():
-    from dp2osr.config import parse_args
+    from dp2osr.config import given_flags, parse_args
+    from dp2osr.flags import refuse_ignored
 
-    args = parse_args(make_parser())
+    parser = make_parser()
+    args = parse_args(parser)
+    used, other = ("--images", "with --candidates") if args.images else ("--candidates", "with --images")
+    group = next(group for group in parser._action_groups if group.title == other)
+    refuse_ignored(given_flags(parser), [action.dest for action in group._group_actions], f"with {used}")
     if args.images:
         from dp2osr.evaluation.run_images import run_image_evaluation
 

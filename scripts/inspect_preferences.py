@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import parse_args
+from dp2osr.config import at_least, parse_args
 from dp2osr.errors import run
 
 
@@ -14,9 +14,9 @@ def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--candidates_dir", required=True, help="candidate folder of gen_candidates.py")
     parser.add_argument("--scores", help="table of label_rewards.py; scores.parquet in the candidate folder if not given")
-    parser.add_argument("--reward_config", default="default", help="name in configs/rewards or a YAML")
-    parser.add_argument("--num_candidates", type=int, help="M; all that are scored if not given")
-    parser.add_argument("--top_n", type=int, default=8, help="N")
+    parser.add_argument("--reward_config", help="name in configs/rewards or a YAML; the one that the scores were made for if not given")
+    parser.add_argument("--num_candidates", type=at_least(1), help="M; all that are scored if not given")
+    parser.add_argument("--top_n", type=at_least(1), default=8, help="N")
     parser.add_argument("--weighting", default="both", choices=["none", "intra", "inter", "both"], help="hierarchical weights")
     return parser
 

@@ -10,15 +10,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import at_least, parse_args
+from dp2osr.config import at_least, given_flags, parse_args
 from dp2osr.errors import run
+from dp2osr.flags import refuse_ignored
 
 
 def build_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--candidates_dir", required=True, help="candidate folder of gen_candidates.py")
     parser.add_argument("--scores", help="table of label_rewards.py; scores.parquet in the candidate folder if not given")
-    parser.add_argument("--reward_config", default="embedded", help="name in configs/rewards or a YAML file")
+    parser.add_argument("--reward_config", help="name in configs/rewards or a YAML; the one that the scores were made for if not given")
     parser.add_argument("--gt_path", help="folder of GT images, named as the LR images: shown beside the candidates, and for the maps")
     parser.add_argument("--output_dir", required=True, help="rewards.html, rewards.parquet and correlation.csv go here")
     parser.add_argument("--top_n", type=at_least(1), help="N, candidates that count as winners; a quarter of M if not given")
@@ -33,7 +34,10 @@ def build_parser():
 
 
 def main():
-    args = parse_args(build_parser())
+    parser = build_parser()
+    args = parse_args(parser)
+    if not args.validation_image_path:
+        refuse_ignored(given_flags(parser), ("resolution", "num_crops"), "without --validation_image_path")
     from dp2osr.evaluation.inspect import run_inspection
 
     print("\n".join(run_inspection(args)))

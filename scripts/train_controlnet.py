@@ -6,8 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import at_least, finite, model_flags, parse_args, timestep_flags
+from dp2osr.config import at_least, finite, given_flags, model_flags, parse_args, share, timestep_flags
 from dp2osr.errors import run
+from dp2osr.training.options import SCHEDULES, check_baseline_given
 
 
 def build_parser():
@@ -26,7 +27,7 @@ def build_parser():
         default=64,
         help="side of a training window in latent pixels; resolution / VAE scale takes whole crops",
     )
-    add("--full_window_share", type=float, default=1.0, help="share of the steps, at the end, that train on whole crops")
+    add("--full_window_share", type=share, default=1.0, help="share of the steps, at the end, that train on whole crops")
     add("--pool_size", type=at_least(1), default=100_000, help="pairs degraded and encoded before training, on each process")
     add(
         "--train_batch_size",
@@ -36,11 +37,11 @@ def build_parser():
     )
     add("--gradient_accumulation_steps", type=at_least(1), default=1, help="micro-batches a step")
     add("--max_train_steps", type=at_least(1), default=35_000, help="optimizer steps")
-    add("--learning_rate", type=float, default=2e-4, help="peak rate")
-    add("--lr_scheduler", default="constant_with_warmup", help="a diffusers schedule: constant_with_warmup, cosine, linear, ...")
-    add("--lr_warmup_steps", type=int, default=500, help="warm-up, steps")
-    add("--weight_decay", type=float, default=1e-2, help="AdamW weight decay")
-    add("--max_grad_norm", type=float, default=1.0, help="gradient clipping")
+    add("--learning_rate", type=at_least(0, float), default=2e-4, help="peak rate")
+    add("--lr_scheduler", default="constant_with_warmup", choices=SCHEDULES, help="schedule of the rate")
+    add("--lr_warmup_steps", type=at_least(0), default=500, help="warm-up, steps")
+    add("--weight_decay", type=at_least(0, float), default=1e-2, help="AdamW weight decay")
+    add("--max_grad_norm", type=at_least(0, float), default=1.0, help="gradient clipping")
     add("--train_backbone", action="store_true", help="train the UNet and the text encoder too (tiny models)")
     add(
         "--conditioning_channels",
@@ -49,10 +50,10 @@ def build_parser():
         help="SD2: channels of the control embedding, one number more than the autoencoder halves an image's side "
         "(default: the published 16 32 96 256, as many as that takes)",
     )
-    add("--num_double_layers", type=int, default=4, help="FLUX: double blocks of the ControlNet")
-    add("--num_single_layers", type=int, default=0, help="FLUX: single blocks of the ControlNet")
+    add("--num_double_layers", type=at_least(0), default=4, help="FLUX: double blocks of the ControlNet")
+    add("--num_single_layers", type=at_least(0), default=0, help="FLUX: single blocks of the ControlNet")
     add(
-        "--image_weight", type=float, default=0.0, help="share of the error that is weighed as the decoded image feels it; 0: plain latents"
+        "--image_weight", type=share, default=0.0, help="share of the error that is weighed as the decoded image feels it; 0: plain latents"
     )
     add(
         "--guidance_range",
@@ -62,8 +63,8 @@ def build_parser():
         metavar=("LOW", "HIGH"),
         help="FLUX: the guidance that the network is told, drawn anew in every step",
     )
-    add("--drop_share", type=float, default=0.1, help="share of windows trained with an empty prompt")
-    add("--negative_share", type=float, default=0.0, help="share of windows that learn the degraded image under the negative prompt")
+    add("--drop_share", type=share, default=0.1, help="share of windows trained with an empty prompt")
+    add("--negative_share", type=share, default=0.0, help="share of windows that learn the degraded image under the negative prompt")
     add("--negative_prompt", default="dotted, noise, blur, lowres, smooth", help="the prompt of those windows")
     add("--save_fp16", action="store_true", help="store weights in fp16")
     add("--checkpointing_steps", type=at_least(1), default=500, help="steps between checkpoints")
@@ -71,7 +72,9 @@ def build_parser():
 
 
 def main():
-    args = parse_args(build_parser())
+    parser = build_parser()
+    args = parse_args(parser)
+    check_baseline_given(args, given_flags(parser))
     from dp2osr.training.baseline import train_baseline
 
     train_baseline(args)

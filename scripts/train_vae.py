@@ -16,42 +16,31 @@ def parse_args(argv=None):
     parser.add_argument("--val_dir", required=True, help="folder of held-out photographs")
     parser.add_argument("--output_dir", required=True, help="checkpoint, log and final vae/ folder")
     parser.add_argument(
-        "--block_out_channels", type=int, nargs="+", default=[16, 32, 64], help="channels a level; each level but the last halves the side"
+        "--block_out_channels",
+        type=at_least(1),
+        nargs="+",
+        default=[16, 32, 64],
+        help="channels a level; each level but the last halves the side",
     )
     parser.add_argument("--latent_channels", type=at_least(1), default=4, help="latent channels")
     parser.add_argument("--resolution", type=at_least(1), default=64, help="side of a training crop, pixels")
     parser.add_argument("--train_batch_size", type=at_least(1), default=8, help="crops a step")
     parser.add_argument("--max_train_steps", type=at_least(1), default=1800, help="optimizer steps")
-    parser.add_argument("--learning_rate", type=float, default=7e-4, help="peak rate; cosine to zero")
+    parser.add_argument("--learning_rate", type=at_least(0, float), default=7e-4, help="peak rate; cosine to zero")
     parser.add_argument("--lr_warmup_steps", type=at_least(1), default=200, help="linear warm-up, steps")
-    parser.add_argument("--chroma_weight", type=float, default=1.0, help="weight of the L1 in Cb, Cr")
-    parser.add_argument("--kl_weight", type=float, default=1e-6, help="weight of the mean KL")
+    parser.add_argument("--chroma_weight", type=at_least(0, float), default=1.0, help="weight of the L1 in Cb, Cr")
+    parser.add_argument("--kl_weight", type=at_least(0, float), default=1e-6, help="weight of the mean KL")
     parser.add_argument("--checkpointing_steps", type=at_least(1), default=200, help="steps between checkpoints and held-out scores")
-    parser.add_argument("--seed", type=int, default=0, help="decides initial weights, crops and noise")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="decides initial weights, crops and noise")
     return parse(parser, argv)
 
 
 def main():
     args = parse_args()
-    import torch
-    from diffusers import AutoencoderKL
+    from dp2osr.training.autoencoder import check_autoencoder_output, new_autoencoder, train_autoencoder
 
-    from dp2osr.training.autoencoder import linear_start, train_autoencoder
-
-    torch.manual_seed(args.seed)
-    levels = len(args.block_out_channels)
-    vae = AutoencoderKL(
-        block_out_channels=args.block_out_channels,
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        layers_per_block=1,
-        latent_channels=args.latent_channels,
-        norm_num_groups=1,
-        mid_block_add_attention=False,
-        sample_size=128,
-    )
-    linear_start(vae)
-    train_autoencoder(vae, args)
+    check_autoencoder_output(args)
+    train_autoencoder(new_autoencoder(args), args)
 
 
 if __name__ == "__main__":

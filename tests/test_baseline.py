@@ -1,17 +1,27 @@
 """The tiny preset's own makers: autoencoder start, tokenizer, baseline training and its resume; a full disk."""
 
+import importlib
 import json
 import os
+import re
+import shutil
 import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, read_log, run_program
+from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, read_log, run_program, save_noise
 from safetensors.torch import load_file
 
+from dp2osr.config import given_flags, parse_args
 from dp2osr.data.crops import CropSource, to_tensor
+from dp2osr.errors import UserError
+from dp2osr.training.baseline import check_baseline, train_baseline
+from dp2osr.training.options import check_baseline_given
+
+sys.path.insert(0, str(ROOT / "scripts"))  # the programs, which are called in this process
 
 
 def untrained_vae(start):
@@ -189,21 +199,149 @@ def test_an_interrupt_is_one_line(capsys):
 
     with pytest.raises(SystemExit) as stop:
         run(main)
-    assert stop.value.code == 130 and "goes on from here" in capsys.readouterr().err
+    assert stop.value.code == 130 and "the same command does what is left" in capsys.readouterr().err
 
 
 def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
     from dp2osr.training.options import sampling_options
 
-    args = SimpleNamespace(
-        num_inference_steps=2,
-        guidance_scale=1.0,
-        validation_candidates=2,
-        upscale=4,
-        seed=0,
-        validation_prompt_file="prompts.json",
-        align_method="wavelet",
-    )
-    options = sampling_options(args)
-    assert {"scheduler", "negative_prompt", "align_method", "batch_size"} <= vars(options).keys()
-    assert (options.prompt_file, options.align_method) == ("prompts.json", "wavelet")
+    given = {"num_inference_steps": 2, "guidance_scale": None, "align_method": None, "upscale": None}
+    args = SimpleNamespace(validation_candidates=2, seed=0, validation_prompt_file="prompts.json", **given)
+    backbone = SimpleNamespace(kind="flux", vae_scale=4)
+    stored = {"num_inference_steps": 3, "guidance_scale": 1.0, "align_method": "wavelet", "negative_prompt": None, "upscale": 2}
+    stored |= {"scheduler": "flow_heun", "control_scale": 0.9, "tiling": {"size": 48, "overlap": 16, "multiple": 2}}
+    options = sampling_options(args, stored, backbone)
+    assert (options.num_inference_steps, options.guidance_scale, options.scheduler) == (2, 1.0, "flow_heun")
+    assert (options.align_method, options.control_scale, options.upscale) == ("wavelet", 0.9, 2)
+    assert (options.tile_size, options.tile_overlap) == (192, 64)
+    assert (options.prompt_source, options.prompt_file, options.batch_size) == ("file", "prompts.json", 2)
+    assert options.negative_prompt and "tiling" not in vars(options)
+    old = sampling_options(SimpleNamespace(**{**vars(args), "num_inference_steps": None}), {}, backbone)  # of before it was written down
+    assert (old.num_inference_steps, old.guidance_scale, old.scheduler, old.align_method) == (25, 2.5, "flow_euler", "adain")
+    assert old.tile_size is None and old.upscale == 4
+
+
+def train_controlnet(*more):
+    """The program in this process."""
+    import train_controlnet as program
+
+    parser = program.build_parser()
+    argv = [str(word) for word in [*BASELINE[1:], *more]]
+    args = parse_args(parser, argv)
+    check_baseline_given(args, given_flags(parser, argv))
+    train_baseline(args)
+
+
+def test_a_baseline_grows_where_its_rate_does_not_depend_on_the_steps_and_is_readable_for_the_group(tmp_path):
+    steady = ["--full_window_share", "1"]
+    before = os.umask(0o027)
+    try:
+        train_controlnet(*steady, "--max_train_steps", "4", "--output_dir", tmp_path / "whole")
+    finally:
+        os.umask(before)
+    train_controlnet(*steady, "--max_train_steps", "2", "--output_dir", tmp_path / "grown")
+    train_controlnet(*steady, "--max_train_steps", "4", "--output_dir", tmp_path / "grown")
+    for part in ("controlnet", "model/unet"):
+        whole, grown = (load_file(tmp_path / run / part / "diffusion_pytorch_model.safetensors") for run in ("whole", "grown"))
+        assert all(torch.equal(value, grown[key]) for key, value in whole.items())
+    written = [*(tmp_path / "whole").rglob("*.safetensors"), *(tmp_path / "whole").glob("*.pt")]
+    assert len(written) == 6 and {path.stat().st_mode & 0o777 for path in written} == {0o640}
+    with pytest.raises(UserError, match="has 4 steps already, --max_train_steps 3 is fewer"):
+        train_controlnet(*steady, "--max_train_steps", "3", "--output_dir", tmp_path / "grown")
+    with pytest.raises(UserError, match="max_train_steps is 4 there and 5 here"):
+        train_controlnet(*steady, "--lr_scheduler", "cosine", "--max_train_steps", "5", "--output_dir", tmp_path / "grown")
+    shutil.rmtree(tmp_path / "whole/controlnet")  # a stop between the last checkpoint and its models
+    train_controlnet(*steady, "--max_train_steps", "4", "--output_dir", tmp_path / "whole")
+    assert (tmp_path / "whole/controlnet/config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "mention"),
+    [
+        (["--window", "17"], "--window 17: a crop of --resolution 64 has 16 latent pixels a side"),
+        (["--resolution", "65"], "--resolution 65: a crop of this model has a multiple of 8 pixels a side; take 64"),
+        (["--window", "7"], "--window 7: a window has an even number of latent pixels a side; take 8"),
+        (["--resolution", "4096"], "photographs cannot be used"),
+        (["--drop_share", "0.9"], "are above 1 together"),
+        (["--num_double_layers", "2"], "--num_double_layers: would do nothing with a base model of sd2"),
+        (["--guidance_range", "1", "2"], "--guidance_range: would do nothing with a base model of sd2"),
+        (["--controlnet_model_name_or_path", CONTROLNET], "--conditioning_channels: would do nothing with --controlnet_model_name_or_path"),
+        (["--prompt_file", ROOT / "preset/models/tiny-sd2/model_index.json"], "must map image ids to strings"),
+        (["--degradation", "misspelt"], "misspelt"),
+    ],
+)
+def test_a_first_command_for_a_baseline_that_fails_is_one_line_and_leaves_nothing(tmp_path, more, mention):
+    with pytest.raises(UserError, match=re.escape(mention)):
+        train_controlnet(*more, "--max_train_steps", "2", "--output_dir", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "mention"),
+    [
+        (["--lr_scheduler", "cosin"], "--lr_scheduler"),
+        (["--full_window_share", "2"], "must lie between 0 and 1"),
+        (["--drop_share", "1.5"], "must lie between 0 and 1"),
+        (["--max_grad_norm", "nan"], "must be at least 0"),
+        (["--learning_rate", "inf"], "must be at least 0 and finite"),
+        (["--seed", "99999999999999999999"], "must be at most"),
+    ],
+)
+def test_numbers_of_a_baseline_without_a_meaning_are_one_line(tmp_path, capsys, more, mention):
+    with pytest.raises(SystemExit) as stop:
+        train_controlnet(*more, "--output_dir", tmp_path / "out")
+    assert stop.value.code == 2 and mention in capsys.readouterr().err
+
+
+def test_a_baseline_whose_output_folder_is_its_input_is_refused(tmp_path):
+    shutil.copytree(CONTROLNET, tmp_path / "run/controlnet")
+    before = (tmp_path / "run/controlnet/config.json").read_bytes()
+    more = ["--controlnet_model_name_or_path", str(tmp_path / "run/controlnet"), "--output_dir", str(tmp_path / "run")]
+    with pytest.raises(UserError, match="would overwrite the input --controlnet_model_name_or_path"):
+        check_baseline(parse_args(importlib.import_module("train_controlnet").build_parser(), [*BASELINE[1:], *more]))
+    with pytest.raises(UserError, match="holds controlnet, which no run there has written"):
+        train_controlnet("--output_dir", tmp_path / "run")
+    assert (tmp_path / "run/controlnet/config.json").read_bytes() == before
+
+
+def test_photographs_that_are_too_small_or_broken_are_all_named(tmp_path):
+    for name, size in (("a", (40, 80)), ("b", (200, 30)), ("c", (200, 200))):
+        save_noise(tmp_path / f"{name}.png", size)
+    (tmp_path / "d.png").write_bytes(b"no image")
+    with pytest.raises(UserError) as error:
+        CropSource(tmp_path, 64, 0)
+    for expected in ("3 of 4 photographs", "a.png is 40 x 80", "b.png is 200 x 30", "d.png"):
+        assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("channels", [["4", "8", "16"], ["16", "16"], ["16", "32", "64", "128", "256", "300", "310", "320", "330"]])
+def test_an_autoencoder_of_impossible_channels_is_one_line(tmp_path, channels):
+    import train_vae
+
+    from dp2osr.training.autoencoder import new_autoencoder
+
+    folders = ["--train_dir", "x", "--val_dir", "x", "--output_dir", str(tmp_path / "out")]
+    with pytest.raises(UserError, match="--block_out_channels"):
+        new_autoencoder(train_vae.parse_args([*folders, "--block_out_channels", *channels]))
+
+
+def test_a_tiny_model_is_made_in_a_new_folder_alone_and_its_sizes_are_checked(tmp_path):
+    import make_tiny_sd2 as program
+
+    from dp2osr.backbones.tiny import make_new, make_tiny_sd2
+
+    def make(*more):
+        words = ["--vae", f"{MODEL}/vae", "--output_dir", str(tmp_path / "out"), *map(str, more)]
+        make_new(make_tiny_sd2, program.parse_args(words), ("block_out_channels", "conditioning_channels", "text_width"))
+
+    with pytest.raises(UserError, match="--block_out_channels 32 64 128 --conditioning_channels 8 16 32 --text_width 7: no network"):
+        make("--text_width", 7)
+    with pytest.raises(UserError, match="--vae .*no such folder"):
+        make("--vae", tmp_path / "none")
+    assert not (tmp_path / "out").exists()
+    make()
+    assert {path.stat().st_mode & 0o077 for path in (tmp_path / "out").rglob("*.safetensors")} == {0o044}
+    before = (tmp_path / "out/model_index.json").stat().st_mtime_ns
+    with pytest.raises(UserError, match="is not empty"):
+        make()
+    assert (tmp_path / "out/model_index.json").stat().st_mtime_ns == before

@@ -191,7 +191,9 @@ def test_the_program_writes_a_page_and_a_table(kind, labelled, tmp_path):
 def test_a_users_mistakes_are_one_line(kind, labelled, tmp_path):
     words = ["scripts/inspect_rewards.py", "--candidates_dir", labelled, "--output_dir", tmp_path / "out"]
     config = ["--reward_config", labelled / "reward.yaml"]
-    assert_one_clear_line(run_program(*words, check=False), "'embedded' needs metric 'fsim'")
+    assert_one_clear_line(run_program(*words, check=False), "of the reward 'default'", "or with --reward_config embedded")
+    ignored = run_program(*words, *config, "--num_crops", 4, check=False)
+    assert_one_clear_line(ignored, "--num_crops: would do nothing without --validation_image_path")
     assert_one_clear_line(run_program(*words, *config, "--top_n", 4, check=False), "--top_n 4", "between 1 and 3")
     assert_one_clear_line(run_program(*words, *config, "--gt_path", ROOT / "preset/test/gt", check=False), "no GT for")
     assert not (tmp_path / "out").exists()

@@ -1,16 +1,18 @@
 """The trainer: exact gradient, neutral start, identical resume after SIGKILL, one or two processes, refusals."""
 
+import importlib.util
 import math
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pyarrow as pa
@@ -18,16 +20,18 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_program
+from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_program, save_noise
 from safetensors.torch import load_file
 
 from dp2osr.backbones import load_backbone
-from dp2osr.config import parse_args, read_json, write_json
-from dp2osr.errors import UserError
+from dp2osr.backbones.tiles import Tiling
+from dp2osr.config import given_flags, parse_args, read_json, timestep_flags, write_json
+from dp2osr.errors import NonFiniteSamples, UserError
 from dp2osr.preference import loss
 from dp2osr.preference.groups import PreferenceGroup, PreferenceGroups
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
+from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training import options
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
@@ -35,6 +39,7 @@ from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.objective import GroupObjective
 from dp2osr.training.reference_cache import ReferenceCache
 from dp2osr.training.trainer import PreferenceTrainer
+from dp2osr.training.validation import read_validation_images
 
 STEPS = 6
 
@@ -521,6 +526,7 @@ def test_an_image_that_a_metric_cannot_score_is_left_out_of_a_validation_and_tol
     more += ["--validation_candidates", "3", "--num_inference_steps", "1", "--guidance_scale", "1"]
     trainer = PreferenceTrainer(parse_args(kind.training_parser(), list(map(str, [*words(kind, labelled, tmp_path / "out")[1:], *more]))))
     validator = trainer.make_validator()
+    validator.start()
     first, second = (image_id for image_id, *_ in validator.images)
     score, broken = validator.suite.score, {first: "piqe"}
 
@@ -542,7 +548,9 @@ def test_an_image_that_a_metric_cannot_score_is_left_out_of_a_validation_and_tol
 def test_force_goes_on_with_other_settings_and_shows_them(kind, trained, labelled, tmp_path, capsys):
     shutil.copytree(trained, tmp_path / "run")
     more = ["--beta", "100", "--max_train_steps", "8", "--learning_rate", "1e-5"]
-    with pytest.raises(UserError, match="beta is 5000.0 there and 100.0 here; learning_rate is 0.0001 there and 1e-05 here; max_train"):
+    with pytest.raises(
+        UserError, match="beta is 5000.0 there and 100.0 here; learning_rate is 0.0001 there and 1e-05 here.*--force goes on"
+    ):
         run_training(kind, labelled, tmp_path / "run", *more)
     run_training(kind, labelled, tmp_path / "run", *more, "--force")
     assert "goes on with other settings (beta is 5000.0 there and 100.0 here" in capsys.readouterr().err
@@ -583,6 +591,190 @@ def test_groups_with_equal_rewards_are_counted_and_trained_on(kind, labelled, tm
     run_training(kind, labelled, tmp_path / "out", "--scores", tmp_path / "scores.parquet", "--max_train_steps", "2")
     assert "1 of 3 groups have equal rewards" in capsys.readouterr().err
     assert all(record["grad_norm"] > 0 for record in read_log(tmp_path / "out/train_log.jsonl"))
+
+
+def copy_validation_images(folder, count=2):
+    """`count` held-out LR images in `folder`/lr, their GT in `folder`/gt; the flags that name them."""
+    for side in ("lr", "gt"):
+        (folder / side).mkdir()
+        for path in sorted((ROOT / f"preset/test/{side}").glob("*.png"))[:count]:
+            (folder / side / path.name).write_bytes(path.read_bytes())
+    return ["--validation_image_path", str(folder / "lr"), "--validation_gt_path", str(folder / "gt"), "--validation_candidates", "2"]
+
+
+@one_kind
+def test_more_steps_asked_for_later_give_the_weights_of_a_run_asked_for_them_from_the_start(kind, labelled, tmp_path, capsys):
+    more = ["--lr_warmup_steps", "3"]
+    run_training(kind, labelled, tmp_path / "whole", "--max_train_steps", "4", *more)
+    run_training(kind, labelled, tmp_path / "grown", "--max_train_steps", "2", *more)
+    run_training(kind, labelled, tmp_path / "grown", "--max_train_steps", "4", *more)
+    assert "2 steps become 4" in capsys.readouterr().err
+    whole, grown = weights(tmp_path / "whole"), weights(tmp_path / "grown")
+    assert all(torch.equal(value, grown[key]) for key, value in whole.items())
+    logs = [[(record["step"], record["loss"]) for record in read_log(tmp_path / name / "train_log.jsonl")] for name in ("whole", "grown")]
+    assert logs[0] == logs[1]
+    assert read_json(tmp_path / "grown/settings.json")["max_train_steps"] == 4
+    for force in ([], ["--force"]):  # a policy of four steps would pass for one of two
+        with pytest.raises(UserError, match="has 4 steps already, --max_train_steps 2 is fewer"):
+            run_training(kind, labelled, tmp_path / "grown", "--max_train_steps", "2", *more, *force)
+
+
+@one_kind
+def test_more_steps_of_a_schedule_that_depends_on_their_number_are_refused_with_the_reason(kind, labelled, tmp_path):
+    more = ["--lr_scheduler", "cosine"]
+    run_training(kind, labelled, tmp_path / "run", "--max_train_steps", "1", *more)
+    with pytest.raises(UserError, match="max_train_steps is 1 there and 2 here.*--force goes on with these .*a cosine schedule depend"):
+        run_training(kind, labelled, tmp_path / "run", "--max_train_steps", "2", *more)
+
+
+@one_kind
+def test_a_command_that_fails_leaves_nothing_that_refuses_the_corrected_one(kind, labelled, tmp_path):
+    valid = copy_validation_images(tmp_path)
+    (tmp_path / "lr/no_gt.png").write_bytes(next((tmp_path / "lr").iterdir()).read_bytes())
+    missing = tmp_path / "missing"
+    for wrong in (
+        valid,
+        ["--scores", missing],
+        ["--controlnet_model_name_or_path", missing],
+        ["--top_n", "4"],
+        ["--reward_config", "x"],
+        ["--reference_cache", "/dev/null"],
+    ):
+        with pytest.raises(UserError):
+            run_training(kind, labelled, tmp_path / "out", *map(str, wrong))
+        assert not (tmp_path / "out").exists(), wrong
+
+
+def test_all_validation_images_that_cannot_be_used_are_named_at_once(tmp_path):
+    copy_validation_images(tmp_path, 4)
+    broken, small, without, good = sorted(path.name for path in (tmp_path / "lr").iterdir())
+    (tmp_path / "lr" / broken).write_bytes(b"no image")
+    save_noise(tmp_path / "gt" / small, (100, 128))
+    (tmp_path / "gt" / without).unlink()
+    with pytest.raises(UserError) as error:
+        read_validation_images(tmp_path / "lr", tmp_path / "gt", 4)
+    for expected in ("3 of 4 validation images", broken, f"{small} is 100 x 128, not 128 x 128", f"{without} has no GT"):
+        assert expected in str(error.value)
+    assert good not in str(error.value)
+
+
+def test_validation_samples_as_the_candidates_were_sampled(kind, labelled, tmp_path, capsys):
+    valid = copy_validation_images(tmp_path, 1)
+    stored = CandidateStore(labelled).settings
+    trainer = PreferenceTrainer(parse_args(kind.training_parser(), words(kind, labelled, tmp_path / "out", *valid)[1:]))
+    assert "warning: validation" not in capsys.readouterr().err
+    sampler = trainer.validator.sampler
+    found = {**asdict(sampler.settings), "align_method": sampler.args.align_method, "upscale": sampler.args.upscale}
+    assert found == {name: stored[name] for name in found} and found["num_inference_steps"] == 2
+    assert trainer.backbone.vae_tiling == Tiling(**stored["vae_tiling"])
+    more = ["--num_inference_steps", "1", "--align_method", "wavelet"]
+    trainer = PreferenceTrainer(parse_args(kind.training_parser(), words(kind, labelled, tmp_path / "out", *valid, *more)[1:]))
+    assert (trainer.validator.sampler.settings.num_inference_steps, trainer.validator.sampler.args.align_method) == (1, "wavelet")
+    told = capsys.readouterr().err
+    assert "--num_inference_steps 1 as given, the candidates have 2" in told and "--align_method wavelet" in told
+
+
+def test_empty_prompts_beside_candidates_with_tags_are_said():
+    sampled = SimpleNamespace(**options.candidates_settings({}, "sd2"), prompt_file=None)
+    [line] = options.told_differences(sampled, {"prompt_source": "ram"}, "sd2")
+    assert "--validation_prompt_file" in line
+    assert not options.told_differences(sampled, {"prompt_source": "none"}, "sd2")
+
+
+@one_kind
+def test_an_image_whose_samples_are_not_finite_is_left_out_of_a_validation(kind, labelled, tmp_path, monkeypatch, capsys):
+    valid = copy_validation_images(tmp_path)
+    trainer = PreferenceTrainer(parse_args(kind.training_parser(), words(kind, labelled, tmp_path / "out", *valid)[1:]))
+    validator, sample = trainer.validator, GroupSampler.sample
+    bad = {validator.images[0][0]}
+
+    def sample_or_fail(sampler, image_id, lr, count):
+        if image_id in bad:
+            raise NonFiniteSamples(f"{image_id}: NaN")
+        return sample(sampler, image_id, lr, count)
+
+    monkeypatch.setattr(GroupSampler, "sample", sample_or_fail)
+    assert validator(trainer.policy)["G"] == 0
+    assert f"{validator.images[0][0]}: a NaN or infinite score or sample; left out" in capsys.readouterr().err
+    assert validator.sheet().width > 100
+    bad.add(validator.images[1][0])
+    assert validator(trainer.policy) == {}
+    assert "none is left, this validation says nothing" in capsys.readouterr().err
+
+
+@one_kind
+def test_a_policy_says_how_its_candidates_were_sampled_and_is_readable_for_the_group(kind, labelled, tmp_path, monkeypatch):
+    monkeypatch.setattr(PreferenceTrainer, "make_validator", lambda self: FallingRewards([0.0, 0.1]))
+    more = ["--validation_steps", "1", "--validation_image_path", "lr", "--validation_gt_path", "gt", "--max_train_steps", "1"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/.5f.host-1.part").write_bytes(b"half of a checkpoint that a kill left")
+    before = os.umask(0o027)
+    try:
+        run_training(kind, labelled, tmp_path / "out", *more)
+    finally:
+        os.umask(before)
+    expected = {name: CandidateStore(labelled).settings[name] for name in ("num_inference_steps", "guidance_scale", "scheduler")}
+    for folder in (tmp_path / "out", tmp_path / "out/best"):
+        assert read_json(folder / "sampling_settings.json").items() >= expected.items()
+        for name in ("model.safetensors", "diffusion_pytorch_model.safetensors", "config.json"):
+            assert (folder / name).stat().st_mode & 0o777 == 0o640, name
+    assert (tmp_path / "out/checkpoint-1.pt").stat().st_mode & 0o777 == 0o640
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+@one_kind
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_an_output_folder_that_is_an_input_or_somebody_elses_is_refused(kind, labelled, tmp_path, force):
+    controlnet, model = tmp_path / "controlnet", tmp_path / "model"
+    shutil.copytree(kind.controlnet, controlnet)
+    shutil.copytree(kind.model, model)
+    before = {path: path.read_bytes() for folder in (controlnet, model, labelled) for path in folder.rglob("*") if path.is_file()}
+    inputs = ["--controlnet_model_name_or_path", controlnet, "--pretrained_model_name_or_path", model]
+    with pytest.raises(UserError, match="is the input --controlnet_model_name_or_path .*; give another --output_dir"):
+        run_training(kind, labelled, controlnet, *inputs, *force)
+    with pytest.raises(UserError, match="is the input --pretrained_model_name_or_path"):
+        run_training(kind, labelled, model, *inputs, *force)
+    with pytest.raises(UserError, match="is the input --candidates_dir"):
+        run_training(kind, labelled, labelled, *inputs, *force)
+    with pytest.raises(UserError, match="holds config.json, diffusion_pytorch_model.safetensors, which no run there has written"):
+        run_training(kind, labelled, controlnet, *force)
+    with pytest.raises(UserError, match="would overwrite the input --controlnet_model_name_or_path"):
+        shutil.copytree(kind.controlnet, tmp_path / "run/best")
+        run_training(kind, labelled, tmp_path / "run", "--controlnet_model_name_or_path", tmp_path / "run/best", *force)
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file, not a folder"):
+        run_training(kind, labelled, tmp_path / "file", *force)
+    (tmp_path / "other").mkdir()
+    write_json(tmp_path / "other/settings.json", {"mine": 1, "of": 2, "another": 3})
+    with pytest.raises(UserError, match="is not of this program"):
+        run_training(kind, labelled, tmp_path / "other", *force)
+    assert [path.name for path in (tmp_path / "other").iterdir()] == ["settings.json"]
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_a_tracker_that_is_not_installed_is_one_line_at_the_start(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--report_to wandb: .*pip install wandb, or give --report_to none"):
+        options.check_tracker("wandb")
+    options.check_tracker("none")
+
+
+@one_kind
+@pytest.mark.parametrize(
+    ("more", "mention"),
+    [
+        (["--validation_prompt_file", "x.json"], "--validation_prompt_file: would do nothing without --validation_image_path"),
+        (["--validation_candidates", "4", "--on_collapse", "warn"], "--validation_candidates, --on_collapse: would do nothing"),
+        (["--logit_mean", "1"], "--logit_mean: would do nothing with an SD2 model"),
+        (["--lr_scheduler", "constant", "--lr_warmup_steps", "5"], "--lr_warmup_steps: would do nothing with --lr_scheduler constant"),
+        (["--validation_image_path", "a", "--validation_gt_path", "b", "--validation_steps", "0"], "with --validation_steps 0"),
+    ],
+)
+def test_flags_that_would_do_nothing_are_one_line(kind, tmp_path, more, mention):
+    parser = kind.training_parser()
+    argv = words(kind, tmp_path, tmp_path / "out", *more)[1:]
+    with pytest.raises(UserError, match=re.escape(mention)):
+        options.check_given(parse_args(parser, argv), given_flags(parser, argv))
 
 
 def test_the_trajectory_is_the_saved_one(kind, trained):

@@ -1,11 +1,16 @@
 """Untrained tiny models of the two kinds, Stable Diffusion 2 and FLUX: diffusers' own classes, small."""
 
+import csv
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import torch
 
+from dp2osr.backbones.loading import load_part
 from dp2osr.data.photographs import read_manifest
+from dp2osr.errors import UserError, made_of
+from dp2osr.files import check_output, replace_folder, save_model
 
 NEGATIVE_PROMPT = "dotted, noise, blur, lowres, smooth"
 
@@ -56,7 +61,15 @@ def make_t5_tokenizer(corpus, folder, max_length=24, vocabulary=800):
 
 
 def read_corpus(manifest):
-    return [row["prompt"] for row in read_manifest(manifest)] + [NEGATIVE_PROMPT] * 20
+    """Prompts of a manifest of photographs, for the tokenizers; `UserError` where it is none."""
+    try:
+        prompts = [row["prompt"] for row in read_manifest(manifest)]
+        if not prompts:
+            raise ValueError("it has no row")
+        return prompts + [NEGATIVE_PROMPT] * 20
+    except (OSError, KeyError, ValueError, csv.Error) as error:
+        reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__} {error}"
+        raise UserError(f"--manifest {manifest}: not a readable CSV with a column 'prompt' ({reason})") from None
 
 
 def make_clip(tokenizer, width):
@@ -78,13 +91,39 @@ def make_clip(tokenizer, width):
     )
 
 
+def make_new(make, args, sizes):
+    """Call `make` (`make_tiny_sd2`, `make_tiny_flux`) for a folder that is new or empty; `sizes` are the flags that networks are made of.
+
+    Raises:
+        UserError: a folder with something in it, an autoencoder or a corpus that cannot be read, sizes of which no network can be made.
+    """
+    check_output(args.output_dir)
+    output = Path(args.output_dir)
+    if output.is_dir() and any(output.iterdir()):
+        raise UserError(f"--output_dir {output}: is not empty; give a new folder, or remove this one")
+    words = " ".join(
+        f"--{name} {value if isinstance(value, int) else ' '.join(map(str, value))}" for name in sizes if (value := vars(args)[name])
+    )
+    with made_of(words):
+        replace_folder(output, lambda folder: make(Namespace(**{**vars(args), "output_dir": str(folder)})))
+
+
+def read_autoencoder(path):
+    """An `AutoencoderKL` from its folder; `UserError` where it is none."""
+    from diffusers import AutoencoderKL
+
+    if not Path(path).is_dir():
+        raise UserError(f"--vae {path}: no such folder; scripts/train_vae.py writes one, vae/ in its --output_dir")
+    return load_part(AutoencoderKL, path, None)
+
+
 def make_tiny_sd2(args):
     """Write the whole pipeline folder (the given VAE, a fresh tokenizer, text encoder and UNet, SD2's noise schedule) and `controlnet/`."""
-    from diffusers import AutoencoderKL, ControlNetModel, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import ControlNetModel, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
     torch.manual_seed(args.seed)
     tokenizer = make_tokenizer(read_corpus(args.manifest), Path(args.output_dir) / "tokenizer")
-    vae = AutoencoderKL.from_pretrained(args.vae)
+    vae = read_autoencoder(args.vae)
     text_encoder = make_clip(tokenizer, args.text_width)
     plain = len(args.block_out_channels) - 1  # attention at the lowest resolution only: elsewhere it costs more than it gives
     unet = UNet2DConditionModel(
@@ -115,10 +154,10 @@ def make_tiny_sd2(args):
         timestep_spacing="trailing",
     )
     pipeline = StableDiffusionPipeline(vae, text_encoder, tokenizer, unet, schedule, None, None, requires_safety_checker=False)
-    pipeline.save_pretrained(args.output_dir)
+    save_model(pipeline, args.output_dir)
     controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(args.conditioning_channels))
     linear_control_start(controlnet)
-    controlnet.save_pretrained(Path(args.output_dir) / "controlnet")
+    save_model(controlnet, Path(args.output_dir) / "controlnet")
 
 
 @torch.no_grad()
@@ -153,13 +192,13 @@ def linear_control_start(controlnet):
 
 def make_tiny_flux(args):
     """Write the pipeline folder (the given VAE, fresh tokenizers, encoders and transformer, FLUX.1-dev's schedule) and `controlnet/`."""
-    from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxControlNetModel, FluxPipeline, FluxTransformer2DModel
     from transformers import T5Config, T5EncoderModel
 
     torch.manual_seed(args.seed)
     output, corpus = Path(args.output_dir), read_corpus(args.manifest)
     tokenizer, tokenizer_2 = make_tokenizer(corpus, output / "tokenizer"), make_t5_tokenizer(corpus, output / "tokenizer_2")
-    vae = AutoencoderKL.from_pretrained(args.vae)
+    vae = read_autoencoder(args.vae)
     vae.register_to_config(shift_factor=vae.config.shift_factor or 0.0)  # FLUX's pipelines read it
     text_encoder = make_clip(tokenizer, args.text_width)
     text_encoder_2 = T5EncoderModel(
@@ -189,7 +228,7 @@ def make_tiny_flux(args):
     schedule = FlowMatchEulerDiscreteScheduler(
         shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15, base_image_seq_len=256, max_image_seq_len=4096
     )
-    FluxPipeline(schedule, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer).save_pretrained(output)
+    save_model(FluxPipeline(schedule, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer), output)
     controlnet = FluxControlNetModel.from_transformer(
         transformer,
         num_layers=args.num_double_layers,
@@ -200,7 +239,7 @@ def make_tiny_flux(args):
     # as in `linear_control_start`: zeros protect a trained transformer, here they would only hide the LR
     for layer in (controlnet.controlnet_x_embedder, *controlnet.controlnet_blocks):
         layer.reset_parameters()
-    controlnet.save_pretrained(output / "controlnet")
+    save_model(controlnet, output / "controlnet")
 
 
 def rotary_axes(head):

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from dp2osr.data.images import list_images, read_image
+from dp2osr.errors import UserError, listed
 
 
 class CropSource:
@@ -15,11 +16,26 @@ class CropSource:
         folder: images, any size of at least `crop_size`.
         crop_size: side of a crop, pixels.
         seed: with the step number it decides which crops a batch holds, so a resumed run sees the same batches.
+        at_least: side that every image must have, if some crops are larger.
+
+    Raises:
+        UserError: images that cannot be read, or are smaller than a crop; all are named.
     """
 
-    def __init__(self, folder, crop_size, seed):
+    def __init__(self, folder, crop_size, seed, at_least=0):
         self.paths = list_images(folder)
-        self.images = [np.asarray(read_image(path)) for path in self.paths]
+        self.images, problems, least = [], [], max(crop_size, at_least)
+        for path in self.paths:
+            try:
+                image = np.asarray(read_image(path))
+                if min(image.shape[:2]) < least:
+                    raise UserError(f"{path.name} is {image.shape[1]} x {image.shape[0]}, smaller than a crop of {least}")
+                self.images.append(image)
+            except UserError as error:
+                problems.append(str(error))
+        if problems:
+            told = f"{len(problems)} of {len(self.paths)} photographs cannot be used: {listed(problems)}"
+            raise UserError(f"{folder}: {told}; leave them out, or take smaller crops")
         self.stems = [Path(path).stem for path in self.paths]
         self.crop_size, self.seed = crop_size, seed
 

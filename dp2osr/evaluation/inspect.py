@@ -4,20 +4,20 @@ from pathlib import Path
 
 import numpy as np
 
-from dp2osr.config import write_text
 from dp2osr.data.images import find_gt
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError
 from dp2osr.evaluation.reward_report import Pictures, write_report
+from dp2osr.files import check_output, write_text
 from dp2osr.preference.groups import check_same_candidates
 from dp2osr.preference.pairs import curate
 from dp2osr.provenance import versions
-from dp2osr.rewards.config import load_reward_config
+from dp2osr.rewards.chosen import label_command, read_with_reward
 from dp2osr.rewards.inspection import finite_groups, inspect_rewards, sentences
 from dp2osr.rewards.maps import has_map
 from dp2osr.rewards.metrics import MetricSuite
 from dp2osr.rewards.reward import reward_shares
-from dp2osr.rewards.table import read_scores, scores_path, write_table
+from dp2osr.rewards.table import scores_path, write_table
 from dp2osr.rewards.validation import held_out_crops, validate_reward
 from dp2osr.rewards.weights import check_manifest
 from dp2osr.sampling.decode import load_decoder
@@ -33,13 +33,16 @@ def run_inspection(args):
     Raises:
         UserError: no score table, a metric that was not scored, N too large, a GT that is missing.
     """
-    store, config = CandidateStore(args.candidates_dir), load_reward_config(args.reward_config)
-    scores = scores_path(args.candidates_dir, args.scores)
-    table = read_scores(scores, config)
+    check_output(args.output_dir)
+    store = CandidateStore(args.candidates_dir)
+    table, config = read_with_reward(args.reward_config, args.candidates_dir, args.scores)
     check_same_candidates(store, table)
     table, left_out, odd = finite_groups(table, config)
     if not table.image_ids:
-        raise UserError(f"{scores}: every group has a NaN or infinite score; run label_rewards.py again, and read its warnings")
+        again = label_command(args.candidates_dir, config, table.metadata, args.scores, args.gt_path, args.reward_config)
+        raise UserError(
+            f"{scores_path(args.candidates_dir, args.scores)}: every group has a NaN or infinite score; run {again}, and read its warnings"
+        )
     top_n = args.top_n or max(1, next(iter(table.scores.values())).shape[1] // 4)
     inspection = inspect_rewards(table, config, top_n)
     device = compute_device()

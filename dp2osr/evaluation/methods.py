@@ -1,5 +1,6 @@
 """The methods to compare: their candidate stores and raw scores, checked against one another, and bicubic beside them."""
 
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ def load_methods(candidates, config, label_command, num_candidates=None):
     Args:
         candidates: NAME=DIR arguments.
         config: `RewardConfig`; all its metrics must be in every method's scores.
-        label_command: the command that scores a folder, with `{folder}` in its place, for errors.
+        label_command: folder → the command that scores it, for errors; or that command with `{folder}` in its place.
         num_candidates: M; `None` for the smallest M among the methods.
 
     Returns:
@@ -65,9 +66,8 @@ def load_methods(candidates, config, label_command, num_candidates=None):
     Raises:
         UserError: missing or incomplete scores, other images, other metrics or metric options, too few candidates.
     """
-    methods = [
-        _load(name, folder, config, label_command.replace("{folder}", str(folder))) for name, folder in parse_candidates(candidates).items()
-    ]
+    command = label_command if callable(label_command) else lambda folder: label_command.replace("{folder}", shlex.quote(str(folder)))
+    methods = [_load(name, folder, config, command(folder)) for name, folder in parse_candidates(candidates).items()]
     _check_same_images(methods)
     _check_same_options(methods)
     notes = [*_notes_on_metrics(methods), *_notes_on_settings(methods)]

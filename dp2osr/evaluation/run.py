@@ -4,12 +4,12 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from dp2osr.config import write_text
 from dp2osr.data.images import find_gt
 from dp2osr.evaluation import figures, pictures, report, tables
-from dp2osr.evaluation.methods import bicubic_scores, load_methods, suites_of
+from dp2osr.evaluation.methods import bicubic_scores, load_methods, parse_candidates, suites_of
 from dp2osr.evaluation.summary import evaluate
 from dp2osr.evaluation.training_log import read_training_logs
+from dp2osr.files import check_output, write_text
 
 PACKAGES = ("torch", "diffusers", "transformers", "pyiqa", "numpy", "matplotlib", "pillow")
 
@@ -24,12 +24,19 @@ def run_evaluation(args):
         `Evaluation`; what the files say is also printed.
     """
     from dp2osr.device import compute_device
-    from dp2osr.rewards.config import load_reward_config
+    from dp2osr.rewards.chosen import label_command, reward_of
+    from dp2osr.rewards.table import SCORES, read_metadata
 
-    config = load_reward_config(args.reward_config)
+    check_output(args.output_dir)
+    paths = [folder / SCORES for folder in parse_candidates(args.candidates).values()]
+    scored = {path: read_metadata(path) for path in paths if path.is_file()}
+    config = reward_of(args.reward_config, scored)
     training, validation = read_training_logs(args.training_log) if args.training_log else ({}, {})
-    label_command = f"python label_rewards.py --candidates_dir {{folder}} --gt_path {args.gt_path} --reward_config {args.reward_config}"
-    methods, notes = load_methods(args.candidates, config, label_command, args.num_candidates)
+
+    def label(folder):
+        return label_command(folder, config, next(iter(scored.values()), None), gt_path=args.gt_path, given=args.reward_config)
+
+    methods, notes = load_methods(args.candidates, config, label, args.num_candidates)
     gt_paths = find_gt(args.gt_path, methods[0].image_ids)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)

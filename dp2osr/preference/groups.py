@@ -10,6 +10,7 @@ import torch
 from dp2osr.errors import UserError
 from dp2osr.preference.pairs import curate
 from dp2osr.preference.weights import hpo_weights
+from dp2osr.rewards.chosen import check_scored, label_command
 from dp2osr.rewards.reward import finite_groups_of, hybrid_reward
 from dp2osr.sampling.resize import control_image
 
@@ -51,12 +52,7 @@ class PreferenceGroups:
         if promptless:
             some = ", ".join(promptless[:3])
             raise UserError(f"{store.folder}: {len(promptless)} groups have no prompt.safetensors ({some}); sample into a new folder")
-        unscored = [spec.name for spec in config.fr + config.nr if spec.name not in table.scores]
-        if unscored:
-            raise UserError(
-                f"scores of {store.folder}: lack {', '.join(unscored)} of the reward '{config.name}'; "
-                f"run label_rewards.py --candidates_dir {store.folder} --reward_config {config.name}"
-            )
+        check_scored(config, table, store.folder)
         scored = next(iter(table.scores.values())).shape[1]
         num_candidates = num_candidates or scored
         if num_candidates > scored:
@@ -64,9 +60,8 @@ class PreferenceGroups:
         scores = {spec.name: table.scores[spec.name][:, :num_candidates] for spec in config.metrics}
         finite = finite_groups_of(scores, config)
         if not finite.any():
-            raise UserError(
-                f"scores of {store.folder}: every group has a NaN or infinite score; run label_rewards.py again, and read its warnings"
-            )
+            again = label_command(store.folder, config, table.metadata)
+            raise UserError(f"scores of {store.folder}: every group has a NaN or infinite score; run {again}, and read its warnings")
         self.store = store
         self.image_ids = [image_id for image_id, good in zip(table.image_ids, finite) if good]
         self.left_out = [image_id for image_id, good in zip(table.image_ids, finite) if not good]
@@ -120,9 +115,12 @@ def check_same_candidates(store, table):
         some = ", ".join(absent[:3])
         raise UserError(f"{store.folder}: has no candidates of {len(absent)} scored images ({some}); sample them or score again")
     scored_of = table.metadata.get("candidates") or store.settings
-    if scored_of != store.settings:
-        other = ", ".join(sorted(key for key in {*scored_of, *store.settings} if scored_of.get(key) != store.settings.get(key)))
-        raise UserError(f"{store.folder}: the scores are of candidates with other settings ({other}); run label_rewards.py again")
+    other = sorted(key for key in {*scored_of, *store.settings} if scored_of.get(key) != store.settings.get(key))
+    if other == ["num_candidates"] and scored_of[other[0]] < store.settings[other[0]]:  # more were sampled since: the first are the same
+        return
+    if other:
+        told = ", ".join(other)
+        raise UserError(f"{store.folder}: the scores are of candidates with other settings ({told}); run label_rewards.py on it again")
 
 
 def groups_of_step(step, count, num_groups, seed):

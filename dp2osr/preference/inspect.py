@@ -3,16 +3,14 @@
 import numpy as np
 
 from dp2osr.preference.groups import PreferenceGroups
-from dp2osr.rewards.config import load_reward_config
-from dp2osr.rewards.table import read_scores, scores_path
+from dp2osr.rewards.chosen import read_with_reward
 from dp2osr.sampling.store import CandidateStore
 
 
 def describe_preferences(args):
     """Lines of text: one row a group (winners' and losers' mean reward, σ_g, range of the pair weights), then the summary."""
     store = CandidateStore(args.candidates_dir)
-    config = load_reward_config(args.reward_config)
-    table = read_scores(scores_path(args.candidates_dir, args.scores), config)
+    table, config = read_with_reward(args.reward_config, args.candidates_dir, args.scores)
     groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
     best = np.take_along_axis(groups.rewards, groups.winners, 1).mean(1)
     worst = np.take_along_axis(groups.rewards, groups.losers, 1).mean(1)

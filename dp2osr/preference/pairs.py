@@ -15,10 +15,12 @@ def curate(rewards, top_n):
         winners (G, N), best first; losers (G, N), worst first. Ties go by candidate number.
 
     Raises:
-        UserError: N < 1 or N > M / 2.
+        UserError: M < 2, N < 1 or N > M / 2.
     """
     rewards = np.asarray(rewards, dtype=np.float64)
     num_candidates = rewards.shape[1]
+    if num_candidates < 2:
+        raise UserError(f"--num_candidates {num_candidates}: winners and losers need two candidates an image at least")
     if not 1 <= top_n <= num_candidates // 2:
         raise UserError(f"--top_n {top_n}: with M = {num_candidates} candidates it must lie between 1 and {num_candidates // 2}")
     order = np.argsort(-rewards, axis=1, kind="stable")

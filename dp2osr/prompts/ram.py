@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from dp2osr.backbones.loading import read_tensors
 from dp2osr.errors import UserError
+from dp2osr.files import save_tensors
 
 SIZE = 384  # side of the picture that RAM sees, pixels
 HEADS = 4  # of the cross-attention
@@ -224,14 +225,9 @@ def read_classes(folder):
 
 
 def write_converted(path, weights, tags, thresholds, merged):
-    """One safetensors file in fp16 with tags and thresholds in its header; written beside, then renamed."""
-    from safetensors.torch import save_file
-
-    path = Path(path)
-    part = path.with_name(f".{path.name}.part")
+    """One safetensors file in fp16 with tags and thresholds in its header, whole or absent."""
     about = {"tags": json.dumps(tags, ensure_ascii=False), "thresholds": json.dumps(thresholds), "dape": json.dumps(merged)}
-    save_file({key: value.half().contiguous() for key, value in weights.items()}, part, metadata=about)
-    part.replace(path)
+    save_tensors({key: value.half() for key, value in weights.items()}, path, about)
 
 
 def read_converted(path):

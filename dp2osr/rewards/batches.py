@@ -42,7 +42,7 @@ class Batches:
 
     def __init__(self, size, device="cpu", memory_limit=None):
         self.size, self.device = size, torch.device(device)
-        self.limit = None if memory_limit is None else memory_limit * 1e9
+        self.limit = None if memory_limit is None else min(memory_limit, 1e9) * 1e9  # more than there is: no infinity in the sums
         self.each = {}
 
     def run(self, name, images, function, measure=True):

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from dp2osr.errors import UserError
+from dp2osr.files import check_output, save_tensors
+from dp2osr.flags import refuse_inputs
 
 
 class Brisque(torch.nn.Module):
@@ -56,10 +57,20 @@ class _PlainUnpickler(pickle.Unpickler):
 
 
 def convert_wheel(wheel, output):
-    """Write the libsvm model and the feature ranges in the wheel of PyPI's `brisque` as the file that `Brisque` reads."""
-    with zipfile.ZipFile(wheel) as archive:
-        header, rows = archive.read("brisque/models/svm.txt").decode().split("SV\n", 1)
-        ranges = _PlainUnpickler(io.BytesIO(archive.read("brisque/models/normalize.pickle"))).load()
+    """Write the libsvm model and the feature ranges in the wheel of PyPI's `brisque` as the file that `Brisque` reads.
+
+    Raises:
+        UserError: a file that is no such wheel, or an output that cannot be written or is the wheel.
+    """
+    check_output(output, "--output", is_file=True)
+    refuse_inputs(output, {"--wheel": wheel}, flag="--output")
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            header, rows = archive.read("brisque/models/svm.txt").decode().split("SV\n", 1)
+            ranges = _PlainUnpickler(io.BytesIO(archive.read("brisque/models/normalize.pickle"))).load()
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, pickle.UnpicklingError, EOFError) as error:
+        raise UserError(f"--wheel {wheel}: is not the wheel of brisque 0.2.0 ({' '.join(str(error).split())[:160]})") from None
+    Path(output).parent.mkdir(parents=True, exist_ok=True)
     settings = dict(line.split(" ", 1) for line in header.splitlines() if line)
     rows = [row.split() for row in rows.splitlines()]
     tensors = {
@@ -74,4 +85,4 @@ def convert_wheel(wheel, output):
         "licence": "Apache-2.0",
         "credit": "Copyright 2024 Rehan Guha; method: Mittal, Moorthy, Bovik 2012",
     }
-    save_file(tensors, output, metadata=origin)
+    save_tensors(tensors, output, origin)

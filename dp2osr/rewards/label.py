@@ -18,8 +18,10 @@ from tqdm import tqdm
 
 from dp2osr.data.images import find_gt, pil_to_tensor, read_image
 from dp2osr.errors import UserError, listed
+from dp2osr.files import LONGEST_NAME, check_output, short_name
 from dp2osr.provenance import file_sha256
 from dp2osr.rewards.batches import Batches
+from dp2osr.rewards.chosen import DEFAULT, record_reward
 from dp2osr.rewards.config import MetricSpec, nearest
 from dp2osr.rewards.draws import share_of_flips
 from dp2osr.rewards.metrics import bad_score, pyiqa_version
@@ -62,11 +64,12 @@ class Labeller:
         output: parquet file of all scores; part files lie in `<output>.parts` until it is written.
         decode: group → (M, 3, H, W) float32 in [0, 1], the images that a user gets.
         strict: a NaN or infinite score is an error; otherwise a warning, and it stays in the table, where training passes its group over.
+        reward: what the table is to say of its making, see `record_reward`: its `config`, `given` and `gt_path`; or None.
     """
 
-    def __init__(self, store, suite, gt_paths, output, decode, strict=False):
+    def __init__(self, store, suite, gt_paths, output, decode, strict=False, reward=None):
         self.store, self.suite, self.gt_paths, self.decode, self.strict = store, suite, gt_paths, decode, strict
-        self.output = Path(output)
+        self.output, self.reward = Path(output), reward
         self.parts_dir = self.output.with_name(self.output.name + ".parts")
         self.wanted = suite.describe()
 
@@ -86,7 +89,7 @@ class Labeller:
                 fresh = self._score(image_id, missing, *content.result())
                 kept = {name: columns[name] for name in described if name not in missing}
                 metadata = self._metadata({**described, **{name: self.wanted[name] for name in missing}}, {image_id: provenance})
-                write_scores(self.parts_dir / f"{image_id}.parquet", {**fresh, **kept}, metadata, sidecar=False)
+                write_scores(self._part(image_id), {**fresh, **kept}, metadata, sidecar=False)
                 progress.update()
                 scored += 1
         return scored
@@ -127,7 +130,8 @@ class Labeller:
         A metric that an earlier run scored for every group is kept beside the ones now asked for, and so are the user's own columns.
         """
         image_ids = self.store.ids()
-        if not self.parts_dir.exists() and self._earlier and set(self._earlier_rows) == set(image_ids):
+        whole = not self.parts_dir.exists() and self._earlier and set(self._earlier_rows) == set(image_ids)
+        if whole and self._made_with(self._earlier[1]["metrics"]).items() <= self._earlier[1].items():
             if not sidecar_path(self.output).exists():
                 write_sidecar(self.output, self._earlier[1])
             return False
@@ -139,7 +143,7 @@ class Labeller:
             raise UserError(f"{self.parts_dir}: a group lacks metric '{name}'; run the same command again")
         columns = {key: np.concatenate([columns[key] for columns, _, _ in sources]) for key in ("image_id", "candidate", *common)}
         provenance = {image_id: of for image_id, (_, _, of) in zip(image_ids, sources, strict=True)}
-        metadata = {**(self._earlier[1] if self._earlier else {}), **self._metadata(common, provenance)}
+        metadata = {**(self._earlier[1] if self._earlier else {}), **self._metadata(common, provenance), **self._made_with(common)}
         write_scores(self.output, columns | self._own_columns(columns, provenance), metadata)
         shutil.rmtree(self.parts_dir, ignore_errors=True)
         return True
@@ -263,9 +267,26 @@ class Labeller:
     def _metadata(self, metrics, groups):
         return {"pyiqa": pyiqa_version(), "metrics": metrics, "candidates": self.store.settings, "groups": groups}
 
+    def _made_with(self, metrics):
+        """What the table says of its making: this reward and the earlier ones whose metrics it still has."""
+        if self.reward is None:
+            return {}
+        told = dict(self._earlier[1]) if self._earlier else {}
+        kept = {
+            name: content
+            for name, content in told.get("reward_configs", {}).items()
+            if all(spec["name"] in metrics or spec.get("better") for spec in content["fr"] + content["nr"])
+        }
+        return record_reward(told | {"reward_configs": kept}, **self.reward)
+
+    def _part(self, image_id):
+        """The part file of a group; a name that would be too long for a file system is replaced by its hash."""
+        name = f"{image_id}.parquet"
+        return self.parts_dir / (name if len(name.encode()) <= LONGEST_NAME else f"{short_name(image_id)}.parquet")
+
     def _previous(self, image_id):
         """(columns, metric descriptions, provenance) known of a group: from its part file, else from the earlier output."""
-        part = self.parts_dir / f"{image_id}.parquet"
+        part = self._part(image_id)
         if part.exists():
             columns, metadata = read_columns(part)
             if self._holds(metadata):
@@ -314,13 +335,16 @@ def label_candidates(args):
     from dp2osr.rewards.weights import check_manifest
     from dp2osr.sampling.store import CandidateStore
 
-    config = load_reward_config(args.reward_config)
+    config = load_reward_config(args.reward_config or DEFAULT)
     store = CandidateStore(args.candidates_dir)
+    check_output(scores_path(args.candidates_dir, args.output), "--output", is_file=True)
     image_ids = store.ids()
     if not image_ids:
         raise UserError(f"{args.candidates_dir}: holds no candidate group; run gen_candidates.py first")
     # One process may finish its share long before another.
     state = PartialState(cpu=compute_device() == "cpu", timeout=timedelta(days=7))
+    if state.is_main_process:
+        print(f"reward: {config.name}, {'as given' if args.reward_config else 'the default'}")
     if args.metrics_dir and state.is_main_process:
         check_manifest(args.metrics_dir)
     batches = Batches(args.batch_size, state.device, args.memory_limit)
@@ -328,8 +352,9 @@ def label_candidates(args):
     suite = MetricSuite(specs, state.device, batches, args.precision, args.metrics_dir, args.compile)
     check_modes(config, suite)
     output = scores_path(args.candidates_dir, args.output)
+    reward = {"config": config, "given": args.reward_config, "gt_path": args.gt_path}
     decode = LazyDecoder(store, state.device, batches)
-    labeller = Labeller(store, suite, pair_gt(args.gt_path, image_ids, suite.modes), output, decode, args.strict)
+    labeller = Labeller(store, suite, pair_gt(args.gt_path, image_ids, suite.modes), output, decode, args.strict, reward)
     labeller.check_version()
     labeller.check_own_columns()
     if config.columns and state.is_main_process:

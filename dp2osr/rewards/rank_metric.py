@@ -11,13 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.errors import UserError
+from dp2osr.files import check_output, save_tensors
+from dp2osr.flags import refuse_inputs
 from dp2osr.rewards.distortions import DISTORTIONS, distort
 
 # Weakest and strongest setting of a distortion; geometric in between (units: distortions.py).
@@ -127,11 +129,16 @@ def train_rank_metric(args):
 
     Returns the held-out numbers, which the file's metadata holds too, and the seconds.
     """
+    from dp2osr.training.guard import Divergence
+
+    check_output(args.output, "--output", is_file=True)
+    refuse_inputs(args.output, {"--train_dir": args.train_dir, "--val_dir": args.val_dir}, flag="--output")
     torch.manual_seed(args.seed)
     source, held_out = CropSource(args.train_dir, args.crop_size, args.seed), CropSource(args.val_dir, 128, args.seed + 1)
     network, steps = RankNetwork(), args.max_train_steps
     optimizer = torch.optim.AdamW(network.parameters(), lr=args.learning_rate, weight_decay=1e-4)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps, pct_start=0.1)
+    divergence = Divergence(args.output)
     started, bar = time.time(), tqdm(range(steps), desc="train dp2o_rank", unit="step")
     for step in bar:
         images, quality = draw_ladders(source, args.seed, step, args.train_batch_size)
@@ -141,6 +148,7 @@ def train_rank_metric(args):
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
+        divergence.see(step + 1, loss.item())
         if (step + 1) % 100 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}", held_out=pair_accuracy(network, held_out, batches=1))
     record = {
@@ -151,7 +159,5 @@ def train_rank_metric(args):
     }
     output = Path(args.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f".{output.name}.part")
-    save_file(network.state_dict(), part, metadata={"training": json.dumps(record)})
-    part.replace(output)
+    save_tensors(network.state_dict(), output, {"training": json.dumps(record)})
     return {**record, "seconds": round(time.time() - started)}

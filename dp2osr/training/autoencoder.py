@@ -8,10 +8,15 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from dp2osr.config import settle
 from dp2osr.data.crops import CropSource, to_tensor
+from dp2osr.errors import UserError, made_of
+from dp2osr.files import save_model
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
+from dp2osr.training.folder import check_folder, check_length, clear_parts, settle_run
+from dp2osr.training.guard import Divergence
 from dp2osr.training.log import TrainingLog
+
+SIDE = 128  # pixels of the crops that it is judged by, and whose statistics its latents are whitened by
 
 
 def to_ycbcr(images):
@@ -121,13 +126,52 @@ def whiten_latents(vae, crops):
     vae.register_to_config(scaling_factor=1.0)
 
 
+def new_autoencoder(args):
+    """A small `AutoencoderKL` by the flags of scripts/train_vae.py, at its linear start.
+
+    Raises:
+        UserError: numbers of which none can be made, or crops that it cannot halve as often as it must.
+    """
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(args.seed)
+    levels = len(args.block_out_channels)
+    given = f"--block_out_channels {' '.join(map(str, args.block_out_channels))} --latent_channels {args.latent_channels}"
+    for side in (args.resolution, SIDE):
+        if side % 2 ** (levels - 1):
+            raise UserError(f"{given}: {levels} levels halve a side {levels - 1} times, and {side} pixels are no multiple of that")
+    if min(args.block_out_channels) < 8 or args.latent_channels < 3 or args.block_out_channels[-1] in args.block_out_channels[-2:-1]:
+        raise UserError(f"{given}: 8 channels at least a level, others in the last than before it, and 3 latent channels carry the colours")
+    with made_of(given):
+        vae = AutoencoderKL(
+            block_out_channels=args.block_out_channels,
+            down_block_types=("DownEncoderBlock2D",) * levels,
+            up_block_types=("UpDecoderBlock2D",) * levels,
+            layers_per_block=1,
+            latent_channels=args.latent_channels,
+            norm_num_groups=1,
+            mid_block_add_attention=False,
+            sample_size=SIDE,
+        )
+        linear_start(vae)
+    return vae
+
+
+def check_autoencoder_output(args):
+    """Raise `UserError` where `args.output_dir` is no place for an autoencoder."""
+    inputs = {"--train_dir": args.train_dir, "--val_dir": args.val_dir}
+    check_folder(args.output_dir, inputs, ("vae", "train_log.jsonl", "checkpoint-*.pt"))
+    check_length(args.output_dir, args.max_train_steps)
+
+
 def train_autoencoder(vae, args):
     """Train `vae` on crops of `args.train_dir`, keep a resumable checkpoint, write the diffusers folder at the end."""
     torch.manual_seed(args.seed)
     output = Path(args.output_dir)
-    settle(output / "settings.json", vars(args), told=("checkpointing_steps", "output_dir", "config"))
-    source = CropSource(args.train_dir, args.resolution, args.seed)
-    held_out = CropSource(args.val_dir, 128, args.seed)
+    source = CropSource(args.train_dir, args.resolution, args.seed, at_least=SIDE)
+    held_out = CropSource(args.val_dir, SIDE, args.seed)
+    settle_run(output, vars(args), ("checkpointing_steps", "output_dir", "config"), steady=False)
+    clear_parts(output)
     held_out = to_tensor([crop for _, crop in held_out.draw(0, 48)])
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)
 
@@ -138,7 +182,7 @@ def train_autoencoder(vae, args):
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
     parts = {"vae": vae, "optimizer": optimizer, "scheduler": scheduler}
     first = restore_checkpoint(output, parts)
-    log, started = TrainingLog(output / "train_log.jsonl", first), time.time()
+    log, started, divergence = TrainingLog(output / "train_log.jsonl", first), time.time(), Divergence(output)
     bar = tqdm(range(first, args.max_train_steps), initial=first, total=args.max_train_steps, unit="step", mininterval=5)
     for step in bar:
         images = to_tensor([crop for _, crop in source.draw(step, args.train_batch_size)]) * 2 - 1
@@ -151,12 +195,13 @@ def train_autoencoder(vae, args):
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
+        divergence.see(step + 1, loss.item())
         if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
             record = {"step": step + 1, "seconds": round(time.time() - started), "loss": loss.item(), **evaluate_autoencoder(vae, held_out)}
             bar.set_postfix(psnr=f"{record['psnr']:.2f}", dE=f"{record['ciede2000']:.2f}")
             log.write(record)
             save_checkpoint(output, step + 1, parts, keep=1)
-    crops = to_tensor([crop for _, crop in source.draw(args.max_train_steps, 256, 128)])
+    crops = to_tensor([crop for _, crop in source.draw(args.max_train_steps, 256, SIDE)])
     whiten_latents(vae, crops)
-    vae.half().save_pretrained(output / "vae")
+    save_model(vae.half(), output / "vae")
     return vae

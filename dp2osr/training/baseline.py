@@ -4,6 +4,7 @@ The full-size recipe is the paper's (batch 256, lr 2e-4, 35 k steps, frozen back
 along with it (`--train_backbone`), from random weights.
 """
 
+import sys
 import time
 from pathlib import Path
 
@@ -14,14 +15,20 @@ from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.backbones.loading import find_model_index
-from dp2osr.config import read_json, settle, timestep_options
+from dp2osr.config import timestep_options
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.data.degradation import degrade, image_rng, load_degradation
 from dp2osr.device import compute_device, usable_precision
-from dp2osr.errors import UserError
+from dp2osr.errors import UserError, listed
+from dp2osr.files import save_model, write_text
+from dp2osr.prompts.source import read_tags
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
+from dp2osr.training.folder import check_folder, check_length, clear_parts, settle_run
+from dp2osr.training.guard import Divergence
 from dp2osr.training.log import TrainingLog
+from dp2osr.training.options import STEADY_SCHEDULES, check_schedule
 
+WRITTEN = ("controlnet", "model", "train_log.jsonl", "checkpoint-*.pt")
 CONTROLNET_FLAGS = ("conditioning_channels", "num_double_layers", "num_single_layers")  # each kind of backbone takes its own
 
 
@@ -76,9 +83,7 @@ def train_baseline(args):
     from accelerate.utils import DistributedDataParallelKwargs, broadcast
     from diffusers.optimization import get_scheduler
 
-    low, high = args.guidance_range
-    if low > high:
-        raise UserError(f"--guidance_range {low:g} {high:g}: LOW is above HIGH; swap them")
+    check_baseline(args)
     device = compute_device()
     precision = usable_precision(args.mixed_precision, device)
     accelerator = Accelerator(
@@ -89,10 +94,6 @@ def train_baseline(args):
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
     output = Path(args.output_dir)
-    if accelerator.is_main_process:
-        used = {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
-        settle(output / "settings.json", {**vars(args), **used}, told=("config", "checkpointing_steps", "output_dir"))
-    accelerator.wait_for_everyone()
     torch.manual_seed(args.seed)
     backbone = load_backbone(model_source(args), accelerator.device, kind=args.backbone)
     if args.controlnet_model_name_or_path:
@@ -100,10 +101,18 @@ def train_baseline(args):
     else:
         controlnet = backbone.new_controlnet(**{name: getattr(args, name) for name in CONTROLNET_FLAGS})
     degradation = load_degradation(args.degradation)
-    prompts = read_json(args.prompt_file) if args.prompt_file else {}
+    check_sizes(args, backbone)
+    if args.train_backbone:
+        find_model_index(args.pretrained_model_name_or_path, args.revision)  # which is saved beside the parts
     source = CropSource(args.train_dir, args.resolution, args.seed + accelerator.process_index)
+    prompts = read_prompts(args.prompt_file, source.stems) if args.prompt_file else {}
+    if accelerator.is_main_process:
+        used = {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
+        steady = args.lr_scheduler in STEADY_SCHEDULES and args.full_window_share in (0, 1)
+        settle_run(output, {**vars(args), **used}, ("config", "checkpointing_steps", "output_dir"), steady)
+        clear_parts(output)
+    accelerator.wait_for_everyone()
     pool = PairPool(backbone, source, degradation, prompts, args.pool_size, args.seed)
-
     modules = torch.nn.ModuleDict({"controlnet": controlnet})
     if args.train_backbone:
         modules.update(backbone.trained_parts())
@@ -128,7 +137,7 @@ def train_baseline(args):
         mininterval=5,
         disable=not accelerator.is_main_process,
     )
-    smoothed = None
+    smoothed, divergence = None, Divergence(output)
     for index in bar:
         last_phase = index >= args.max_train_steps * (1 - args.full_window_share)
         window = args.resolution // backbone.vae_scale if last_phase else args.window
@@ -143,6 +152,7 @@ def train_baseline(args):
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         scheduler.step()
+        divergence.see(index + 1, loss.item())
         smoothed = loss.item() if smoothed is None else 0.98 * smoothed + 0.02 * loss.item()
         bar.set_postfix(loss=f"{smoothed:.4f}", refresh=False)
         due = (index + 1) % args.checkpointing_steps == 0 or index + 1 == args.max_train_steps
@@ -150,6 +160,48 @@ def train_baseline(args):
             log.write({"step": index + 1, "seconds": round(time.time() - started), "loss": smoothed})
             save_checkpoint(output, index + 1, parts, keep=2)
             save_models(output, backbone, controlnet, args)
+    if first == args.max_train_steps and accelerator.is_main_process:  # a stop between its checkpoint and its models
+        save_models(output, backbone, controlnet, args)
+
+
+def check_baseline(args):
+    """Raise `UserError` for flags that do not go together, or an output folder that is no place for a baseline."""
+    low, high = args.guidance_range
+    if low > high:
+        raise UserError(f"--guidance_range {low:g} {high:g}: LOW is above HIGH; swap them")
+    if args.negative_share + args.drop_share > 1:
+        raise UserError(f"--negative_share {args.negative_share:g} --drop_share {args.drop_share:g}: are above 1 together; lower one")
+    check_schedule(args)
+    names = ("controlnet_model_name_or_path", "pretrained_model_name_or_path", "pretrained_vae_model_name_or_path", "train_dir")
+    check_folder(args.output_dir, {f"--{name}": getattr(args, name) for name in names}, WRITTEN)
+    check_length(args.output_dir, args.max_train_steps)
+
+
+def check_sizes(args, backbone):
+    """Raise `UserError` unless crops and windows have an even number of latent pixels a side, and windows lie in crops."""
+    scale, whole = backbone.vae_scale, args.resolution // backbone.vae_scale
+    if args.resolution % (2 * scale):
+        near = max(1, round(args.resolution / (2 * scale))) * 2 * scale
+        raise UserError(f"--resolution {args.resolution}: a crop of this model has a multiple of {2 * scale} pixels a side; take {near}")
+    if args.window > whole:
+        raise UserError(
+            f"--window {args.window}: a crop of --resolution {args.resolution} has {whole} latent pixels a side; take at most those"
+        )
+    if args.window % 2:
+        raise UserError(f"--window {args.window}: a window has an even number of latent pixels a side; take {args.window + 1}")
+
+
+def read_prompts(path, stems):
+    """{stem: tags} of a prompt file; those that it lacks are said, and where it has none it is refused (`UserError`)."""
+    prompts = read_tags(path)
+    missing = [stem for stem in stems if stem not in prompts]
+    if len(missing) == len(stems):
+        raise UserError(
+            f"--prompt_file {path}: names none of the {len(stems)} photographs, as {listed(stems, 3)}; its keys are their stems"
+        )
+    if missing:
+        print(f"warning: --prompt_file {path}: lacks {len(missing)} of {len(stems)} photographs ({listed(missing)})", file=sys.stderr)
+    return prompts
 
 
 class Step(torch.nn.Module):
@@ -203,9 +255,9 @@ def save_models(output, backbone, controlnet, args):
     def stored(module):
         return deepcopy(module).half() if args.save_fp16 else module
 
-    stored(controlnet).save_pretrained(output / "controlnet")
+    save_model(stored(controlnet), output / "controlnet")
     if args.train_backbone:
         for name, part in backbone.saved_parts().items():
-            (stored(part) if isinstance(part, torch.nn.Module) else part).save_pretrained(output / "model" / name)
-        index = find_model_index(args.pretrained_model_name_or_path, args.revision)
-        (output / "model" / "model_index.json").write_text(index.read_text(encoding="utf-8"), encoding="utf-8")
+            save_model(stored(part) if isinstance(part, torch.nn.Module) else part, output / "model" / name)
+        index = Path(find_model_index(args.pretrained_model_name_or_path, args.revision))
+        write_text(output / "model" / "model_index.json", index.read_text(encoding="utf-8"))

@@ -8,12 +8,19 @@ from pathlib import Path
 import torch
 
 from dp2osr.errors import UserError
+from dp2osr.files import save_model, whole, write_json
 
 
-def save_controlnet(controlnet, folder):
-    """Diffusers layout, and `model.safetensors` (a link to the same bytes) as the released files are named."""
+def save_controlnet(controlnet, folder, sampling=None):
+    """Diffusers layout, and `model.safetensors` (a link to the same bytes) as the released files are named.
+
+    `sampling`, if given, is written beside as sampling_settings.json: what the test programs take by default.
+    """
     folder = Path(folder)
-    controlnet.save_pretrained(folder)
+    if sampling:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "sampling_settings.json", sampling)
+    save_model(controlnet, folder)
     link = folder / "model.safetensors"
     link.unlink(missing_ok=True)
     try:
@@ -22,39 +29,19 @@ def save_controlnet(controlnet, folder):
         shutil.copyfile(folder / "diffusion_pytorch_model.safetensors", link)
 
 
-def replace_folder(folder, write):
-    """Let `write` fill a folder beside `folder`, then put it in its place; what a stop between two renames left is put back first."""
-    folder = Path(folder)
-    part, old = folder.with_name(f".{folder.name}.part"), folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    write(part)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        folder.rename(old)
-    part.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def save_checkpoint(output_dir, step, parts, keep):
     """Write the states of `parts` ({name: module or optimizer}) to `checkpoint-STEP.pt`, whole or not at all; keep the newest `keep`."""
     state = {name: part.state_dict() for name, part in parts.items()}
-    part = Path(output_dir) / f".checkpoint-{step}.part"
-    try:
+    with whole(Path(output_dir) / f"checkpoint-{step}.pt") as part:
         torch.save({"step": step, **state}, part)
-        part.rename(Path(output_dir) / f"checkpoint-{step}.pt")
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
     for path in list_checkpoints(output_dir)[keep:]:
         path.unlink()
 
 
 def list_checkpoints(output_dir):
     """Checkpoint files, newest first."""
-    return sorted(Path(output_dir).glob("checkpoint-*.pt"), key=lambda path: -int(path.stem.split("-")[1]))
+    found = [path for path in Path(output_dir).glob("checkpoint-*.pt") if path.stem.split("-")[1].isdecimal()]
+    return sorted(found, key=lambda path: -int(path.stem.split("-")[1]))
 
 
 def restore_checkpoint(output_dir, parts):

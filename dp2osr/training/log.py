@@ -2,7 +2,7 @@
 
 import json
 
-from dp2osr.config import write_text
+from dp2osr.files import write_text
 
 
 class TrainingLog:

@@ -1,13 +1,16 @@
 """Flags of preference training, the same for every backbone."""
 
 import argparse
+import importlib.util
 
-from dp2osr.config import at_least, positive, timestep_flags
+from dp2osr.config import at_least, finite, positive, share, timestep_flags
 from dp2osr.errors import UserError
+from dp2osr.flags import refuse_ignored
 from dp2osr.preference.weights import WEIGHTINGS
 
 LOSSES = ("sigmoid", "ipo", "hinge", "plackett_luce")  # of preference.loss, named here so that --help needs no torch
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers.optimization
+STEADY_SCHEDULES = SCHEDULES[:2]  # that do not depend on the number of steps: a longer run begins as a shorter one
 GRADIENT_SUMS = {"fp32": "float32", "fp64": "float64"}  # torch's names
 
 
@@ -22,7 +25,7 @@ def training_flags():
     )
     add("--candidates_dir", required=True, help="candidate folder of gen_candidates.py")
     add("--scores", help="table of label_rewards.py (default: scores.parquet in the candidate folder)")
-    add("--reward_config", default="default", help="name in configs/rewards or a YAML (default: %(default)s)")
+    add("--reward_config", help="name in configs/rewards or a YAML (default: the one that the scores were made for)")
     add("--output_dir", required=True, help="checkpoints, log and, at the end, the policy; run again to go on")
     add("--force", action="store_true", help="go on in an output folder of other settings, which are shown; the rate is the flags' again")
     add("--num_candidates", type=at_least(1), help="M: use the first M candidates of each image (default: all that are scored)")
@@ -45,7 +48,7 @@ def training_flags():
     add("--shared_noise", action="store_true", help="one noise for a group's candidates, as public Diffusion-DPO code has it for a pair")
     add(
         "--timestep_range",
-        type=float,
+        type=share,
         nargs=2,
         default=[0.0, 1.0],
         metavar=("LOW", "HIGH"),
@@ -92,7 +95,12 @@ def training_flags():
     add("--lr_warmup_steps", type=at_least(0), default=0, help="warm-up, steps (default: %(default)s)")
     add("--adam_weight_decay", type=at_least(0, float), default=1e-2, help="(default: %(default)s)")
     add("--max_grad_norm", type=at_least(0, float), default=1.0, help="gradient clipping (default: %(default)s)")
-    add("--max_train_steps", type=at_least(1), default=1000, help="optimizer steps (default: %(default)s)")
+    add(
+        "--max_train_steps",
+        type=at_least(1),
+        default=1000,
+        help="optimizer steps; with a constant rate more may be asked for later (default: %(default)s)",
+    )
     add("--checkpointing_steps", type=at_least(1), default=100, help="steps between checkpoints (default: %(default)s)")
     add("--checkpoints_total_limit", type=at_least(1), default=2, help="checkpoints kept (default: %(default)s)")
     add("--report_to", default="tensorboard", choices=["tensorboard", "wandb", "trackio", "none"], help="tracker (default: %(default)s)")
@@ -113,10 +121,10 @@ def training_flags():
         choices=["stop", "halve_lr", "warn"],
         help="what to do then; best/ has the best policy in any case (default: %(default)s)",
     )
-    add("--num_inference_steps", type=at_least(1), default=50, help="denoising steps in validation (default: %(default)s)")
-    add("--guidance_scale", type=float, default=3.5, help="guidance in validation (default: %(default)s)")
-    add("--align_method", default="adain", choices=["adain", "wavelet", "nofix"], help="colour fix in validation (default: %(default)s)")
-    add("--upscale", type=positive, default=4, help="size of GT over LR in validation (default: %(default)s)")
+    add("--num_inference_steps", type=at_least(1), help="denoising steps in validation (default: the candidates')")
+    add("--guidance_scale", type=finite, help="guidance in validation (default: the candidates')")
+    add("--align_method", choices=["adain", "wavelet", "nofix"], help="colour fix in validation (default: the candidates')")
+    add("--upscale", type=positive, help="size of GT over LR in validation (default: the candidates')")
     return parser
 
 
@@ -136,20 +144,111 @@ def check_options(args):
         )
     if args.validation_steps and bool(args.validation_image_path) != bool(args.validation_gt_path):
         raise UserError("--validation_image_path and --validation_gt_path: give both, or neither")
+    check_schedule(args)
+    check_tracker(args.report_to)
 
 
-def sampling_options(args):
-    """What `GroupSampler` reads, from the flags of training."""
+def check_schedule(args):
+    """Raise `UserError` for a rate that the schedule cannot lower to its own end."""
+    if args.lr_scheduler == "polynomial" and args.learning_rate <= 1e-7:
+        raise UserError(
+            f"--learning_rate {args.learning_rate:g}: a polynomial schedule ends at 1e-7; take a higher rate, or another schedule"
+        )
+
+
+TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}  # packages, one of which it needs
+
+
+def check_tracker(name):
+    """Raise `UserError` where the package of a tracker is not installed."""
+    packages = TRACKERS.get(name, ())
+    if packages and not any(importlib.util.find_spec(package) for package in packages):
+        raise UserError(f"--report_to {name}: the package {name} is not installed; pip install {name}, or give --report_to none")
+
+
+OF_VALIDATION = (
+    "validation_gt_path", "validation_prompt_file", "validation_candidates", "collapse_patience", "on_collapse",
+    "num_inference_steps", "guidance_scale", "align_method", "upscale",
+)  # fmt: skip
+OF_FLOW = ("timestep_sampling", "logit_mean", "logit_std")
+
+
+def check_given(args, given):
+    """Raise `UserError` where a flag of a training would do nothing beside the others; `given` is what `given_flags` returns."""
+    if not args.validation_image_path:
+        refuse_ignored(given, OF_VALIDATION + ("validation_steps",) * bool(args.validation_steps), "without --validation_image_path")
+    elif not args.validation_steps:
+        refuse_ignored(given, ("validation_image_path", *OF_VALIDATION), "with --validation_steps 0")
+    elif not args.collapse_patience:
+        refuse_ignored(given, ("on_collapse",), "with --collapse_patience 0")
+    if args.lr_scheduler == "constant" and args.lr_warmup_steps:
+        refuse_ignored(given, ("lr_warmup_steps",), "with --lr_scheduler constant; take constant_with_warmup")
+    if args.backbone == "sd2":
+        refuse_ignored(given, OF_FLOW, "with an SD2 model, whose timesteps are drawn evenly")
+    if args.timestep_sampling == "uniform":
+        refuse_ignored(given, ("logit_mean", "logit_std"), "with --timestep_sampling uniform")
+
+
+def check_baseline_given(args, given):
+    """The same for a baseline's training; which flags a ControlNet has depends on the kind of its base model."""
+    from dp2osr.backbones import PIPELINES, model_source
+
+    kind = args.backbone or PIPELINES.get(model_source(args).pipeline())
+    of_kinds = {"sd2": ("conditioning_channels",), "flux": ("num_double_layers", "num_single_layers", "guidance_range", *OF_FLOW)}
+    for other, flags in of_kinds.items():
+        if kind and other != kind:
+            refuse_ignored(given, flags, f"with a base model of {kind}: it is of {other}")
+    if args.controlnet_model_name_or_path:
+        named = ("conditioning_channels", "num_double_layers", "num_single_layers")
+        refuse_ignored(given, named, "with --controlnet_model_name_or_path, which has its own")
+    if not args.negative_share:
+        refuse_ignored(given, ("negative_prompt",), "without --negative_share")
+    if args.lr_scheduler == "constant" and args.lr_warmup_steps:
+        refuse_ignored(given, ("lr_warmup_steps",), "with --lr_scheduler constant; take constant_with_warmup")
+
+
+# -- validation samples as the candidates were sampled -----------------------------------------------------------------
+
+PUBLISHED = {  # what candidates were sampled with whose settings do not say it
+    "sd2": {"num_inference_steps": 50, "guidance_scale": 3.5, "scheduler": "ddpm"},
+    "flux": {"num_inference_steps": 25, "guidance_scale": 2.5, "scheduler": "flow_euler"},
+}
+NEGATIVE_PROMPT = "dotted, noise, blur, lowres, smooth"
+RECOMMENDED = ("num_inference_steps", "guidance_scale", "scheduler", "align_method", "control_scale", "negative_prompt")
+
+
+def candidates_settings(settings, kind):
+    """How candidates were sampled, by their folder's `settings`: the keys of `RECOMMENDED`, `upscale` and, where it is known, `tiling`.
+
+    `kind` is that of the backbone. Where guidance was off the negative prompt is the published one: it was not read.
+    """
+    published = {**PUBLISHED[kind], "align_method": "adain", "control_scale": 1.0, "negative_prompt": NEGATIVE_PROMPT, "upscale": 4}
+    found = {name: settings[name] for name in (*published, "tiling") if settings.get(name) is not None}
+    return {**published, **found}
+
+
+def sampling_options(args, settings, backbone):
+    """What `GroupSampler` reads: the candidates' `settings`, and where they are given the flags of training."""
+    sampled = candidates_settings(settings, backbone.kind)
+    tiling = sampled.pop("tiling", None)
+    own = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "align_method", "upscale")}
+    scale = backbone.vae_scale
     return argparse.Namespace(
-        num_inference_steps=args.num_inference_steps,
-        guidance_scale=args.guidance_scale,
-        scheduler=None,
-        prompt_source=None,
+        **{**sampled, **{name: value for name, value in own.items() if value is not None}},
+        prompt_source="file" if args.validation_prompt_file else "none",
         prompt_file=args.validation_prompt_file,
-        control_scale=1.0,
-        negative_prompt="dotted, noise, blur, lowres, smooth",
-        align_method=args.align_method,
         batch_size=args.validation_candidates,
-        upscale=args.upscale,
         seed=args.seed,
+        tile_size=tiling and tiling["size"] * scale,
+        tile_overlap=tiling and tiling["overlap"] * scale,
     )
+
+
+def told_differences(options, settings, kind):
+    """Lines on what of validation's sampling is not as the candidates were sampled."""
+    sampled, prompts = candidates_settings(settings, kind), settings.get("prompt_source")
+    pairs = {name: (getattr(options, name), value) for name, value in sampled.items() if name != "tiling"}
+    lines = [f"--{name} {ours} as given, the candidates have {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    if prompts in ("ram", "file") and not options.prompt_file:
+        lines.append("samples with empty prompts, the candidates have tags; give --validation_prompt_file")
+    return lines

@@ -11,17 +11,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dp2osr.config import read_json, settle, write_json
 from dp2osr.errors import UserError
 from dp2osr.evaluation import statistics
 from dp2osr.evaluation.tables import fraction
+from dp2osr.files import read_json, settle, write_json
 from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.provenance import weights_hash
-from dp2osr.rewards.config import load_reward_config
+from dp2osr.rewards.chosen import as_dict
 from dp2osr.rewards.table import read_scores, scores_path
+from dp2osr.training.folder import check_folder
 from dp2osr.training.trainer import PreferenceTrainer
 
-FREE_SETTINGS = ("config", "output_dir", "force", "sizes", "tops", "top_n", "num_candidates", "max_train_steps", "groups_per_step")
+FREE_SETTINGS = (
+    "config", "output_dir", "force", "sizes", "tops", "top_n", "num_candidates", "max_train_steps", "groups_per_step", "reward_config",
+    "num_inference_steps", "guidance_scale", "align_method", "upscale",
+)  # fmt: skip
 
 
 def split_groups(image_ids, share, seed, crop_suffix=statistics.CROP_SUFFIX):
@@ -71,7 +75,7 @@ class Probe:
     def __init__(self, trainer, steps, visited, held_out_share, groups, candidates, timesteps, crop_suffix=statistics.CROP_SUFFIX):
         self.trainer, self.steps, self.visited, self.timesteps = trainer, steps, visited, timesteps
         args = trainer.args
-        self.config = load_reward_config(args.reward_config)
+        self.config = trainer.reward
         self.table = read_scores(scores_path(args.candidates_dir, args.scores), self.config)
         everything = self.groups_of(next(iter(self.table.scores.values())).shape[1], 1)
         self.train_on, held_out = split_groups(everything.image_ids, held_out_share, args.seed, crop_suffix)
@@ -186,6 +190,8 @@ def run_probe(args):
     given = [f"--{flag}" for flag in unused if getattr(args, flag)]
     if given:
         raise UserError(f"{', '.join(given)}: a probe trains whole ControlNets from their reference on all pairs; leave it out")
+    names = ("controlnet_model_name_or_path", "pretrained_model_name_or_path", "candidates_dir")
+    check_folder(args.output_dir, {f"--{name}": getattr(args, name) for name in names}, ("probe.json",))
     table = read_scores(scores_path(args.candidates_dir, args.scores))
     wanted = settings_to_probe(args.sizes, args.tops, next(iter(table.scores.values())).shape[1])
     output = Path(args.output_dir)
@@ -194,12 +200,13 @@ def run_probe(args):
         trainer = PreferenceTrainer(Namespace(**vars(args) | fixed | {"lr_scheduler": "constant_with_warmup"}))
         if trainer.accelerator.num_processes > 1:
             raise UserError("one process is enough for the probe; start it with python")
-        hashes = {"groups_hash": trainer.groups.fingerprint(), "start_hash": weights_hash(args.controlnet_model_name_or_path)}
-        settle(output / "settings.json", vars(args) | hashes, FREE_SETTINGS)
         probe = Probe(
             trainer, args.probe_steps, args.probe_visits, args.held_out_share, args.held_out_groups,
             args.held_out_candidates, args.held_out_timesteps, args.crop_suffix,
         )  # fmt: skip
+        hashes = {"groups_hash": trainer.groups.fingerprint(), "start_hash": weights_hash(args.controlnet_model_name_or_path)}
+        settings = vars(args) | hashes | {"reward": as_dict(trainer.reward)}
+        settle(output / "settings.json", settings, FREE_SETTINGS, also={"reward": None})
         print(f"{len(probe.train_on)} groups are visited, {len(probe.held_out)} judge\n")
         print("| M | N | N/M | gap, σ | accuracy | gain | |\n|---|---|---|---|---|---|---|")
         records = probe_all(probe, wanted, output / "probe.json", _show)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from dp2osr.config import write_json
 from dp2osr.errors import UserError
+from dp2osr.files import write_json
 
 
 class ReferenceCache:

@@ -17,23 +17,23 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
-from dp2osr.config import settle, write_json
 from dp2osr.data.images import save_image
 from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.errors import UserError
+from dp2osr.files import replace_folder, write_json
 from dp2osr.preference.groups import PreferenceGroups, groups_of_step
 from dp2osr.provenance import legacy_weights_hash, versions, weights_hash
-from dp2osr.rewards.config import load_reward_config
-from dp2osr.rewards.table import read_scores, scores_path
+from dp2osr.rewards.chosen import as_dict, read_with_reward
 from dp2osr.sampling.decode import stored_tiling
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.adapters import WithoutAdapters, adapters, add_adapters, merged
-from dp2osr.training.checkpoints import replace_folder, restore_checkpoint, save_checkpoint, save_controlnet
+from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint, save_controlnet
+from dp2osr.training.folder import POLICY_FILES, check_folder, check_length, clear_parts, settle_run
 from dp2osr.training.gradient import GradientSum
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.log import TrainingLog
 from dp2osr.training.objective import STATISTICS, GroupObjective
-from dp2osr.training.options import GRADIENT_SUMS, check_options
+from dp2osr.training.options import GRADIENT_SUMS, RECOMMENDED, STEADY_SCHEDULES, candidates_settings, check_options
 from dp2osr.training.reference_cache import ReferenceCache
 
 # Settings that may differ when a run goes on: a hash stands for them, or they change nothing in the weights but, at most, when a run stops.
@@ -42,7 +42,8 @@ FREE_SETTINGS = (
     "micro_batch_size", "gradient_checkpointing",
     "validation_steps", "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates",
     "pretrained_model_name_or_path", "reference_cache", "collapse_patience", "on_collapse",
-    "controlnet_model_name_or_path", "reference_controlnet_model_name_or_path", "candidates_dir", "scores", "candidates",
+    "controlnet_model_name_or_path", "reference_controlnet_model_name_or_path", "candidates_dir", "scores", "candidates", "reward_config",
+    "num_inference_steps", "guidance_scale", "align_method", "upscale",
 )  # fmt: skip
 DISTANCE_STEPS = 10  # steps between two looks at how far the policy is from the reference
 
@@ -62,6 +63,7 @@ class PreferenceTrainer:
 
         check_options(args)
         self.args, self.output = args, Path(args.output_dir)
+        self.check_output()
         self.reference_path = args.reference_controlnet_model_name_or_path or args.controlnet_model_name_or_path
         self.validates = bool(args.validation_steps and args.validation_image_path)
         trackers = None if args.report_to == "none" else args.report_to
@@ -79,16 +81,19 @@ class PreferenceTrainer:
             )
         store = CandidateStore(args.candidates_dir)
         check_model(args, store)
-        config = load_reward_config(args.reward_config)
-        table = read_scores(scores_path(args.candidates_dir, args.scores), config)
-        self.groups = PreferenceGroups(store, table, config, args.num_candidates, args.top_n, args.weighting)
+        main = self.accelerator.is_main_process
+        table, self.reward = read_with_reward(args.reward_config, args.candidates_dir, args.scores, print if main else None)
+        self.groups = PreferenceGroups(store, table, self.reward, args.num_candidates, args.top_n, args.weighting)
         dtype = DTYPES[self.accelerator.mixed_precision]  # what is frozen needs no more; policy and reference are in fp32, under autocast
         self.backbone = load_backbone(model_source(args), self.accelerator.device, dtype, ("vae", "denoiser"), args.backbone)
-        self.backbone.guidance = store.settings["guidance_scale"]
+        sampled = candidates_settings(store.settings, self.backbone.kind)
+        self.recommended = {name: sampled[name] for name in RECOMMENDED}
+        self.backbone.guidance, self.control_scale = sampled["guidance_scale"], sampled["control_scale"]
         self.backbone.vae_tiling = stored_tiling(store.settings, self.backbone.vae_tiling)
-        self.control_scale = store.settings.get("control_scale", 1.0)
         self.load_networks()
-        if self.accelerator.is_main_process:
+        self.validator = self.make_validator() if main and self.validates else None
+        cache = self.reference_cache(store) if args.reference_cache else None
+        if main:
             self.settle(store, forced=False)
             for line in self.groups.oddities():
                 print(f"warning: {store.folder}: {line}", file=sys.stderr)
@@ -98,11 +103,18 @@ class PreferenceTrainer:
             self.backbone.denoiser.enable_gradient_checkpointing()
         self.parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         self.start_anew()
-        cache = self.reference_cache(store) if args.reference_cache else None
         self.objective = GroupObjective(args, self.accelerator, self.backbone, self.policy, self.reference, self.control_scale, cache)
         self.parts = {"policy": self.policy, "optimizer": self.optimizer, "schedule": self.schedule}
         if self.accelerator.scaler:
             self.parts["scaler"] = self.accelerator.scaler
+
+    def check_output(self):
+        """That the output folder can be written, and is not where an input lies or somebody else's files."""
+        args = self.args
+        names = ("controlnet_model_name_or_path", "reference_controlnet_model_name_or_path", "pretrained_model_name_or_path")
+        names += ("pretrained_vae_model_name_or_path", "candidates_dir", "scores", "validation_image_path", "validation_gt_path")
+        check_folder(args.output_dir, {f"--{name}": getattr(args, name) for name in names}, POLICY_FILES)
+        check_length(args.output_dir, args.max_train_steps)
 
     def start_anew(self):
         """Step 0 of optimizer and schedule."""
@@ -141,8 +153,9 @@ class PreferenceTrainer:
             "groups_hash": self.groups.fingerprint(),
         }
         precision = {"mixed_precision": self.accelerator.mixed_precision}  # what is used: an fp16 run has a scaler to resume
-        settings = {**vars(args), **precision, **hashes, "candidates": store.settings}
-        settle(self.output / "settings.json", settings, FREE_SETTINGS, args.force)
+        settings = {**vars(args), **precision, **hashes, "reward": as_dict(self.reward), "candidates": store.settings}
+        steady = args.lr_scheduler in STEADY_SCHEDULES
+        settle_run(self.output, settings, FREE_SETTINGS, steady, args.force, also={"reward": None})  # None: from before it was written
 
     def reference_cache(self, store):
         """The cache of the reference's errors, filed under all that decides them beside group, timestep and noise."""
@@ -216,22 +229,20 @@ class PreferenceTrainer:
 
     def train(self):
         """Train to `max_train_steps`, from the newest checkpoint if there is one; leaves the policy in `output_dir`."""
-        args, main = self.args, self.accelerator.is_main_process
+        args, main, validator = self.args, self.accelerator.is_main_process, self.validator
+        if main:
+            clear_parts(self.output)
         self.step = restore_checkpoint(self.output, self.parts)
         if args.force:
             self.restart_schedule()
             if main:
                 self.settle(self.groups.store, forced=True)
         log = TrainingLog(self.output / "train_log.jsonl", self.step) if main else None
-        if args.report_to != "none":
-            self.accelerator.init_trackers(
-                "dp2o", config={key: value for key, value in vars(args).items() if isinstance(value, (int, float, str, bool))}
-            )
+        self.start_tracker()
         guard = CollapseGuard(args.collapse_patience, log.records if main else ())
         stopped = self.validates and args.on_collapse == "stop" and self.has_collapsed(guard)  # it was stopped, and is run again
         last = self.step if stopped else args.max_train_steps
-        validator = self.make_validator() if main and self.validates and self.step < last else None
-        if validator and self.step == 0:
+        if validator and self.step == 0 < last:
             self.validate(validator, guard, log)
         bar = tqdm(
             range(self.step, last),
@@ -269,10 +280,28 @@ class PreferenceTrainer:
             if self.step % args.checkpointing_steps == 0 or self.step == args.max_train_steps:
                 self.save()
         bar.close()
+        if bad and main:
+            print(
+                f"\nwarning: {self.output}: the last {bad} steps had no finite loss and changed nothing; lower --learning_rate",
+                file=sys.stderr,
+            )
         if main:
-            save_controlnet(merged(self.policy), self.output)
+            save_controlnet(merged(self.policy), self.output, self.recommended)
             write_json(self.output / "versions.json", versions())
         self.accelerator.end_training()
+
+    def start_tracker(self):
+        """Tell the tracker of the run; `UserError` where it does not start, as without a login."""
+        args = self.args
+        if args.report_to == "none":
+            return
+        try:
+            self.accelerator.init_trackers(
+                "dp2o", config={key: value for key, value in vars(args).items() if isinstance(value, (int, float, str, bool))}
+            )
+        except Exception as error:  # each tracker raises its own
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"--report_to {args.report_to}: does not start ({reason}); see to it, or give --report_to none") from None
 
     def restart_schedule(self):
         """Learning rate and weight decay by the flags, not by the checkpoint's settings."""
@@ -288,7 +317,7 @@ class PreferenceTrainer:
         from dp2osr.training.validation import RewardValidator
 
         reference = self.backbone.load_controlnet(args.controlnet_model_name_or_path) if args.lora_rank else self.reference
-        return RewardValidator(args, self.backbone, reference, self.control_scale)
+        return RewardValidator(args, self.backbone, reference, self.reward, self.groups.store.settings)
 
     def validate(self, validator, guard, log):
         """Log a validation and its pictures; keep the policy in `best/` if it is the best so far."""
@@ -297,7 +326,7 @@ class PreferenceTrainer:
         (self.output / "samples").mkdir(exist_ok=True)
         save_image(validator.sheet(), self.output / "samples" / f"step-{self.step:06d}.png")
         if guard.see(record):
-            replace_folder(self.output / "best", lambda folder: save_controlnet(merged(self.policy), folder))
+            replace_folder(self.output / "best", lambda folder: save_controlnet(merged(self.policy), folder, self.recommended))
 
     def has_collapsed(self, guard):
         """Whether the run must stop, by the first process's validations; `--on_collapse` may only warn or lower the rate."""

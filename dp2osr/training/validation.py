@@ -9,56 +9,74 @@ from PIL import Image
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.loading import cast
 from dp2osr.data.images import list_images, pil_to_tensor, read_image, tensor_to_pil
-from dp2osr.errors import UserError
+from dp2osr.errors import NonFiniteSamples, UserError, listed
 from dp2osr.evaluation import statistics
 from dp2osr.evaluation.contact_sheet import draw_sheet
-from dp2osr.rewards.config import for_new_images, load_reward_config
-from dp2osr.rewards.metrics import MetricSuite
+from dp2osr.rewards.config import for_new_images
+from dp2osr.rewards.metrics import MetricSuite, check_modes
 from dp2osr.rewards.reward import finite_groups_of, hybrid_reward, with_fixed_weights
 from dp2osr.sampling.sampler import GroupSampler
-from dp2osr.training.options import sampling_options
+from dp2osr.training.options import sampling_options, told_differences
 
 
 class RewardValidator:
     """Called with a policy, returns pooled rewards of held-out images and the gain G; `sheet` has the first `shown` of them as pictures.
 
-    G as in `statistics.gain`.
+    G as in `statistics.gain`. The base's own samples are drawn when it is called for the first time.
+
+    Args:
+        args: flags of training.
+        backbone: of the training, without a text encoder.
+        reference: the base's ControlNet.
+        config: `RewardConfig`.
+        settings: of the candidates: validation samples as they were sampled.
+
+    Raises:
+        UserError: images that cannot be read, have no GT or one of another size, all named; a metric that cannot be had.
     """
 
-    def __init__(self, args, backbone, reference, control_scale=1.0, shown=6):
-        self.config = for_new_images(load_reward_config(args.reward_config), "validation samples")
-        self.suite = MetricSuite(self.config.metrics, device=backbone.device)
-        self.count = args.validation_candidates
-        paths = list_images(args.validation_image_path)
-        truths = {path.stem: path for path in list_images(args.validation_gt_path)}
-        lacking = [path.stem for path in paths if path.stem not in truths]
-        if lacking:
-            raise UserError(f"{args.validation_gt_path}: has no GT of {', '.join(lacking[:3])}")
-        self.images = [(path.stem, read_image(path), pil_to_tensor(read_image(truths[path.stem]))) for path in paths]
-        self.sampler = GroupSampler(sampling_options(args), backbone.device, backbone, reference)
-        self.sampler.settings.control_scale = control_scale
-        prompts = {self.sampler.args.negative_prompt, *(self.sampler.prompts(image_id, lr) for image_id, lr, _ in self.images)}
-        self.sampler.embeddings = embed_prompts(prompts, backbone)
-        self.shown = shown
-        self.base, self.base_pictures = self.scores(reference)
+    def __init__(self, args, backbone, reference, config, settings, shown=6):
+        options = sampling_options(args, settings, backbone)
+        self.images = read_validation_images(args.validation_image_path, args.validation_gt_path, options.upscale)
+        for line in told_differences(options, settings, backbone.kind):
+            print(f"warning: validation: {line}", file=sys.stderr)
+        config = for_new_images(config, "validation samples")
+        self.config, self.reference, self.count, self.shown = config, reference, args.validation_candidates, shown
+        self.suite = MetricSuite(config.metrics, device=backbone.device)
+        check_modes(config, self.suite)
+        self.sampler = GroupSampler(options, backbone.device, backbone, reference)
+        guided = {options.negative_prompt} if options.guidance_scale > 1 else set()
+        self.sampler.embeddings = embed_prompts(guided | {self.sampler.prompts(image_id, lr) for image_id, lr, _ in self.images}, backbone)
+        self.base = None
+
+    def start(self):
+        """Sample and score the base; without a finite score there is nothing to compare with, and no validation."""
+        self.base, self.base_pictures = self.scores(self.reference)
         self.pictures = self.base_pictures
         finite = finite_groups_of(self.base, self.config)
-        if not finite.any():
-            raise UserError(f"{args.validation_image_path}: every image has a NaN or infinite score of the base; take another reward")
-        told = {name: values[finite] for name, values in self.base.items()}
-        self.config = with_fixed_weights(self.config, told, self.suite.lower_better)  # G must be one quantity over all steps
+        if finite.any():
+            told = {name: values[finite] for name, values in self.base.items()}
+            self.config = with_fixed_weights(self.config, told, self.suite.lower_better)  # G must be one quantity over all steps
 
     def scores(self, controlnet):
-        """{metric: (images, m)} raw scores of candidates sampled with `controlnet`, and the first candidate of the first images."""
+        """{metric: (images, m)} raw scores of candidates sampled with `controlnet`, and the first candidate of the first images.
+
+        NaN, and a grey picture, for an image whose samples are not finite.
+        """
         training, dtype = controlnet.training, self.sampler.backbone.dtype
         controlnet.eval()
         self.sampler.controlnet = controlnet if controlnet.dtype == dtype else cast(deepcopy(controlnet), dtype)  # as a user will run it
         rows, pictures = [], []
         for image_id, lr, gt in self.images:
-            images = self.sampler.images(self.sampler.sample(image_id, lr, self.count))
-            rows.append(self.suite.score(images, gt, image_id=image_id, strict=False))
+            try:
+                images = self.sampler.images(self.sampler.sample(image_id, lr, self.count))
+                rows.append(self.suite.score(images, gt, image_id=image_id, strict=False))
+                picture = tensor_to_pil(images[0])
+            except NonFiniteSamples:
+                rows.append({name: np.full(self.count, np.nan) for name in self.suite.modes})
+                picture = Image.new("RGB", gt.shape[:0:-1], "grey")
             if len(pictures) < self.shown:
-                pictures.append(tensor_to_pil(images[0]))
+                pictures.append(picture)
         controlnet.train(training)
         self.sampler.controlnet = None  # a copy in 16 bits need not lie about until the next time
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, pictures
@@ -66,14 +84,17 @@ class RewardValidator:
     def __call__(self, policy):
         """{"val_reward_mean", "val_reward_best", "val_reward_worst", "val_base_mean", "G"}; {} where no image has finite scores.
 
-        A NaN of a metric does not end a training: its image is left out of this validation, and told.
+        A NaN of a sample or a metric does not end a training: its image is left out of this validation, and that is said.
         """
+        if self.base is None:
+            self.start()
         scores, self.pictures = self.scores(policy)
         pooled = {name: np.concatenate([self.base[name], scores[name]], axis=1) for name in scores}
         finite = finite_groups_of(pooled, self.config)
         if not finite.all():
-            odd = ", ".join(image_id for (image_id, *_), good in zip(self.images, finite, strict=True) if not good)
-            print(f"\nwarning: validation: {odd}: a NaN or infinite score; left out of this validation", file=sys.stderr)
+            odd = listed([image_id for (image_id, *_), good in zip(self.images, finite, strict=True) if not good])
+            told = "left out of this validation" if finite.any() else "none is left, this validation says nothing"
+            print(f"\nwarning: validation: {odd}: a NaN or infinite score or sample; {told}", file=sys.stderr)
         if not finite.any():
             return {}
         pooled = {name: values[finite] for name, values in pooled.items()}
@@ -92,6 +113,32 @@ class RewardValidator:
         for (_, lr, gt), base, policy in zip(self.images, self.base_pictures, self.pictures, strict=False):
             rows.append([lr.resize(base.size, Image.Resampling.NEAREST), base, policy, tensor_to_pil(gt)])
         return draw_sheet(rows, ["LR", "base", "policy", "GT"])
+
+
+def read_validation_images(image_path, gt_path, upscale):
+    """[(image id, LR as RGB PIL image, GT (3, H, W) in [0, 1])].
+
+    Raises:
+        UserError: images that cannot be read, without a GT, or with one that is not `upscale` times as large; all are named at once.
+    """
+    paths, truths = list_images(image_path), {path.stem: path for path in list_images(gt_path)}
+    images, problems = [], []
+    for path in paths:
+        try:
+            if path.stem not in truths:
+                raise UserError(f"{path.name} has no GT of its name in {gt_path}")
+            lr, gt = read_image(path), read_image(truths[path.stem])
+            size = tuple(round(side * upscale) for side in lr.size)
+            if gt.size != size:
+                raise UserError(
+                    f"{truths[path.stem]} is {gt.width} x {gt.height}, not {size[0]} x {size[1]}, {upscale:g} times its LR image"
+                )
+            images.append((path.stem, lr, pil_to_tensor(gt)))
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError(f"{image_path}: {len(problems)} of {len(paths)} validation images cannot be used: {listed(problems)}")
+    return images
 
 
 def embed_prompts(prompts, backbone):

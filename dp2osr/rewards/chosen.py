@@ -1,0 +1,125 @@
+"""Which reward a program means: the one that it is told, else the one that the scores were made with, else `default`."""
+
+from dataclasses import asdict, fields
+
+from dp2osr.commands import command
+from dp2osr.errors import UserError
+from dp2osr.files import as_json
+from dp2osr.rewards.config import CONFIG_DIR, MetricSpec, RewardConfig, load_reward_config
+from dp2osr.rewards.table import read_metadata, read_scores, scores_path
+
+DEFAULT = "default"  # of label_rewards.py, and of tables that do not say what they were made with
+
+
+def as_dict(config):
+    """A `RewardConfig` as JSON holds it."""
+    return as_json(asdict(config))
+
+
+def from_dict(content):
+    """The `RewardConfig` that `as_dict` was given."""
+    known = {name: _hashable(content[name]) for name in (field.name for field in fields(RewardConfig)) if name in content}
+    specs = {
+        part: [MetricSpec(**{key: _hashable(value) for key, value in spec.items()}) for spec in content[part]] for part in ("fr", "nr")
+    }
+    return RewardConfig(**{**known, **specs})
+
+
+def _hashable(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
+def record_reward(metadata, config, given=None, gt_path=None):
+    """What a score table says of its making: this reward among the others that are there; `given` and `gt_path` as the user wrote them.
+
+    Returns:
+        {"reward_configs": {name: content}, "reward_files": {name: as given}, "gt_path": str or None}.
+    """
+    return {
+        "reward_configs": {**metadata.get("reward_configs", {}), config.name: as_dict(config)},
+        "reward_files": {**metadata.get("reward_files", {}), config.name: str(given or config.name)},
+        "gt_path": str(gt_path) if gt_path else metadata.get("gt_path"),
+    }
+
+
+def reward_of(given, tables, show=print):
+    """The `RewardConfig` that a program reads scores with.
+
+    Args:
+        given: value of --reward_config, or None.
+        tables: {path of a score table: its metadata}.
+        show: takes the line that says which reward it is and why; None for no line.
+
+    Raises:
+        UserError: no such reward, or nothing is given and the tables were made with several.
+    """
+    config, reason = _reward_of(given, tables)
+    if show:
+        show(f"reward: {config.name}, {reason}")
+    return config
+
+
+def _reward_of(given, tables):
+    if given:
+        return load_reward_config(given), "as given"
+    recorded = [metadata.get("reward_configs", {}) for metadata in tables.values()]
+    found = []
+    for configs in recorded:
+        found += [content for content in configs.values() if content not in found]
+    if len(found) > 1:  # tables that are compared: what all of them have
+        common = [content for content in found if all(content in configs.values() for configs in recorded)]
+        found = common if len(common) == 1 else found
+    where = ", ".join(map(str, tables))
+    if len(found) > 1:
+        names = ", ".join(sorted({content["name"] for content in found}))
+        raise UserError(f"{where}: was scored for several rewards ({names}); say which with --reward_config")
+    if found:
+        return from_dict(found[0]), f"which {where} was scored for"
+    return load_reward_config(DEFAULT), f"since {where} does not say what it was scored for" if where else "since nothing is scored yet"
+
+
+def label_command(folder, config, metadata=None, scores=None, gt_path=None, given=None):
+    """The command that scores a candidate folder for a reward; the GT folder is the table's where none is named.
+
+    Args:
+        metadata: of the table that is there, if there is one.
+        scores: the table, if it is not the folder's own.
+        given: the reward as the user wrote it.
+    """
+    metadata = metadata or {}
+    reward = given or metadata.get("reward_files", {}).get(config.name, config.name)
+    other = scores if scores and scores_path(folder) != scores_path(folder, scores) else None
+    gt = gt_path or metadata.get("gt_path") or ("GT_FOLDER" if config.fr else None)
+    return command("label_rewards.py", candidates_dir=folder, gt_path=gt, reward_config=reward, output=other)
+
+
+def check_scored(config, table, folder, scores=None, given=None):
+    """Raise `UserError` unless the `ScoreTable` has all metrics of the reward; the command that adds them is named."""
+    missing = [spec.name for spec in config.metrics if spec.name not in table.scores]
+    if not missing:
+        return
+    told = label_command(folder, config, table.metadata, scores, given=given)
+    fitting = [path.stem for path in sorted(CONFIG_DIR.glob("*.yaml")) if _fits(path, table)]
+    other = f", or take --reward_config {' or '.join(fitting)}, which was scored" if fitting else ""
+    small = ", or with --reward_config embedded, whose weights ship with the code" if config.name == DEFAULT and not fitting else ""
+    where = scores_path(folder, scores)
+    raise UserError(f"scores of {where}: lack {', '.join(missing)} of the reward '{config.name}'; run {told}{small}{other}")
+
+
+def _fits(path, table):
+    try:
+        return all(spec.name in table.scores for spec in load_reward_config(path).metrics)
+    except UserError:
+        return False
+
+
+def read_with_reward(given, folder, scores=None, show=print):
+    """(`ScoreTable` of a candidate folder, the `RewardConfig` to read it with, all its metrics scored).
+
+    Arguments and errors as of `reward_of` and `check_scored`; `scores` is the table, if it is not the folder's own.
+    """
+    path = scores_path(folder, scores)
+    config = reward_of(given, {path: read_metadata(path)}, show)
+    table = read_scores(path, config)
+    check_scored(config, table, folder, scores, given)
+    return table, config

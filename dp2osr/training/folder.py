@@ -1,0 +1,81 @@
+"""A training's output folder: that it can be written, is no input, holds nothing of others, and which settings made what is in it."""
+
+import shutil
+import sys
+from pathlib import Path
+
+from dp2osr.errors import UserError, listed
+from dp2osr.files import as_json, check_output, put_back, read_json, settle, write_json
+from dp2osr.flags import matches, refuse_inputs
+from dp2osr.training.checkpoints import list_checkpoints
+
+POLICY_FILES = (
+    "config.json", "diffusion_pytorch_model.safetensors", "model.safetensors", "sampling_settings.json", "versions.json",
+    "train_log.jsonl", "checkpoint-*.pt", "best", "samples",
+)  # fmt: skip
+
+
+def check_folder(output, inputs, written, flag="--output_dir"):
+    """Raise `UserError` unless a program may write to the folder `output`.
+
+    Args:
+        inputs: {flag: path or None}; a hub id is no path that exists, and is passed over.
+        written: names, with wildcards, of the files and folders that it writes beside its settings.json.
+
+    Raises:
+        UserError: it cannot be written, is an input or would overwrite one, or holds such files without the settings.json of a run.
+    """
+    check_output(output, flag)
+    refuse_inputs(output, inputs, written, flag)
+    output = Path(output)
+    if not (output / "settings.json").exists() and output.is_dir():
+        foreign = sorted(path.name for path in output.iterdir() if matches(path.name, written))
+        if foreign:
+            raise UserError(
+                f"{flag} {output}: holds {listed(foreign)}, which no run there has written (it has no settings.json); give another {flag}"
+            )
+
+
+def clear_parts(output):
+    """Remove what a killed run of this folder left half-written, and put its best policy back in its place."""
+    put_back(Path(output) / "best")
+    for path in Path(output).glob(".*.part"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def check_length(output, steps):
+    """Raise `UserError` where a run has more steps already than it is asked for."""
+    newest = list_checkpoints(output)
+    done = int(newest[0].stem.split("-")[1]) if newest else 0
+    if done > steps:
+        raise UserError(
+            f"{output}: has {done} steps already, --max_train_steps {steps} is fewer; give {done} or more, or another --output_dir"
+        )
+
+
+def settle_run(output, settings, free, steady, force=None, also=None):
+    """Write a run's settings, or check that those that are there are the same; steps may become more where the schedule is `steady`.
+
+    Args:
+        settings: with `max_train_steps`, and `lr_scheduler` if the program has a choice.
+        free: names of settings that may differ.
+        steady: whether a longer run begins as a shorter one does.
+        force: value of --force; None for a program that has none.
+        also: as in `dp2osr.files.settle`.
+
+    Raises:
+        UserError: other settings; the ways out are named.
+    """
+    path, settings = Path(output) / "settings.json", as_json(settings)
+    found = read_json(path) if path.exists() else None
+    there = found.get("max_train_steps") if isinstance(found, dict) else None
+    other = there is not None and there != settings["max_train_steps"]
+    grows = other and steady and found.get("lr_scheduler") == settings.get("lr_scheduler")
+    way = "" if force is None else "or --force goes on with these"
+    if other and not steady:
+        reason = f"the rates of a {settings.get('lr_scheduler', 'cosine')} schedule depend on --max_train_steps"
+        way = f"{way} ({reason})" if way else f"since {reason}"
+    settle(path, settings, (*free, "max_train_steps") if grows else free, bool(force), way, also)
+    if grows:
+        print(f"{output}: {there} steps become {settings['max_train_steps']}", file=sys.stderr)
+        write_json(path, settings)
