@@ -75,7 +75,8 @@ class Bench:
         )  # fmt: skip
         flags = {
             "seed": 0, "beta": self.beta, "loss": "sigmoid", "label_smoothing": 0.0, "sft_weight": 0.0, "pairs_per_group": 0,
-            "micro_batch_size": 0, "shared_noise": False, "timestep_range": (0.0, 1.0), "timestep_sampling": "logit_normal", "logit_mean": 0.0, "logit_std": 1.0,
+            "micro_batch_size": 0, "shared_noise": False, "timestep_range": (0.0, 1.0),
+            "timestep_sampling": "logit_normal", "logit_mean": 0.0, "logit_std": 1.0,
         }  # fmt: skip
         self.objective = GroupObjective(SimpleNamespace(**flags), Accelerator(cpu=True), self.backbone, self.policy, reference)
         self.reference = reference

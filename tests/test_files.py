@@ -135,7 +135,8 @@ def test_settings_of_another_program_are_never_replaced(tmp_path):
     "error",
     [
         MemoryError(), PermissionError(13, "Permission denied", "/x/y"), NotADirectoryError(20, "Not a directory", "/x"),
-        RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"), OSError(36, "File name too long", "n"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory"),
+        OSError(36, "File name too long", "n"),
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), OSError(28, "No space left on device"),
     ],
 )  # fmt: skip

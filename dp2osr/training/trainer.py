@@ -10,6 +10,7 @@ import sys
 import time
 from copy import deepcopy
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -155,7 +156,12 @@ class PreferenceTrainer:
         precision = {"mixed_precision": self.accelerator.mixed_precision}  # what is used: an fp16 run has a scaler to resume
         settings = {**vars(args), **precision, **hashes, "reward": as_dict(self.reward), "candidates": store.settings}
         steady = args.lr_scheduler in STEADY_SCHEDULES
-        settle_run(self.output, settings, FREE_SETTINGS, steady, args.force, also={"reward": None})  # None: from before it was written
+        also = {
+            "reward": lambda: None,  # from before it was written
+            "start_hash": partial(legacy_weights_hash, args.controlnet_model_name_or_path),
+            "reference_hash": partial(legacy_weights_hash, self.reference_path),
+        }
+        settle_run(self.output, settings, FREE_SETTINGS, steady, args.force, also)
 
     def reference_cache(self, store):
         """The cache of the reference's errors, filed under all that decides them beside group, timestep and noise."""
