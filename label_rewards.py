@@ -1,4 +1,9 @@
-"""Score every candidate of a candidate folder with the metrics of a reward config: raw scores to one parquet table."""
+"""Score every candidate of a candidate folder with the metrics of a reward config: raw scores to one parquet table.
+
+    python label_rewards.py --candidates_dir runs/candidates --gt_path preset/train/gt --reward_config embedded
+
+Run it again and it scores what is new, changed or lacks a metric.
+"""
 
 import argparse
 
@@ -7,7 +12,7 @@ from dp2osr.errors import run
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--candidates_dir", required=True, help="folder made by gen_candidates.py")
     parser.add_argument("--gt_path", help="folder of GT images, named as the LR images; needed by FR metrics")
     parser.add_argument(

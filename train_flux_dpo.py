@@ -1,8 +1,10 @@
 """Post-train a ControlNet on preference groups: stage four of DP²O-SR, on FLUX: velocity errors, N = 4 of M = 64.
 
-    accelerate launch train_flux_dpo.py --pretrained_model_name_or_path black-forest-labs/FLUX.1-dev \\
-        --controlnet_model_name_or_path preset/models/c-flux/model.safetensors --candidates_dir runs/candidates \\
-        --reward_config default --output_dir runs/dp2o
+    python gen_candidates.py --config configs/tiny_flux/quickstart/sample.yaml
+    python label_rewards.py --config configs/tiny_flux/quickstart/label.yaml
+    accelerate launch train_flux_dpo.py --config configs/tiny_flux/quickstart/train.yaml
+
+configs/flux_dev has the settings of FLUX.1-dev. Run it again and it goes on from its last checkpoint.
 """
 
 import argparse

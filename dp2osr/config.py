@@ -14,6 +14,10 @@ LARGEST = 2**63 - 1  # the libraries' whole numbers
 NUMBERS = {"share": "a number", "int": "a whole number", "float": "a number", "positive": "a number", "finite": "a number"}
 
 
+class DefaultsAndLines(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """--help with each flag's default, and the description as it is written."""
+
+
 def at_least(least, kind=int):
     """An argparse type: a number of `kind` that is finite, fits into 64 bits and is not below `least`."""
 

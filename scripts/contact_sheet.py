@@ -1,4 +1,7 @@
-"""One picture of many: LR, bicubic, candidate 0 of each candidate folder, GT, a row an image."""
+"""One picture of many: LR, bicubic, candidate 0 of each candidate folder, GT, a row an image.
+
+python scripts/contact_sheet.py --candidates base=runs/candidates --gt_path preset/train/gt --output runs/sheet.png
+"""
 
 import argparse
 import sys
@@ -6,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import at_least, parse_args
+from dp2osr.config import DefaultsAndLines, at_least, parse_args
 from dp2osr.errors import UserError, run
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsAndLines)
     parser.add_argument("--candidates", nargs="+", required=True, help="title=FOLDER, of gen_candidates.py")
     parser.add_argument("--gt_path", required=True, help="GT images, by name")
     parser.add_argument("--output", required=True, help="the PNG")

@@ -1,7 +1,10 @@
 """Compare models by their candidates, or any methods by folders of their SR images.
 
-    python scripts/evaluate.py --candidates base=runs/base policy=runs/policy --gt_path gt --output_dir runs/report
-    python scripts/evaluate.py --images bicubic=sr/bicubic SeeSR=sr/seesr --gt_path gt --output_dir runs/table
+    python scripts/evaluate.py --candidates base=runs/quickstart/test/base policy=runs/quickstart/test/policy \\
+        --gt_path preset/test/gt --output_dir runs/report
+    python scripts/evaluate.py --images SD2=runs/sr FLUX=runs/sr_flux --gt_path preset/test/gt --output_dir runs/table
+
+The first compares what scripts/quickstart.sh sampled, the second the images of the examples of the two test programs.
 
 Candidates (scored by label_rewards.py) are compared by reward and by metric: tables, Best/Mean/Worst curves, a self-contained report.html.
 Images are scored here, in one pass over the files, and compared by metric: Markdown, LaTeX and CSV tables with intervals and paired tests.

@@ -1,4 +1,7 @@
-"""Show what training will be taught: winners, losers, spread and pair weights of each group."""
+"""Show what training will be taught: winners, losers, spread and pair weights of each group.
+
+python scripts/inspect_preferences.py --candidates_dir runs/candidates --top_n 6
+"""
 
 import argparse
 import sys
@@ -6,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import at_least, parse_args
+from dp2osr.config import DefaultsAndLines, at_least, parse_args
 from dp2osr.errors import run
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsAndLines)
     parser.add_argument("--candidates_dir", required=True, help="candidate folder of gen_candidates.py")
     parser.add_argument("--scores", help="table of label_rewards.py; scores.parquet in the candidate folder if not given")
     parser.add_argument("--reward_config", help="name in configs/rewards or a YAML; the one that the scores were made for if not given")

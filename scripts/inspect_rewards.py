@@ -1,5 +1,7 @@
 """Explain a reward on the candidates that it scored: which metrics agree, which one drives it, where one alone decides.
 
+    python scripts/inspect_rewards.py --candidates_dir runs/candidates --gt_path preset/train/gt --output_dir runs/reward
+
 Writes rewards.html, one self-contained page, rewards.parquet, a row a candidate with its reward, rank and parts, and correlation.csv,
 how much any two metrics agree on the candidates of an image.
 """
@@ -10,13 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dp2osr.config import at_least, given_flags, parse_args
+from dp2osr.config import DefaultsAndLines, at_least, given_flags, parse_args
 from dp2osr.errors import run
 from dp2osr.flags import refuse_ignored
 
 
 def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsAndLines)
     parser.add_argument("--candidates_dir", required=True, help="candidate folder of gen_candidates.py")
     parser.add_argument("--scores", help="table of label_rewards.py; scores.parquet in the candidate folder if not given")
     parser.add_argument("--reward_config", help="name in configs/rewards or a YAML; the one that the scores were made for if not given")

@@ -13,10 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 
 def build_parser():
-    from dp2osr.config import at_least, input_flags
+    from dp2osr.config import DefaultsAndLines, at_least, input_flags
 
-    formatter = type("Formatter", (argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter), {})
-    parser = argparse.ArgumentParser(description=__doc__, parents=[input_flags()], formatter_class=formatter)
+    parser = argparse.ArgumentParser(description=__doc__, parents=[input_flags()], formatter_class=DefaultsAndLines)
     parser.add_argument("--image_path", required=True, help="folder of HR images, any size and number")
     parser.add_argument("--output_dir", required=True, help="gets gt/, lr/ and settings.json")
     parser.add_argument("--degradation", default="resshift", help="a name in configs/degradation or a YAML file")

@@ -2,7 +2,7 @@
 
     python scripts/prepare_data.py RealSR --source StableSR_testsets/RealSRVal_crop128
     python scripts/prepare_data.py RealLR200 --source RealLR200.zip
-    python scripts/prepare_data.py HR --source photographs --min_side 512      # photographs/manifest.csv
+    python scripts/prepare_data.py HR --source runs/pairs/gt --min_side 64     # runs/pairs/gt/manifest.csv, of any folder of photographs
 
 Each set gets a manifest.csv with sizes and hashes; --manifest compares it with somebody else's, so that two laboratories know that they
 measure on the same files. scripts/make_lr_pairs.py takes a manifest of photographs for --image_path.

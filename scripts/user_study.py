@@ -1,7 +1,7 @@
 """A blind user study on one page, and its votes as percentages.
 
-    python scripts/user_study.py make --images SeeSR=sr/seesr ours=sr/ours --lr_path lr --output study/page.html
-    python scripts/user_study.py count --key study/page.key.json votes-*.json
+    python scripts/user_study.py make --images SD2=runs/sr FLUX=runs/sr_flux --lr_path preset/test/lr --output runs/study/page.html
+    python scripts/user_study.py count --key runs/study/page.key.json votes-*.json     # the files that participants send
 
 The page shows an LR image beside the methods' results, in random order and without names, and gives each participant's votes as a file. It
 needs no server. Keep the key: it alone tells which result is whose.

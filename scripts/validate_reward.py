@@ -1,5 +1,7 @@
 """Check that each metric of a reward config orders blur, noise, JPEG and down-sampling of held-out photographs.
 
+    python scripts/validate_reward.py embedded
+
 Exit code 0: every metric does; 1: one or more do not, and are named.
 """
 
@@ -12,10 +14,10 @@ sys.path.insert(0, str(ROOT))
 
 
 def parse_args(argv=None):
-    from dp2osr.config import at_least
+    from dp2osr.config import DefaultsAndLines, at_least
     from dp2osr.config import parse_args as parse
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsAndLines)
     parser.add_argument("reward_config", metavar="CONFIG", help="name in configs/rewards or a YAML file")
     parser.add_argument("--image_path", default=str(ROOT / "preset" / "test" / "gt"), help="folder of held-out photographs, undistorted")
     parser.add_argument(

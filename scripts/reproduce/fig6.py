@@ -1,7 +1,7 @@
 """Where the policy changed the base's images, the same seeds before and after (the paper's Fig. 6 and its fourth open question).
 
-    python scripts/reproduce/fig6.py --candidates base=runs/full/test/base policy=runs/full/test/policy --gt_path preset/test/gt \\
-        --output_dir runs/reproduce/fig6
+    python scripts/reproduce/fig6.py --candidates base=runs/quickstart/test/base policy=runs/quickstart/test/policy \\
+        --gt_path preset/test/gt --output_dir runs/reproduce/fig6
 
 The change of each place is set against the detail of the GT there, the base's spread over seeds and its errors, and against what linear
 filters of the base can explain: a policy that does the same everywhere is a filter, one that refines locally is not.
