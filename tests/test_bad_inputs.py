@@ -5,7 +5,7 @@ as a process of its own), and says what must come of it: one clear line and exit
 said. In every case all files that were there are compared by content before and after, and nothing half-written may remain.
 
     python tests/test_bad_inputs.py --write      # docs/BAD_INPUTS.md, the table of what was given and what came out
-    python tests/test_bad_inputs.py --fails      # the cases that do not do what they must, with the reason
+    python tests/test_bad_inputs.py WORD ...     # the cases with these words in their ids: those that do not do what they must, and why
 """
 
 import contextlib
@@ -25,7 +25,6 @@ import subprocess
 import sys
 import tempfile
 import textwrap
-import time
 import traceback
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +41,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = ROOT / "docs" / "BAD_INPUTS.md"
 LONGEST_LINE = 160
-SECONDS = 20  # of the processor that one program may take before it counts as one that hangs
+SECONDS = 15  # of the processor that one program may take before it counts as one that hangs
 WAIT = 200  # seconds in all, for one that waits
 MEMORY = 8 << 30  # bytes of address space that one program may take beside what this process has
 
@@ -141,18 +140,20 @@ class Refused:
 class Done:
     """Exit code 0; the output holds all of `says`; `there` exists, `absent` does not; `check(folder)` finds nothing wrong.
 
-    `replaces` are the files that may differ afterwards, the program's own records among them; `note` says in the table what was checked.
+    `replaces` are files that may differ afterwards, as the program's own records may; `renewed` files that must; `note` says in the table
+    what was checked.
     """
 
     says: tuple = ()
     there: tuple = ()
     absent: tuple = ()
     replaces: tuple = ()
+    renewed: tuple = ()
     check: object = None
     note: str = ""
 
     def fault(self, outcome):
-        common = outcome.fault((*BOOKKEEPING, *self.replaces), None)
+        common = outcome.fault((*BOOKKEEPING, *self.replaces, *self.renewed), None)
         if common:
             return common
         if outcome.code != 0:
@@ -165,6 +166,9 @@ class Done:
         there = [name for name in self.absent if os.path.lexists(outcome.folder / name)]
         if absent or there:
             return "silent", f"{', '.join(absent) or 'nothing'} is missing, {', '.join(there) or 'nothing'} is there that should not be"
+        stale = [name for name in outcome.before if matches(name, self.renewed) and outcome.after.get(name) == outcome.before[name]]
+        if stale:
+            return "silent", f"{', '.join(stale)} is what it was before"
         wrong = self.check and self.check(outcome.folder)
         return ("silent", wrong) if wrong else None
 
@@ -486,6 +490,11 @@ def photographs(folder):
     Place(folder, PAIRS).images("hr/p.png", "hr/q.png", size=(48, 48))
 
 
+@tree
+def large_photographs(folder):
+    Place(folder, PAIRS).images("hr/p.png", "hr/q.png", size=(144, 144))
+
+
 TRAINING = [
     *BASE, "--controlnet_model_name_or_path", CONTROLNET, "--candidates_dir", "candidates", "--output_dir", "out", "--max_train_steps", "1",
     "--groups_per_step", "1", "--top_n", "1", "--report_to", "none", "--validation_steps", "0",
@@ -641,26 +650,31 @@ def _replaced(place):
     place.image("in/a.png", size=(12, 8), seed="new")
 
 
-@case(1, "an input that was replaced since, by one of another size", TEST, done(replaces=("out/a.png",), note="made anew"))
+@case(1, "an input that was replaced since, by one of another size", TEST, done(renewed=("out/a.png",), note="made anew"))
 def _(place):
     _replaced(place)
     return command(place)
 
 
-@case(1, "an input that was replaced since, by one of the same size", TEST, done(replaces=("out/a.png",), note="made anew"))
+@case(1, "an input that was replaced since, by one of the same size", TEST, done(renewed=("out/a.png",), note="made anew"))
 def _(place):
     place.shared(sr_results)
     place.image("in/a.png", seed="new")
     return command(place)
 
 
-@case(1, "an input that was replaced since", GEN, done(replaces=("out/groups/a/*",), note="its group is made anew"))
+@case(
+    1,
+    "an input that was replaced since",
+    GEN,
+    done(renewed=("out/groups/a/l*",), replaces=("out/groups/a/*",), note="its group is made anew"),
+)
 def _(place):
     _replaced(place)
     return command(place)
 
 
-@case(1, "an input that was replaced since", PAIRS, done(replaces=("out/gt/a.png", "out/lr/a.png"), note="its pair is made anew"))
+@case(1, "an input that was replaced since", PAIRS, done(renewed=("out/gt/a.png", "out/lr/a.png"), note="its pair is made anew"))
 def _(place):
     _replaced(place)
     return command(place)
@@ -696,7 +710,7 @@ def _(place):
     return command(place, "--seed", "1")
 
 
-@case(1, "results of other settings, `--overwrite`", TEST, done(replaces=("out/?.png",), note="replaced"))
+@case(1, "results of other settings, `--overwrite`", TEST, done(renewed=("out/?.png",), note="replaced"))
 def _(place):
     place.shared(sr_results)
     return command(place, "--seed", "1", "--overwrite")
@@ -1525,9 +1539,9 @@ ABSURD = {
         ("--seed", "99999999999999999999999999"), ("--num_candidates", "99"), ("--label_smoothing", "0.9"), ("--lora_rank", "-1"),
     ],
     "scripts/train_controlnet.py": [
-        ("--full_window_share", "nan"), ("--weight_decay", "nan"), ("--learning_rate", "nan"), ("--learning_rate", "-1"), ("--window", "999"),
+        ("--full_window_share", "nan"), ("--weight_decay", "nan"), ("--learning_rate", "nan"), ("--learning_rate", "-1"),
         ("--lr_scheduler", "cosin"), ("--drop_share", "2"), ("--image_weight", "nan"), ("--conditioning_channels", "0"),
-        ("--lr_warmup_steps", "-5"),
+        ("--lr_warmup_steps", "-5"), ("--window", "999"),
     ],
     "scripts/train_vae.py": [("--learning_rate", "nan"), ("--kl_weight", "nan"), ("--block_out_channels", "0"), ("--resolution", "33")],
 }  # fmt: skip
@@ -1542,7 +1556,7 @@ def _add_absurd():
         if place.program == TRAIN:
             place.shared(candidates)
             return [*TRAINING, *REWARD, flag, value]
-        place.shared(photographs)
+        place.shared(photographs if "controlnet" in place.program else large_photographs)
         return [*(controlnet_training() if "controlnet" in place.program else [*VAE, "--resolution", "32"]), flag, value]
 
     for program, flags in ABSURD.items():
@@ -1642,9 +1656,9 @@ def _add_outputs():
     training = [word if word != "out" else "OUT" for word in [*TRAINING, *REWARD]]
     of("an output folder", candidates, TRAIN, lambda p: training)
     of("an output folder", candidates, TRAIN, lambda p: training, "below /proc")
-    of("an output folder", candidates, "scripts/suggest_nm.py", lambda p: training)
+    of("an output folder", candidates, "scripts/suggest_nm.py", lambda p: [*training, "--sizes", "2"])
     of("an output folder", photographs, "scripts/train_controlnet.py", lambda p: [*controlnet_training(), "--output_dir", "OUT"])
-    of("an output folder", photographs, "scripts/train_vae.py", lambda p: [*VAE, "--output_dir", "OUT", "--resolution", "32"])
+    of("an output folder", large_photographs, "scripts/train_vae.py", lambda p: [*VAE, "--output_dir", "OUT", "--resolution", "32"])
     of("an output folder", methods, "scripts/evaluate.py", lambda p: [*EVALUATE, "--output_dir", "OUT"])
     of(
         "an output folder",
@@ -2185,10 +2199,10 @@ def _(place):
 
 @case(10, "scores of other candidates", "scripts/inspect_preferences.py", refused("candidates"))
 def _(place):
-    place.shared(candidates)
+    place.shared(scored)
     place.run(*command(Place(place.folder, GEN), "--seed", "1", into="other"), program=GEN)
     shutil.copy(place.folder / "candidates/scores.parquet", place.folder / "other/scores.parquet")
-    return ["--candidates_dir", "other", *REWARD, "--top_n", "1"]
+    return ["--candidates_dir", "other", "--reward_config", "nr_only", "--top_n", "1"]
 
 
 @case(10, "scores of a group that was made anew since", "scripts/inspect_preferences.py", refused("a"), done("a"))
@@ -2610,105 +2624,125 @@ def test_every_kind_has_a_case_in_a_process_of_its_own():
     assert len({case.given for case in CASES}) >= 80
 
 
-def test_the_table_in_docs_has_these_rows():
+def test_the_table_in_docs_is_that_of_this_module():
     text = TABLE.read_text(encoding="utf-8")
-    rows = [(case.given, Path(case.program).name) for case in CASES]
-    lacking = [row for row in rows if f"| {cell(row[0])} | `{row[1]}`" not in text]
+    lacking = [given for (_, given), cases in rows(CASES).items() if f"| {cell(given)} | {programs_of(cases)} |" not in text]
     assert not lacking, f"python tests/test_bad_inputs.py --write: lacks {lacking[:5]}"
-    assert len(re.findall(r"(?m)^\| \d+ \|", text)) == len(CASES)
-    stale = [case.given for case, outcome in OUTCOMES.items() if comparable(said(case, outcome)) not in comparable(text)]
-    assert not stale, f"python tests/test_bad_inputs.py --write: another outcome of {stale[:5]}"
+    assert len(re.findall(r"(?m)^\| \d+ \|", text)) == len(rows(CASES))
+    messages = {comparable(re.sub(r"^ *\d+  ", "", entry)) for entry in re.findall(r"(?m)^ *\d+  .*(?:\n     .*)*", text)}
+    stale = [case.given for case, outcome in OUTCOMES.items() if comparable(said(case, outcome)) not in messages]
+    assert not stale, f"python tests/test_bad_inputs.py --write: something else came out of {stale[:5]}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The table
 # ---------------------------------------------------------------------------------------------------------------------
 
+ABOUT = """# Bad and odd inputs
+
+{inputs} inputs at {programs} programs, {runs} runs: **{traceback} tracebacks, {lost} files lost, {silent} silent wrong results**{rest}.
+`python tests/test_bad_inputs.py --write` makes this file; the test suite repeats every run and compares.
+
+In every run all files that were there are compared by content before and after, and nothing half-written may remain. The programs run
+in the process of the tests, each kind once as a process of its own (*process*). *refused*: exit code 2 and one line, nothing written.
+*done*: exit code 0, with what was checked. What the programs said stands below each table, under the row's number.
+"""
+
 
 def said(case, outcome):
     """The line that tells what came out: the error, or the line that says what the case asks for, or the last one."""
     if outcome.raised:
-        return outcome.raised
+        return shorten(outcome.raised)
     if outcome.code:
         return shorten(outcome.last_error_line)
-    fits = [wanted for wanted in case.outcomes if wanted.fault(outcome) is None and isinstance(wanted, Done)]
+    fits = [wanted for wanted in case.outcomes if isinstance(wanted, Done) and wanted.fault(outcome) is None]
     words = fits[0].says if fits else ()
     telling = [line for line in outcome.lines if any(re.search(word, line, re.IGNORECASE) for word in words)]
-    return shorten(telling[-1] if telling else outcome.lines[-1] if outcome.lines else "")
+    return shorten(telling[-1] if telling else outcome.lines[-1] if outcome.lines else "(nothing)")
 
 
 def shorten(line):
-    """Without the paths and the figures of this machine."""
-    line = line.replace(f"{ROOT}/", "").replace(str(ROOT), ".").replace(f"{CACHE}/", "")
-    line = re.sub(r"/\S*?/(test_a_bad_input\S*?|bad-inputs\S*?)/work/?", "", line)
+    """Without the paths and the figures of this machine, and long names cut."""
+    line = line.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
+    line = re.sub(r"/[^\s:,;()]*?/work/", "", line)
+    line = re.sub(r"(\S)\1{20,}", r"\1…", line)
     return re.sub(r"[\d.,]+ ?(GB|MB|minutes?|seconds?|hours?|s|min|h)\b", r"… \1", line)
 
 
 def comparable(text):
-    """Without what another version of Python, of a library or another machine says otherwise."""
-    return re.sub(r"\s+", " ", re.sub(r"\([^()]*\)", "", re.sub(r"\d[\d.,]*", "#", text)))
+    """Without what another version of Python or of a library, or another machine, says otherwise."""
+    return re.sub(r"\s+", "", re.sub(r"\([^()]*\)", "", re.sub(r"\d[\d.,]*", "#", text)))
 
 
 def cell(text):
     return text.replace("|", "\\|").replace("\n", " ")
 
 
+def rows(cases):
+    """{(kind, what is given): its cases}, a row each."""
+    found = {}
+    for case in cases:
+        found.setdefault((case.kind, case.given), []).append(case)
+    return found
+
+
+def programs_of(cases):
+    return ", ".join(f"`{Path(case.program).name}`" + (" *process*" if case.process else "") for case in cases)
+
+
+def in_short(case, outcome, fault):
+    """What came out, for the table's cell."""
+    if fault:
+        return f"**{fault[0]}**"
+    notes = [wanted.note for wanted in case.outcomes if isinstance(wanted, Done) and wanted.fault(outcome) is None]
+    return "refused" if outcome.code else ": ".join(filter(None, ["done", *notes[:1]]))
+
+
 def table_text(results):
-    """Markdown of {case: (outcome, fault)}, no line longer than `LONGEST_LINE`."""
+    """Markdown of {case: (outcome, fault)}, its text no wider than `LONGEST_LINE`."""
     faults = [fault[0] for _, fault in results.values() if fault]
-    count = {name: faults.count(name) for name in ("traceback", "file lost", "silent")}
-    inputs, programs = len({case.given for case in results}), len({case.program for case in results})
-    lines = [
-        "# Bad and odd inputs",
-        "",
-        f"{inputs} inputs, {programs} programs, {len(results)} runs: {count['traceback']} tracebacks, {count['file lost']} files lost, "
-        f"{count['silent']} silent wrong results.",
-        "`python tests/test_bad_inputs.py --write` makes this file; the test suite repeats every run. In each, all files that were there are",
-        "compared by content before and after, and nothing half-written may remain. *process*: run as a process of its own, the others",
-        "in the process of the tests. *refused*: exit code 2 and one line, nothing written. *done*: exit code 0. What each program said stands",
-        "below its table, under the same number.",
-    ]
+    known = {"traceback": "traceback", "lost": "file lost", "silent": "silent"}
+    counts = {name: faults.count(word) for name, word in known.items()}
+    others = len(faults) - sum(counts.values())
+    lines = ABOUT.format(
+        inputs=len({case.given for case in results}),
+        programs=len({case.program for case in results}),
+        runs=len(results),
+        rest=f", {others} other faults" if others else "",
+        **counts,
+    ).splitlines()
     number = 0
     for kind, title in KINDS.items():
-        chosen = [case for case in results if case.kind == kind]
         lines += ["", f"## {title}", "", "| | given | program | what came out |", "|---|---|---|---|"]
         told = []
-        for case in chosen:
+        for (_, given), cases in rows(case for case in results if case.kind == kind).items():
             number += 1
-            outcome, fault = results[case]
-            notes = [wanted.note for wanted in case.outcomes if isinstance(wanted, Done) and wanted.fault(outcome) is None]
-            came = f"**{fault[0]}**" if fault else "refused" if outcome.code else ", ".join(filter(None, ["done", *notes[:1]]))
-            program = f"`{Path(case.program).name}`" + (" *process*" if case.process else "")
-            lines.append(f"| {number} | {cell(case.given)} | {program} | {came} |")
-            message = f"{fault[0]}: {fault[1]}" if fault and (outcome.raised or not outcome.lines) else said(case, outcome)
-            told += textwrap.wrap(
-                f"{number:3}  {shorten(message) or '(no output)'}", LONGEST_LINE - 5, subsequent_indent="     ", break_on_hyphens=False
-            )
+            came = ", ".join(dict.fromkeys(in_short(case, *results[case]) for case in cases))
+            lines.append(f"| {number} | {cell(given)} | {programs_of(cases)} | {came} |")
+            messages = {comparable(message): message for message in (said(case, results[case][0]) for case in cases)}
+            for message in messages.values():
+                told += textwrap.wrap(f"{number:3}  {message}", LONGEST_LINE - 5, subsequent_indent="     ", break_on_hyphens=False)
         lines += ["", "```text", *told, "```"]
     return "\n".join(lines) + "\n"
 
 
 def main():
-    sys.path.insert(0, str(ROOT))
-    sys.path.insert(0, str(Path(__file__).parent))
+    """The table, or with words only the cases whose id has one of them."""
+    sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
     wanted = [word for word in sys.argv[1:] if not word.startswith("--")]
     results = {}
     with tempfile.TemporaryDirectory(prefix="bad-inputs-") as folder:
         for index, each in enumerate(case for case in CASES if not wanted or any(word in case.id for word in wanted)):
-            began = time.process_time()
             try:
                 results[each] = attempt(each, Path(folder) / str(index) / "work")
-            except AssertionError as error:
-                nothing = Outcome(None, "", "", str(error), Path(folder), {}, {})
-                results[each] = nothing, ("set up", str(error))
+            except AssertionError as error:  # a command before it
+                results[each] = Outcome(None, "", "", str(error), Path(folder), {}, {}), ("setting up", str(error))
             fault = results[each][1]
-            if "--seconds" in sys.argv:
-                print(f"{time.process_time() - began:.2f}", end=" ")
             if fault or "--all" in sys.argv:
                 print(f"{each.kind:2} | {Path(each.program).name} | {each.given} | {': '.join(fault) if fault else 'ok'}", flush=True)
     faults = [fault[0] for _, fault in results.values() if fault]
     print(f"{len(results)} runs, {len(faults)} faults: " + ", ".join(f"{faults.count(name)} {name}" for name in sorted(set(faults))))
-    if "--write" in sys.argv:
+    if "--write" in sys.argv and not wanted:
         TABLE.write_text(table_text(results), encoding="utf-8")
 
 
