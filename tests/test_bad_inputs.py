@@ -954,7 +954,7 @@ def _(place):
     return ["--candidates_dir", "candidates", "--reward_config", "nr_only"]
 
 
-@case(3, "a GIF among the images", FOLDERS, done(r"b\.gif", note="said"))
+@case(3, "a GIF among the images", FOLDERS, done(r"b\.gif", note="said"), process=PAIRS)
 def _(place):
     place.images("in/a.png", "in/b.gif", size=(16, 16))
     return command(place)
