@@ -1,6 +1,8 @@
 """One picture of many: LR, bicubic, candidate 0 of each candidate folder, GT, a row an image.
 
-python scripts/contact_sheet.py --candidates base=runs/candidates --gt_path preset/train/gt --output runs/sheet.png
+    python scripts/contact_sheet.py --candidates base=runs/candidates --gt_path preset/train/gt --output runs/sheet.png
+
+The folder is that of the example of gen_candidates.py.
 """
 
 import argparse

@@ -1,6 +1,8 @@
 """Show what training will be taught: winners, losers, spread and pair weights of each group.
 
-python scripts/inspect_preferences.py --candidates_dir runs/candidates --top_n 6
+    python scripts/inspect_preferences.py --candidates_dir runs/candidates --top_n 6
+
+The folder is that of the examples of gen_candidates.py and label_rewards.py.
 """
 
 import argparse
