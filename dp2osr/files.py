@@ -40,9 +40,18 @@ def read_text(path):
 
 
 def read_json(path):
-    """Contents of a JSON file; UserError if it is missing or broken."""
+    """Contents of a JSON file; UserError if it is missing or broken, or has a key twice."""
+
+    def unique(pairs):
+        content = dict(pairs)
+        if len(content) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path}: '{twice}' is given twice; keep one")
+        return content
+
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(path), object_pairs_hook=unique)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path}: not a readable JSON file ({error})") from None
 

@@ -152,12 +152,38 @@ class Results:
 
     def _owns(self, path, record):
         """Whether a file is what its record says, or what the next one was about to replace when a stop came."""
-        return path.is_file() and not path.is_symlink() and digest(path) in (record["sha256"], record.get("replaces"))
+        if not path.is_file() or path.is_symlink():
+            return False
+        return record.get("pending") or digest(path) in (record["sha256"], record.get("replaces"))
 
     def _record_path(self, name):
         folder, _, file = str(name).rpartition("/")
         long = len(os.fsencode(file)) + len(".json") > LONGEST_NAME
         return self.folder / RECORDS / folder / f"{short_name(file) if long else file}.json"
+
+
+def check_own_files(folder, names, flag="--output_dir"):
+    """Raise `UserError` if a file that is to be written is there and not known to be this project's: tables, pages, pictures."""
+    results = Results(folder, {})
+    foreign = [name for name in names if os.path.lexists(results.folder / name) and not results.is_own(name)]
+    if foreign:
+        raise UserError(
+            f"{folder}: {listed(foreign, SHOWN)}: there, and not written by this program or changed since; move it away, or give "
+            f"another {flag}"
+        )
+
+
+@contextmanager
+def own_files(folder, names, flag="--output_dir"):
+    """Within, the files `names` of a folder are written; from then on they are known to be this project's, also after a stop."""
+    check_own_files(folder, names, flag)
+    results = Results(folder, {})
+    for name in names:
+        results.record(name, {}, None, pending=True)
+    yield
+    for name in names:
+        if (results.folder / name).is_file():
+            results.record(name, {}, sha256(results.folder / name))
 
 
 def _identity(path):

@@ -30,22 +30,27 @@ def parse_args(argv=None):
 
 def main():
     args = parse_args()
-    import json
     from dataclasses import asdict
 
     from dp2osr.errors import UserError
+    from dp2osr.files import check_output, write_json
+    from dp2osr.results import check_own_files, own_files
     from dp2osr.rewards.config import load_reward_config
     from dp2osr.rewards.validation import format_table, validate_config
 
+    output = Path(args.output) if args.output else None
+    if output:
+        check_output(output, "--output", is_file=True)
+        check_own_files(output.parent, [output.name], "--output")
     if not Path(args.image_path).exists():
         wanted = f"a folder of sharp photographs of at least {args.resolution} pixels a side"
         raise UserError(f"{args.image_path}: not there; pass --image_path, {wanted}")
     results = validate_config(load_reward_config(args.reward_config), args.image_path, args.resolution, args.num_crops)
     print(format_table(results))
-    if args.output:
-        part = Path(args.output + ".part")
-        part.write_text(json.dumps({name: asdict(result) for name, result in results.items()}, indent=1), encoding="utf-8")
-        part.replace(args.output)
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with own_files(output.parent, [output.name], "--output"):
+            write_json(output, {name: asdict(result) for name, result in results.items()})
     sys.exit(1 if any(result.failures for result in results.values()) else 0)
 
 

@@ -8,17 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps, features
+from PIL import Image, ImageCms, ImageOps
 
 from dp2osr.errors import UserError, listed
 from dp2osr.files import MEMORY, digest, read_text, whole
 
-EXTENSIONS = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
-EXTENSIONS |= {".avif"} if features.check("avif") else set()
-EXTENSIONS |= {".jp2"} if features.check("jpg_2000") else set()
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+OPTIONAL = {".jpe", ".jfif", ".gif", ".avif", ".jp2"}  # taken where Pillow can read the file, and told
 # What a user may take for an image that is read here: it is told when it is passed over.
 LIKE_IMAGES = {
-    ".heic", ".heif", ".hif", ".avif", ".jp2", ".j2k", ".jxl", ".svg", ".psd", ".xcf", ".tga", ".ico", ".exr", ".hdr", ".dng",
+    ".heic", ".heif", ".hif", ".j2k", ".jxl", ".svg", ".psd", ".xcf", ".tga", ".ico", ".exr", ".hdr", ".dng",
     ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pdf", ".mp4", ".mov", ".avi",
 }  # fmt: skip
 SHOWN = 40  # names in a message
@@ -64,7 +63,7 @@ class Listing:
     passed_over: list = field(default_factory=list)
 
 
-def find_inputs(folder, recursive=False, skip_unreadable=False, choose=None, leave_out=None, least=1, quiet=False):
+def find_inputs(folder, recursive=False, skip_unreadable=False, choose=None, leave_out=None, least=1, flag="", quiet=False):
     """The images to work on, all of them decoded once (and remembered); what is not taken is told on stderr.
 
     Args:
@@ -73,7 +72,7 @@ def find_inputs(folder, recursive=False, skip_unreadable=False, choose=None, lea
         skip_unreadable: go on without those that cannot be used.
         choose: list of `ImageFile` → those to take, as `evenly` does; only they are opened.
         leave_out: path → whether it is a result that lies among the inputs.
-        least: shortest side allowed, pixels.
+        least: shortest side allowed, pixels; flag: that says so.
         quiet: tell nothing: another process does.
 
     Returns:
@@ -84,19 +83,28 @@ def find_inputs(folder, recursive=False, skip_unreadable=False, choose=None, lea
     """
     listing = scan(folder, recursive, leave_out)
     files = choose(listing.files) if choose else listing.files
-    problems, frames = dict(listing.problems), []
+    problems, frames, read, unread = dict(listing.problems), [], [], []
     good = []
     for file, found in zip(files, examine([file.path for file in files], show=not quiet), strict=True):
-        problem = found["problem"] or too_small(found["size"], least)
+        problem = found["problem"] or too_small(found["size"], least, flag)
+        if file.path.suffix.lower() in OPTIONAL:
+            (unread if found["problem"] else read).append(file.path.name)
+        if found["problem"] and file.path.suffix.lower() in OPTIONAL:
+            continue
         if problem:
             problems[file.path] = problem
         else:
             good.append(ImageFile(file.path, file.id, file.folder, tuple(found["size"])))
         if found["frames"] > 1:
             frames.append(f"{file.path.name} ({found['frames']})")
-    told = [*listing.passed_over, *([f"only the first frame is taken of {listed(frames, SHOWN)}"] if frames else [])]
+    told = list(listing.passed_over)
+    told += [f"{len(unread)} not of a format that is read here: {listed(unread, SHOWN)}"] if unread else []
+    told += [f"read too: {listed(read, SHOWN)}"] if read else []
+    told += [f"only the first frame is taken of {listed(frames, SHOWN)}"] if frames else []
     if told and not quiet:
         print(f"note: {listing.where}: {'; '.join(told)}", file=sys.stderr)
+    if not good and not problems:
+        raise UserError(f"{listing.where}: holds no image of {', '.join(sorted(EXTENSIONS))}{_aside(told)}")
     if problems and not (skip_unreadable and good):
         what = listed(
             [
@@ -130,19 +138,27 @@ def scan(folder, recursive=False, leave_out=None):
         passed_over.append(f"results of an earlier run are no inputs: {listed([path.name for path in results], 8)}")
     paths = [path for path in paths if path not in set(results)]
     if not paths:
-        there = f" ({'; '.join(passed_over)})" if passed_over else ""
-        raise UserError(f"{folder}: holds no image of {', '.join(sorted(EXTENSIONS))}{there}")
-    files, problems = {}, {}
-    for path in paths:
+        raise UserError(f"{folder}: holds no image of {', '.join(sorted(EXTENSIONS))}{_aside(passed_over)}")
+    files, problems, twins = {}, {}, []
+    for path in sorted(paths, key=lambda path: path.suffix.lower() in OPTIONAL):
         file = ImageFile(path, *_named(path, root, recursive))
         problem = _name_problem(file)
+        if not problem and file.id in files and path.suffix.lower() in OPTIONAL:
+            twins.append(path.name)
+            continue
         if not problem and file.id in files:
             problem = f"has the name of {files[file.id].path.name}, and the name is the image id: rename one"
         if problem:
             problems[path] = problem
         else:
             files[file.id] = file
-    return Listing(folder, list(files.values()), problems, passed_over)
+    if twins:
+        passed_over.append(f"{len(twins)} with the name of another image: {listed(twins, SHOWN)}")
+    return Listing(folder, sorted(files.values(), key=lambda file: file.path), problems, passed_over)
+
+
+def _aside(told):
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _named(path, root, recursive):
@@ -175,10 +191,10 @@ def _images_below(folder, recursive):
         if path.is_dir():
             if not path.name.startswith("."):
                 folders.append(path)
-        elif suffix in EXTENSIONS | LIKE_IMAGES:
+        elif suffix in EXTENSIONS | OPTIONAL | LIKE_IMAGES:
             if path.name.startswith("."):
                 hidden += [] if path.name.startswith("._") else [path]  # `._photo.png` is macOS's note about photo.png
-            elif suffix in EXTENSIONS:
+            elif suffix in EXTENSIONS | OPTIONAL:
                 paths.append(path)
             else:
                 like.append(path)
@@ -239,11 +255,11 @@ def _unusable(problem):
     return {"size": [0, 0], "frames": 1, "problem": problem}
 
 
-def too_small(size, least):
+def too_small(size, least, flag=""):
     """What is wrong with an image of this size, or None."""
     if min(size) >= least:
         return None
-    return f"{size[0]}x{size[1]} pixels, a side of at least {least} is needed"
+    return f"{size[0]}x{size[1]} pixels, a side of at least {least} is needed{' by ' + flag if flag else ''}"
 
 
 def list_images(folder, recursive=False):

@@ -81,19 +81,25 @@ def make_pairs(image_path, output_dir, settings, num_workers=1, recursive=False,
         raise UserError(f"--num_workers {num_workers}: must be at least 1")
     check_output(output_dir)
     output_dir = Path(output_dir)
-    files, skipped = find_inputs(image_path, recursive, skip_unreadable, least=settings.crop_size or settings.degradation.scale)
+    files, skipped = find_inputs(
+        image_path,
+        recursive,
+        skip_unreadable,
+        least=settings.crop_size or settings.degradation.scale,
+        flag="--crop_size" if settings.crop_size else "",
+    )
     decisive = _flatten({"image_path": str(image_path), **asdict(settings)})
     results = Results(output_dir, decisive, told=("image_path",))
     wanted = {name: {"image": file.content} for file in files for pair_id in settings.ids(file.id) for name in _names(pair_id)}
     results.check_inputs(wanted, [file.path for file in files])
     record, found = output_dir / "settings.json", any(os.path.lexists(output_dir / name) for name in wanted) or results.any_record()
-    if not record.exists() and found and not adopt:
-        raise UserError(f"{output_dir}: holds images but no settings.json; use an empty --output_dir")
     if record.exists() and found:
         settle(record, decisive)
     elif record.exists():  # of a command that made nothing
         check_same_program(record, read_json(record), as_json(decisive))
     missing = set(results.missing(wanted, adopt=adopt))
+    if not record.exists() and found and not adopt:
+        raise UserError(f"{output_dir}: holds images but no settings.json; use an empty --output_dir")
     record.parent.mkdir(parents=True, exist_ok=True)
     write_json(record, decisive)
 

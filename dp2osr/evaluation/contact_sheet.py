@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw
 from dp2osr.data.images import find_gt, read_image, save_image, tensor_to_pil
 from dp2osr.errors import UserError
 from dp2osr.files import check_no_input, check_output
+from dp2osr.results import check_own_files, own_files
 from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
 
@@ -22,6 +23,7 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1, image_ids=None
         image_ids: those that are shown, in this order; None for all.
     """
     check_output(output, "--output", is_file=True)
+    check_own_files(Path(output).parent, [Path(output).name], "--output")
     stores = {title: CandidateStore(folder) for title, folder in candidates.items()}
     image_ids = image_ids or next(iter(stores.values())).ids()
     if not image_ids:
@@ -40,7 +42,8 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1, image_ids=None
         lr = [group.lr.resize(gt.size, method) for method in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
         rows.append([*lr, *pictures, gt])
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    save_image(draw_sheet(rows, ["LR", "bicubic", *stores, "GT"], columns, zoom), output)
+    with own_files(Path(output).parent, [Path(output).name], "--output"):
+        save_image(draw_sheet(rows, ["LR", "bicubic", *stores, "GT"], columns, zoom), output)
 
 
 def draw_sheet(rows, titles, columns=1, zoom=1):

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from dp2osr.config import named_folder
-from dp2osr.data.images import find_gt, list_images, read_image
+from dp2osr.data.images import examine, find_gt, list_images
 from dp2osr.errors import UserError, listed
 from dp2osr.results import read_image_record
 
@@ -101,13 +101,23 @@ def _check_names(methods, names, named_by):
 
 
 def check_sizes(paths):
-    """Raise `UserError` unless all images can be read and are as large as the first."""
-    sizes = {}
-    for path in paths:
-        sizes[path] = read_image(path).size
-        if sizes[path] != sizes[paths[0]]:
-            told = [f"{width} x {height}" for width, height in (sizes[path], sizes[paths[0]])]
-            raise UserError(f"{path}: is {told[0]} pixels, {paths[0]} is {told[1]}; nothing is resized here, make them the same size")
+    """Raise `UserError` unless all images can be read and are as large as the first of their list; all that are not are named.
+
+    Args:
+        paths: lists of paths, each with its GT, if there is one, in front.
+    """
+    found, wrong = {}, []
+    for each in paths:
+        found.update(zip(each, examine(each), strict=True))
+    wrong += [f"{path} ({about['problem']})" for path, about in found.items() if about["problem"]]
+    for first, *others in paths:
+        for path in others:
+            sizes = [found[each]["size"] for each in (path, first)]
+            if not found[path]["problem"] and not found[first]["problem"] and sizes[0] != sizes[1]:
+                words = [f"{width} x {height}" for width, height in sizes]
+                wrong.append(f"{path} (is {words[0]} pixels, {first} is {words[1]})")
+    if wrong:
+        raise UserError(f"{len(wrong)} images cannot be scored: {listed(wrong, 40)}; nothing is resized here, mend or replace them")
 
 
 def _check_samples(methods):

@@ -76,10 +76,13 @@ class ImageScorer:
 
     def _check_sizes(self, methods, image_ids):
         """Raise `UserError`, before the first metric runs, unless all that is to be scored can be read and is as large as its GT."""
+        lists = []
         for image_id in image_ids:
             paths = [path for method in methods for path in method.samples[image_id]]
-            if any(self._known(image_id, paths)[1].values()):
-                check_sizes([*([self.gt[image_id]] if self.gt else []), *paths])
+            if all(path.is_file() for path in paths) and not any(self._known(image_id, paths)[1].values()):
+                continue
+            lists.append([*([self.gt[image_id]] if self.gt else []), *paths])
+        check_sizes(lists)
 
     def _known(self, image_id, paths):
         """(known scores of each path, by key; {metric: places of the paths that lack it})."""

@@ -12,6 +12,7 @@ from dp2osr.files import check_output, write_text
 from dp2osr.preference.groups import check_same_candidates
 from dp2osr.preference.pairs import curate
 from dp2osr.provenance import versions
+from dp2osr.results import check_own_files, own_files
 from dp2osr.rewards.chosen import label_command, read_with_reward
 from dp2osr.rewards.inspection import finite_groups, inspect_rewards, sentences
 from dp2osr.rewards.maps import has_map
@@ -22,6 +23,8 @@ from dp2osr.rewards.validation import held_out_crops, validate_reward
 from dp2osr.rewards.weights import check_manifest
 from dp2osr.sampling.decode import load_decoder
 from dp2osr.sampling.store import CandidateStore
+
+FILES = ("rewards.html", "rewards.parquet", "correlation.csv")
 
 
 def run_inspection(args):
@@ -34,6 +37,7 @@ def run_inspection(args):
         UserError: no score table, a metric that was not scored, N too large, a GT that is missing.
     """
     check_output(args.output_dir)
+    check_own_files(args.output_dir, FILES)
     store = CandidateStore(args.candidates_dir)
     table, config = read_with_reward(args.reward_config, args.candidates_dir, args.scores)
     check_same_candidates(store, table)
@@ -71,9 +75,10 @@ def run_inspection(args):
         **versions(),
     }
     pictures = Pictures(store, gt_paths, decoder, suite)
-    write_report(output / "rewards.html", inspection, config, settings, pictures, args.max_groups_in_report, validation)
-    write_table(output / "rewards.parquet", reward_columns(inspection), {"reward_config": config.name, "top_n": top_n})
-    write_text(output / "correlation.csv", correlation_csv(inspection))
+    with own_files(output, FILES):
+        write_report(output / "rewards.html", inspection, config, settings, pictures, args.max_groups_in_report, validation)
+        write_table(output / "rewards.parquet", reward_columns(inspection), {"reward_config": config.name, "top_n": top_n})
+        write_text(output / "correlation.csv", correlation_csv(inspection))
     return [*sentences(inspection), f"report: {output / 'rewards.html'}", f"table:  {output / 'rewards.parquet'}"]
 
 

@@ -19,9 +19,11 @@ from dp2osr.evaluation.pictures import detail_window
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown
 from dp2osr.files import check_output, write_json, write_text
+from dp2osr.results import check_own_files, own_files
 from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
 
+FILES = ("fig6.png", "fig6.svg", "locality.csv", "locality.md", "settings.json")
 ZOOM = 64  # pixels: side of the window that the figure shows
 
 
@@ -35,6 +37,7 @@ def run_locality(args):
         UserError: not two folders, of the same images and seeds, with GT.
     """
     check_output(args.output_dir)
+    check_own_files(args.output_dir, FILES)
     folders = parse_candidates(args.candidates)
     if len(folders) != 2:
         raise UserError("--candidates: takes two folders, base=DIR policy=DIR")
@@ -67,10 +70,11 @@ def run_locality(args):
     text = markdown(
         ["what", "mean [95 % interval over photographs]"], [[name, interval(value, signed=True)] for name, value in found.items()]
     )
-    write_text(output / "locality.md", text + "\n")
-    write_text(output / "locality.csv", _csv(found))
-    write_json(output / "settings.json", {"flags": vars(args), "base": base.settings, "policy": policy.settings})
-    draw(changes, output, args.num_shown)
+    with own_files(output, FILES):
+        write_text(output / "locality.md", text + "\n")
+        write_text(output / "locality.csv", _csv(found))
+        write_json(output / "settings.json", {"flags": vars(args), "base": base.settings, "policy": policy.settings})
+        draw(changes, output, args.num_shown)
     print(f"\n{text}\n\nfiles: {output}/fig6.png, fig6.svg, locality.md, locality.csv, settings.json")
     return found
 

@@ -10,8 +10,11 @@ from dp2osr.evaluation.methods import bicubic_scores, load_methods, parse_candid
 from dp2osr.evaluation.summary import evaluate
 from dp2osr.evaluation.training_log import read_training_logs
 from dp2osr.files import check_output, write_text
+from dp2osr.results import check_own_files, own_files
 
 PACKAGES = ("torch", "diffusers", "transformers", "pyiqa", "numpy", "matplotlib", "pillow")
+
+FILES = ("curves.png", "metrics.csv", "summary.json", "summary.md", "report.html")
 
 
 def run_evaluation(args):
@@ -28,6 +31,7 @@ def run_evaluation(args):
     from dp2osr.rewards.table import SCORES, read_metadata
 
     check_output(args.output_dir)
+    check_own_files(args.output_dir, FILES)
     paths = [folder / SCORES for folder in parse_candidates(args.candidates).values()]
     scored = {path: read_metadata(path) for path in paths if path.is_file()}
     config = reward_of(args.reward_config, scored)
@@ -55,11 +59,12 @@ def run_evaluation(args):
 
     settings = _settings(args, methods)
     plots = figures.result_plots(evaluation) + figures.training_plots(training, validation)
-    figures.save_png(output / "curves.png", plots)
-    write_text(output / "metrics.csv", tables.metrics_csv(evaluation))
-    write_text(output / "summary.json", tables.summary_json(evaluation, settings))
-    write_text(output / "summary.md", tables.summary_markdown(evaluation))
-    write_text(output / "report.html", report.report_html(evaluation, panels, settings, training, validation))
+    with own_files(output, FILES):
+        figures.save_png(output / "curves.png", plots)
+        write_text(output / "metrics.csv", tables.metrics_csv(evaluation))
+        write_text(output / "summary.json", tables.summary_json(evaluation, settings))
+        write_text(output / "summary.md", tables.summary_markdown(evaluation))
+        write_text(output / "report.html", report.report_html(evaluation, panels, settings, training, validation))
     print(f"\n{tables.terminal(evaluation)}\n\nreport: {output / 'report.html'}")
     return evaluation
 

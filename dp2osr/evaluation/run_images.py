@@ -10,9 +10,11 @@ from dp2osr.evaluation.image_folders import pair_images, parse_folders
 from dp2osr.evaluation.image_scores import ImageScorer, protocol_specs
 from dp2osr.files import check_output, write_json, write_text
 from dp2osr.provenance import versions
+from dp2osr.results import check_own_files, own_files
 from dp2osr.rewards.config import CONFIG_DIR, load_reward_config, nearest
 from dp2osr.rewards.metrics import MetricSuite, check_modes
 
+FILES = ("scores.jsonl", "table.md", "table.tex", "table.csv", "per_image.csv", "settings.json")
 PROTOCOL_DIR = CONFIG_DIR.parent / "evaluation"
 
 
@@ -28,6 +30,7 @@ def run_image_evaluation(args):
     from dp2osr.device import compute_device
 
     check_output(args.output_dir)
+    check_own_files(args.output_dir, FILES)
     published = benchmark.load_published(args.published) if args.published else None
     if published and not set(published["methods"]) & {argument.partition("=")[0] for argument in args.images}:
         named = ", ".join(published["methods"])
@@ -48,6 +51,12 @@ def run_image_evaluation(args):
     check_modes(config, suite)
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    with own_files(output, FILES):
+        return _score_and_write(args, suite, methods, gt, fid, specs, published, output)
+
+
+def _score_and_write(args, suite, methods, gt, fid, specs, published, output):
+    """Scores and tables of methods that have been checked; returns the `Benchmark`."""
     scores = ImageScorer(suite, gt, output / "scores.jsonl", args.center_crop).score(methods)
 
     image_ids = sorted(methods[0].samples)

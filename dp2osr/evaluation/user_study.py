@@ -14,6 +14,7 @@ from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.evaluation.report import png_data
 from dp2osr.evaluation.statistics import Estimate
 from dp2osr.files import check_output, read_json, write_json, write_text
+from dp2osr.results import check_own_files, own_files
 
 TEMPLATE = Path(__file__).with_name("user_study.html")
 MOST_METHODS = 9  # number keys
@@ -35,6 +36,8 @@ def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which i
     if not 2 <= len(folders) <= MOST_METHODS:
         raise UserError(f"--images: {len(folders)} methods; a study compares 2 to {MOST_METHODS}")
     check_output(output, "--output", is_file=True)
+    page, files = Path(output), [Path(output).name, Path(output).with_suffix(".key.json").name]
+    check_own_files(page.parent, files, "--output")
     if Path(output).suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output {output}: is a page, its name must end in .html")
     methods, _ = pair_images(folders, lr_path=lr_path)
@@ -62,8 +65,9 @@ def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which i
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
     content = json.dumps(study).replace("<", "\\u003c")
-    write_text(output, TEMPLATE.read_text(encoding="utf-8").replace("/*STUDY*/null", content))
-    write_json(output.with_suffix(".key.json"), {"study": study["id"], "methods": [method.name for method in methods], "trials": key})
+    with own_files(page.parent, files, "--output"):
+        write_text(output, TEMPLATE.read_text(encoding="utf-8").replace("/*STUDY*/null", content))
+        write_json(output.with_suffix(".key.json"), {"study": study["id"], "methods": [method.name for method in methods], "trials": key})
 
 
 def _pictures(image_id, methods, lr):

@@ -4,7 +4,7 @@ import hashlib
 import json
 from pathlib import PurePosixPath
 
-from dp2osr.data.images import EXTENSIONS, pil_to_tensor
+from dp2osr.data.images import EXTENSIONS, OPTIONAL, pil_to_tensor
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_json
 from dp2osr.prompts.ram import load_tagger
@@ -89,4 +89,4 @@ def read_tags(path):
 def _without_extension(name):
     """An image's name as its id: `sub/photo.png` is `sub__photo`."""
     path = PurePosixPath(name)
-    return (path.with_suffix("").as_posix() if path.suffix.lower() in EXTENSIONS else name).replace("/", "__")
+    return (path.with_suffix("").as_posix() if path.suffix.lower() in EXTENSIONS | OPTIONAL else name).replace("/", "__")

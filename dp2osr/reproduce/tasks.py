@@ -280,8 +280,7 @@ class GridTasks:
                 test = self.held_out["base"][0].programs[0].parsed()
                 wanted = [path.stem for path in evenly(list_images(test.image_path), test.max_images, test.images_offset)]
                 [images], gt = pair_images({name: [Path(where)]}, gt_path, only=wanted)
-                for image_id, paths in images.samples.items():
-                    check_sizes([gt[image_id], *paths])
+                check_sizes([[gt[image_id], *paths] for image_id, paths in images.samples.items()])
         return missing
 
 

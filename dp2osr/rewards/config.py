@@ -5,9 +5,8 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 
-import yaml
-
 from dp2osr.errors import UserError
+from dp2osr.files import read_yaml
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "rewards"
 
@@ -108,10 +107,7 @@ def load_reward_config(name_or_yaml):
             an imported file that is not there.
     """
     path = find_reward_config(str(name_or_yaml))
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())})") from None
+    content = read_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: a reward config holds two lists, 'fr' and 'nr'")
     for key in content:

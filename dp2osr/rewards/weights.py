@@ -10,7 +10,7 @@ from unittest import mock
 
 from dp2osr.config import write_text
 from dp2osr.errors import UserError
-from dp2osr.provenance import file_sha256
+from dp2osr.files import digest
 from dp2osr.rewards import qalign
 
 MANIFEST = "manifest.json"
@@ -96,10 +96,7 @@ def weight_files(folder):
 def write_manifest(folder):
     """Hash every file and write the manifest; returns {relative path: {"bytes", "sha256"}}."""
     folder = Path(folder)
-    entries = {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path).hexdigest()}
-        for path in weight_files(folder)
-    }
+    entries = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)} for path in weight_files(folder)}
     write_text(folder / MANIFEST, json.dumps(entries, indent=1))
     return entries
 
@@ -123,7 +120,7 @@ def check_manifest(folder, complete=True):
             if not complete:
                 continue
             raise UserError(f"{path}: is missing; run scripts/fetch_metrics.py again")
-        if path.stat().st_size != entry["bytes"] or file_sha256(path).hexdigest() != entry["sha256"]:
+        if path.stat().st_size != entry["bytes"] or digest(path) != entry["sha256"]:
             raise UserError(
                 f"{path}: is not the file that was fetched (its hash differs); delete it and run scripts/fetch_metrics.py again"
             )

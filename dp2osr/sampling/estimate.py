@@ -403,6 +403,8 @@ def what_to_lower(work, parts, native_size):
         return "--batch_size" if work.together > 1 else "--tile_size"
     if largest_part == AUTOENCODER:
         return "--vae_tile_size"
+    if largest_part in (RESULTS, LATENTS) and work.rounds * work.together > 1:
+        return "--num_candidates or --sample_times"
     return "--process_size" if work.is_enlarged_far(native_size) else "--upscale"
 
 

@@ -10,7 +10,17 @@ from dp2osr.device import compute_device
 from dp2osr.errors import UserError, listed
 from dp2osr.files import LONGEST_NAME, check_output, check_same_program, differences, read_json, write_json
 from dp2osr.results import Results
-from dp2osr.sampling.sampler import GroupSampler, earlier_hashes, progress_bar, sampling_record, say, say_cost, summary, told_settings
+from dp2osr.sampling.sampler import (
+    GroupSampler,
+    earlier_hashes,
+    progress_bar,
+    sampling_record,
+    say,
+    say_cost,
+    summary,
+    told_settings,
+    unused_prompt,
+)
 from dp2osr.sampling.settings import describe_defaults
 
 FLAGS = ("--output_dir", "--suffix", "--overwrite")  # the ways out of a folder with other results
@@ -35,6 +45,7 @@ def restore_folder(args):
     Results(output, {}, flags=FLAGS).check_inputs([name for of_image in names.values() for name in of_image], [file.path for file in files])
     sampler = GroupSampler(args, state.device)
     say(state, sampler.filled and f"note: {describe_defaults(sampler.filled)}")
+    say(state, unused_prompt(args.negative_prompt, sampler))
     say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
     record = sampling_record(sampler, sample_times=args.sample_times, process_size=args.process_size)
     results = Results(output, record, told_settings(sampler), earlier_hashes(args), FLAGS)
@@ -125,6 +136,8 @@ def check_folder(path, results, args):
         return
     found = read_json(path)
     check_same_program(path, found, results.settings)
+    if "sample_times" not in found:
+        raise UserError(f"{path}: is not of this program; nothing of that folder is touched, give another --output_dir")
     differing = differences(found, results.settings, results.told, results.also)
     if differing and not args.overwrite and (args.adopt or results.any_of(found)):
         raise UserError(

@@ -180,6 +180,14 @@ def told_settings(sampler):
     return (*told, "prompts") if sampler.prompts.kind == "file" else told
 
 
+def unused_prompt(given, sampler):
+    """A line about a --negative_prompt that is given and not used, or None."""
+    if given is None or (sampler.backbone.kind == "sd2" and sampler.args.guidance_scale > 1):
+        return None
+    why = "guidance is off" if sampler.args.guidance_scale <= 1 else "this model takes none"
+    return f"note: --negative_prompt is not used: {why}"
+
+
 def say(state, line):
     """Print a line to stderr, once for all processes; nothing for None."""
     if line and state.is_main_process:
@@ -194,6 +202,8 @@ def generate_candidates(args):
     from accelerate import PartialState
 
     check_output(args.output_dir)
+    if args.images_offset and not args.max_images:
+        raise UserError("--images_offset: shifts the choice of --max_images; give that too, or leave it out")
     state = PartialState(cpu=compute_device() == "cpu")
     files, skipped = find_inputs(
         args.image_path,
@@ -204,6 +214,7 @@ def generate_candidates(args):
     )
     sampler = GroupSampler(args, state.device)
     say(state, sampler.filled and f"note: {describe_defaults(sampler.filled)}")
+    say(state, unused_prompt(args.negative_prompt, sampler))
     say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
     with state.main_process_first():
         record = sampling_record(sampler, num_candidates=args.num_candidates)

@@ -54,6 +54,7 @@ class CandidateStore:
         there = read_json(self.record) if self.record.is_file() else None
         if settings is None:
             if there is None:
+                names = listed(self._entries())
                 raise UserError(f"{self.folder}: is not a candidate folder (no settings.json); make one with gen_candidates.py")
             self.settings = there
             return
@@ -61,9 +62,11 @@ class CandidateStore:
         if there is None:
             if self._entries():
                 raise UserError(
-                    f"{self.groups}: is there without a settings.json beside it, and not of this program; give another --output_dir"
+                    f"{self.groups}: holds {names} without a settings.json beside it, and is not of this program; give another --output_dir"
                 )
             return
+        if "num_candidates" not in there:
+            raise UserError(f"{self.record}: is not of this program; nothing of that folder is touched, give another --output_dir")
         check_same_program(self.record, there, self.settings)
         if self._entries():
             self._check_settings(there, told, also)

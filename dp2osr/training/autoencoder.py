@@ -139,7 +139,10 @@ def new_autoencoder(args):
     given = f"--block_out_channels {' '.join(map(str, args.block_out_channels))} --latent_channels {args.latent_channels}"
     for side in (args.resolution, SIDE):
         if side % 2 ** (levels - 1):
-            raise UserError(f"{given}: {levels} levels halve a side {levels - 1} times, and {side} pixels are no multiple of that")
+            of = "--resolution" if side == args.resolution else "of the held-out crops"
+            raise UserError(
+                f"{given}: {levels} levels halve a side {levels - 1} times, and the {side} pixels ({of}) are no multiple of that"
+            )
     if min(args.block_out_channels) < 8 or args.latent_channels < 3 or args.block_out_channels[-1] in args.block_out_channels[-2:-1]:
         raise UserError(f"{given}: 8 channels at least a level, others in the last than before it, and 3 latent channels carry the colours")
     with made_of(given):
