@@ -1024,7 +1024,7 @@ def _(place):
     return command(place)
 
 
-@case(3, "a folder of GIFs alone", FOLDERS, refused("in", "image"))
+@case(3, "a folder of GIFs alone", FOLDERS, done(r"a\.gif", r"b\.gif", note="done and said"))
 def _(place):
     place.images("in/a.gif", "in/b.gif")
     return command(place)
