@@ -218,7 +218,7 @@ def generate_candidates(args):
     say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
     with state.main_process_first():
         record = sampling_record(sampler, num_candidates=args.num_candidates)
-        store = CandidateStore(args.output_dir, record, told_settings(sampler), earlier_hashes(args))
+        store = CandidateStore(args.output_dir, record, told_settings(sampler), earlier_hashes(args), begin=False)
         prompts = {file.id: sampler.prompts.tags.get(file.id, "") for file in files} if sampler.prompts.kind == "file" else {}
         have = store.survey({file.id: file for file in files}, prompts, args.adopt, args.save_images == "all")
     todo = {file.id: args.num_candidates - have[file.id] for file in files if have[file.id] < args.num_candidates}

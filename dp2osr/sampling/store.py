@@ -39,40 +39,47 @@ class CandidateStore:
     """A folder of candidate groups.
 
     Args:
-        folder: an existing candidate folder, or with `settings` a new or matching one; nothing is written before `begin`.
+        folder: an existing candidate folder, or with `settings` a new or matching one.
         settings: what decides the candidates, `num_candidates` among it.
         told: keys of the settings that are written and not compared.
         also: {key: a function that gives another value for the same}; see `files.differences`.
+        begin: whether the settings are written at once; else nothing is written before `begin` is called.
 
     Raises:
         UserError: not a candidate folder, or one whose groups were made with other settings or of more candidates.
     """
 
-    def __init__(self, folder, settings=None, told=(), also=None):
+    def __init__(self, folder, settings=None, told=(), also=None, begin=True):
         self.folder = Path(folder)
         self.groups, self.record = self.folder / "groups", self.folder / "settings.json"
         there = read_json(self.record) if self.record.is_file() else None
         if settings is None:
             if there is None:
-                names = listed(self._entries())
                 raise UserError(f"{self.folder}: is not a candidate folder (no settings.json); make one with gen_candidates.py")
             self.settings = there
             return
         self.settings = as_json(settings)
+        self._check_folder(there, told, also)
+        if begin:
+            self.begin()
+
+    def _check_folder(self, there, told, also):
+        """Raise `UserError` unless the folder is new, or a candidate folder with these settings; `there` are those that it has."""
         if there is None:
-            if self._entries():
+            names = self._entries()
+            if names:
                 raise UserError(
-                    f"{self.groups}: holds {names} without a settings.json beside it, and is not of this program; give another --output_dir"
+                    f"{self.groups}: holds {listed(names)} without a settings.json beside it, and is not of this program; give another --output_dir"
                 )
             return
-        if "num_candidates" not in there:
+        if "num_candidates" in self.settings and "num_candidates" not in there:
             raise UserError(f"{self.record}: is not of this program; nothing of that folder is touched, give another --output_dir")
         check_same_program(self.record, there, self.settings)
         if self._entries():
             self._check_settings(there, told, also)
 
     def _check_settings(self, there, told, also):
-        asked, found = self.settings["num_candidates"], there.get("num_candidates", 0)
+        asked, found = self.settings.get("num_candidates", 0), there.get("num_candidates", 0)
         differing = differences(there, self.settings, (*told, "num_candidates"), also)
         if differing:
             raise UserError(f"{self.folder}: was made with other settings ({'; '.join(differing)}); use them, or give another --output_dir")
@@ -81,7 +88,7 @@ class CandidateStore:
                 f"{self.folder}: has {found} candidates an image, --num_candidates {asked} are asked for; go on with --num_candidates "
                 f"{found} (training takes the first {asked} by its own --num_candidates), or give another --output_dir"
             )
-        self.settings = {**there, "num_candidates": asked}
+        self.settings = {**there, **({"num_candidates": asked} if asked else {})}
 
     def begin(self):
         """Write the settings: from now on the folder is theirs."""
