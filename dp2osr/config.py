@@ -267,7 +267,7 @@ def nearest_of(name, known):
 
 def flags_of(parser, path):
     """The YAML at `path` as command-line words for `parser`."""
-    settings = read_yaml(path, "YAML of settings", as_text=True)
+    settings = read_yaml(path, "a readable YAML of settings", as_text=True)
     if settings is None:
         return []
     if not isinstance(settings, dict):

@@ -56,7 +56,7 @@ def read_json(path):
         raise UserError(f"{path}: not a readable JSON file ({error})") from None
 
 
-def read_yaml(path, what="YAML file", as_text=False):
+def read_yaml(path, what="a readable YAML file", as_text=False):
     """Contents of a YAML 1.2 file: `no` is a word, and a key that is given twice is an error.
 
     Args:
@@ -75,12 +75,12 @@ def read_yaml(path, what="YAML file", as_text=False):
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a readable {what} ({error})") from None
+        raise UserError(f"{path}: not {what} ({error})") from None
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
+        where = f"line {mark.line + 1}: " if mark else ""
         reason = " ".join(str(getattr(error, "problem", None) or error).split())[:200]
-        raise UserError(f"{path}{where}: not a readable {what} ({reason})") from None
+        raise UserError(f"{path}: not {what} ({where}{reason})") from None
 
 
 def _node_text(node, path):

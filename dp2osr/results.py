@@ -94,11 +94,11 @@ class Results:
 
     def any_record(self):
         """Whether the folder has a record of any result."""
-        return any(self.folder.joinpath(RECORDS).rglob("*.json"))
+        return any(self.folder.joinpath(RECORDS).glob("*.json"))
 
     def any_of(self, settings):
         """Whether a record of the folder has these settings."""
-        for path in self.folder.joinpath(RECORDS).rglob("*.json"):
+        for path in self.folder.joinpath(RECORDS).glob("*.json"):
             try:
                 record = read_json(path)
             except UserError:
@@ -133,7 +133,7 @@ class Results:
                 if before is not None and not self._owns(path, before):
                     raise UserError(f"{path}: has been changed by another program meanwhile; move it away and run the same command again")
                 replaced = digest(path)
-            self.record(name, made_of, sha256(part), replaces=replaced)
+            self.record(name, made_of, sha256(part), **({"replaces": replaced} if replaced else {}))
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -157,9 +157,9 @@ class Results:
         return record.get("pending") or digest(path) in (record["sha256"], record.get("replaces"))
 
     def _record_path(self, name):
-        folder, _, file = str(name).rpartition("/")
+        file = str(name).replace("%", "%25").replace("/", "%2F")
         long = len(os.fsencode(file)) + len(".json") > LONGEST_NAME
-        return self.folder / RECORDS / folder / f"{short_name(file) if long else file}.json"
+        return self.folder / RECORDS / f"{short_name(file) if long else file}.json"
 
 
 def check_own_files(folder, names, flag="--output_dir"):

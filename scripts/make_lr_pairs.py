@@ -19,13 +19,11 @@ def build_parser():
     parser.add_argument("--image_path", required=True, help="folder of HR images, any size and number")
     parser.add_argument("--output_dir", required=True, help="gets gt/, lr/ and settings.json")
     parser.add_argument("--degradation", default="resshift", help="a name in configs/degradation or a YAML file")
-    parser.add_argument(
-        "--crop_size", type=at_least(0), default=0, help="side of a GT crop, pixels; 0 = whole images, cut to the scale's multiple"
-    )
-    parser.add_argument("--crops_per_image", type=at_least(1), default=1, help="crops an image, named <stem>_00, <stem>_01 ...")
+    parser.add_argument("--crop_size", type=int, default=0, help="side of a GT crop, pixels; 0 = whole images, cut to the scale's multiple")
+    parser.add_argument("--crops_per_image", type=int, default=1, help="crops an image, named <stem>_00, <stem>_01 ...")
     parser.add_argument("--min_detail", type=at_least(0, float), default=0.0, help="least RMS gradient of a crop, grey levels a pixel")
     parser.add_argument("--seed", type=at_least(0), default=0, help="with an image's name it decides its crops and its degradation")
-    parser.add_argument("--num_workers", type=at_least(1), default=1, help="processes; the pairs are the same for any number")
+    parser.add_argument("--num_workers", type=int, default=1, help="processes; the pairs are the same for any number")
     return parser
 
 

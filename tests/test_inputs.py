@@ -38,7 +38,7 @@ def test_all_inputs_that_cannot_be_used_are_named_at_once(folder):
     break_it(folder)
     with pytest.raises(UserError) as error:
         find_inputs(folder, least=8)
-    assert all(f"{name} (" in str(error.value) for name in BAD) and "6 of 8" in str(error.value)
+    assert all(f"{name}: " in str(error.value) for name in BAD) and "6 of 8" in str(error.value)
 
 
 def test_those_that_can_be_used_are_taken_when_asked(folder):

@@ -166,7 +166,7 @@ def test_other_settings_are_refused_with_both_shown(kind, sampled, lr_folder):
     ("break_it", "mention"),
     [
         (lambda folder: (folder / "a.png").write_bytes(b"\x89PNG broken"), "a.png: not a readable image"),
-        (lambda folder: (folder / "x.jpg").write_bytes((folder / "x.png").read_bytes()), "x.png (has the name of x.jpg"),
+        (lambda folder: (folder / "x.jpg").write_bytes((folder / "x.png").read_bytes()), "share the stem 'x'"),
         (lambda folder: (folder / "x.png").unlink(), "holds no image"),
     ],
 )

@@ -210,7 +210,7 @@ def load_degradation(name_or_path):
         known = sorted(entry.stem for entry in CONFIG_DIR.glob("*.yaml"))
         if str(name_or_path) not in known:
             raise UserError(f"degradation '{name_or_path}': not one of {', '.join(known)}; give one of these or a .yaml file")
-    settings = read_yaml(path)
+    settings = read_yaml(path, "valid YAML")
     config = _build(DegradationConfig, settings, path, "")
     if config.second_order_prob > 0 and config.second is None:
         raise UserError(f"{path}: 'second_order_prob' needs the section 'second'")

@@ -107,10 +107,7 @@ def find_inputs(folder, recursive=False, skip_unreadable=False, choose=None, lea
         raise UserError(f"{listing.where}: holds no image of {', '.join(sorted(EXTENSIONS))}{_aside(told)}")
     if problems and not (skip_unreadable and good):
         what = listed(
-            [
-                f"{path.relative_to(listing.where) if path.is_relative_to(listing.where) else path} ({why})"
-                for path, why in problems.items()
-            ],
+            [f"{path.relative_to(listing.where) if path.is_relative_to(listing.where) else path}: {why}" for path, why in problems.items()],
             SHOWN,
         )
         ways = "mend or remove them" + ("" if skip_unreadable else ", or go on without them by --skip_unreadable where a program has it")
@@ -147,7 +144,7 @@ def scan(folder, recursive=False, leave_out=None):
             twins.append(path.name)
             continue
         if not problem and file.id in files:
-            problem = f"has the name of {files[file.id].path.name}, and the name is the image id: rename one"
+            problem = f"it and {files[file.id].path.name} share the stem '{file.path.stem}', which is the image id; rename one"
         if problem:
             problems[path] = problem
         else:
@@ -175,11 +172,11 @@ def _name_problem(file):
     try:
         name.encode("utf-8")
     except UnicodeEncodeError:
-        return "its name is not UTF-8: rename it"
+        return "its name is not UTF-8; rename it"
     if name.startswith("."):
-        return "a hidden file, which later stages would not see: rename it"
+        return "a hidden file, which later stages would not see; rename it"
     if any(ord(letter) < 32 for letter in name):
-        return "a control character in its name: rename it"
+        return "a control character in its name; rename it"
     return None
 
 
@@ -270,7 +267,7 @@ def list_images(folder, recursive=False):
     """
     listing = scan(folder, recursive)
     if listing.problems:
-        what = listed([f"{path.name} ({why})" for path, why in listing.problems.items()], SHOWN)
+        what = listed([f"{path.name}: {why}" for path, why in listing.problems.items()], SHOWN)
         raise UserError(f"{folder}: {len(listing.problems)} images cannot be used: {what}")
     return [file.path for file in listing.files]
 
@@ -278,7 +275,7 @@ def list_images(folder, recursive=False):
 def check_images(paths, where):
     """Raise `UserError` that names all of `paths` that cannot be decoded; returns their sizes, (width, height)."""
     found = examine(list(paths))
-    bad = [f"{path.name} ({about['problem']})" for path, about in zip(paths, found, strict=True) if about["problem"]]
+    bad = [f"{path.name}: {about['problem']}" for path, about in zip(paths, found, strict=True) if about["problem"]]
     if bad:
         raise UserError(f"{where}: {len(bad)} of {len(found)} images cannot be used: {listed(bad, SHOWN)}; mend or remove them")
     return [tuple(about["size"]) for about in found]

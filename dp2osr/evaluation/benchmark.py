@@ -124,7 +124,7 @@ def load_published(name_or_yaml):
     if not path.exists():
         hint = nearest(path.stem, [file.stem for file in PUBLISHED_DIR.glob("*.yaml")])
         raise UserError(f"{path}: no such published table{hint}")
-    content = read_yaml(path)
+    content = read_yaml(path, "a readable YAML")
     kinds = {"metrics": list, "methods": dict, "spreads": dict}
     content = {"spreads": {}} | content if isinstance(content, dict) else {}
     if not all(isinstance(content.get(key), kind) for key, kind in kinds.items()):

@@ -239,7 +239,7 @@ def read_experiment(name_or_yaml, preset):
 
 def read_yaml(path, what):
     """The dictionary of a YAML file; `UserError` where it is not readable, or `what` it should be is not 'key: value' lines."""
-    content = files.read_yaml(path)
+    content = files.read_yaml(path, "a readable YAML")
     if not isinstance(content, dict):
         raise UserError(f"{path}: must be lines of 'key: value', {what}")
     return content

@@ -107,7 +107,7 @@ def load_reward_config(name_or_yaml):
             an imported file that is not there.
     """
     path = find_reward_config(str(name_or_yaml))
-    content = read_yaml(path)
+    content = read_yaml(path, "a YAML file")
     if not isinstance(content, dict):
         raise UserError(f"{path}: a reward config holds two lists, 'fr' and 'nr'")
     for key in content:

@@ -69,7 +69,8 @@ class CandidateStore:
             names = self._entries()
             if names:
                 raise UserError(
-                    f"{self.groups}: holds {listed(names)} without a settings.json beside it, and is not of this program; give another --output_dir"
+                    f"{self.groups}: holds {listed(names)} without a settings.json beside it, and is not of this program; "
+                    "give another --output_dir"
                 )
             return
         if "num_candidates" in self.settings and "num_candidates" not in there:

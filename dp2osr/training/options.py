@@ -193,6 +193,9 @@ def check_baseline_given(args, given):
     """The same for a baseline's training; which flags a ControlNet has depends on the kind of its base model."""
     from dp2osr.backbones import PIPELINES, model_source
 
+    low, high = args.guidance_range
+    if low > high:
+        raise UserError(f"--guidance_range {low:g} {high:g}: LOW is above HIGH; swap them")
     kind = args.backbone or PIPELINES.get(model_source(args).pipeline())
     of_kinds = {"sd2": ("conditioning_channels",), "flux": ("num_double_layers", "num_single_layers", "guidance_range", *OF_FLOW)}
     for other, flags in of_kinds.items():
