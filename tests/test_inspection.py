@@ -165,7 +165,7 @@ def test_the_program_writes_a_page_and_a_table(kind, labelled, tmp_path):
     config = labelled / "reward.yaml"
     words = ["--candidates_dir", labelled, "--reward_config", config, "--gt_path", ROOT / "preset/train/gt", "--top_n", 2]
     done = run_program("scripts/inspect_rewards.py", *words, "--output_dir", tmp_path / "out", "--max_groups_in_report", 2)
-    assert "drives the reward most" in done.stdout and sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+    assert "drives the reward most" in done.stdout and sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == [
         "correlation.csv",
         "rewards.html",
         "rewards.parquet",
