@@ -111,7 +111,8 @@ def one_run(args, method, rate, seed, path):
     """Train until G reaches the level or the time is over; writes {"seconds", "step", "G", "history"} to `path`."""
     import torch
 
-    from dp2osr.config import parse_args, write_json
+    from dp2osr.config import parse_args
+    from dp2osr.files import write_json
     from dp2osr.rewards.config import load_reward_config
     from dp2osr.training.trainer import PreferenceTrainer
     from train_sd2_dpo import build_parser as training_parser

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from dp2osr.errors import UserError, stop
-from dp2osr.files import read_json, read_yaml, settle, write_json, write_text  # noqa: F401
+from dp2osr.files import read_yaml
 
 LARGEST = 2**63 - 1  # the libraries' whole numbers
 NUMBERS = {"share": "a number", "int": "a whole number", "float": "a number", "positive": "a number", "finite": "a number"}

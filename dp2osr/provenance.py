@@ -21,15 +21,6 @@ def versions():
     return found
 
 
-def file_sha256(path):
-    """hashlib object of a file's content, read in blocks (`hashlib.file_digest` came with Python 3.11)."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest
-
-
 def vocabulary_hash(tokenizer):
     """sha256 over the words of a tokenizer and their numbers."""
     return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]

@@ -25,8 +25,9 @@ from safetensors.torch import load_file
 
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.tiles import Tiling
-from dp2osr.config import given_flags, parse_args, read_json, timestep_flags, write_json
+from dp2osr.config import given_flags, parse_args, timestep_flags
 from dp2osr.errors import NonFiniteSamples, UserError
+from dp2osr.files import read_json, write_json
 from dp2osr.preference import loss
 from dp2osr.preference.groups import PreferenceGroup, PreferenceGroups
 from dp2osr.rewards.config import load_reward_config

@@ -14,8 +14,8 @@ from dp2osr.backbones.locate import (
     used_weights,
     weight_files,
 )
-from dp2osr.config import read_json
 from dp2osr.errors import UserError, listed
+from dp2osr.files import read_json
 
 
 @dataclass(frozen=True)

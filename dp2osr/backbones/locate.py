@@ -131,7 +131,7 @@ def weight_files(path, variant=None, revision=None, part=None):
 
 def _parts(path, revision):
     """Names of a pipeline's parts that programs here load."""
-    from dp2osr.config import read_json
+    from dp2osr.files import read_json
 
     index = read_json(fetch(path, ["model_index.json"], revision) / "model_index.json")
     return [name for name, cls in index.items() if isinstance(cls, list) and cls[-1] and name not in NOT_USED]

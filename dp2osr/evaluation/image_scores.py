@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dp2osr.data.images import pil_to_tensor, read_image
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import check_sizes
-from dp2osr.provenance import file_sha256
+from dp2osr.files import digest
 from dp2osr.rewards.metrics import pyiqa_version
 
 PIXEL_METRICS = ("psnr", "ssim")  # those of which the channel and the border are settings
@@ -138,4 +138,4 @@ class ImageScorer:
 
 @cache
 def _hash(path):
-    return file_sha256(path).hexdigest()[:24]
+    return digest(path)[:24]

@@ -8,10 +8,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dp2osr.config import write_text
 from dp2osr.data.images import pil_to_tensor, tensor_to_pil
 from dp2osr.evaluation.methods import read_gt
 from dp2osr.evaluation.report import metric_colours, page, png_data, stacked_bar
+from dp2osr.files import write_text
 from dp2osr.rewards.inspection import sentences
 from dp2osr.rewards.validation import THRESHOLD
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
-from dp2osr.config import parse_args, read_json, write_text
+from dp2osr.config import parse_args
 from dp2osr.errors import UserError
 from dp2osr.evaluation.figures import METHODS, save_figure, style
 from dp2osr.evaluation.statistics import Estimate
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown
+from dp2osr.files import read_json, write_text
 from dp2osr.reproduce.capacity import line_folder, load_capacity
 from dp2osr.reproduce.grid import read_experiment, read_grid
 from dp2osr.reproduce.program import build_parser, results_folder

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import yaml
 
-from dp2osr.config import read_json, words_of, write_json, write_text
+from dp2osr.config import words_of
 from dp2osr.data.degradation import load_degradation
 from dp2osr.data.images import evenly, list_images
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import check_sizes, pair_images
-from dp2osr.provenance import file_sha256
+from dp2osr.files import digest, read_json, write_json, write_text
 from dp2osr.reproduce.grid import read_yaml
 from dp2osr.rewards.config import absolute_imports, find_reward_config, load_reward_config
 from dp2osr.rewards.table import SCORES
@@ -125,7 +125,7 @@ def fingerprint(path):
         size = file.stat().st_size
         content = None
         if len(files) <= MANY:
-            content = file_sha256(file).hexdigest() if size <= SMALL else _sampled_sha256(file, size)
+            content = digest(file) if size <= SMALL else _sampled_sha256(file, size)
         entries.append([file.name if file == path else file.relative_to(path).as_posix(), size, content])
     return digest(entries)
 

@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from dp2osr.data.images import find_gt, pil_to_tensor, read_image
 from dp2osr.errors import UserError, listed
-from dp2osr.files import LONGEST_NAME, check_output, short_name
-from dp2osr.provenance import file_sha256
+from dp2osr.files import LONGEST_NAME, check_output, digest, short_name
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.chosen import DEFAULT, record_reward
 from dp2osr.rewards.config import MetricSpec, nearest
@@ -49,7 +48,7 @@ def pair_gt(gt_path, image_ids, modes):
 def file_hash(path):
     """SHA-256 of a file, hexadecimal; UserError if it cannot be read."""
     try:
-        return file_sha256(path).hexdigest()
+        return digest(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); make this candidate group again") from None
 

@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from dp2osr.errors import UserError
-from dp2osr.provenance import file_sha256
+from dp2osr.files import sha256 as file_sha256
 
 
 def import_modules(entries):
@@ -69,6 +69,6 @@ def registered(kind):
 def code_hash(thing):
     """Hash of the file that holds a class: scores of a metric whose code has changed are computed again. None where there is no file."""
     try:
-        return file_sha256(inspect.getsourcefile(thing)).hexdigest()[:16]
+        return file_sha256(inspect.getsourcefile(thing))[:16]
     except (TypeError, OSError):
         return None

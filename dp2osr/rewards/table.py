@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dp2osr.config import write_text
 from dp2osr.errors import UserError
+from dp2osr.files import write_text
 from dp2osr.rewards.config import nearest
 
 METADATA_KEY = b"dp2osr"

@@ -8,9 +8,8 @@ from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
-from dp2osr.config import write_text
 from dp2osr.errors import UserError
-from dp2osr.files import digest
+from dp2osr.files import digest, write_text
 from dp2osr.rewards import qalign
 
 MANIFEST = "manifest.json"
