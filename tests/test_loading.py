@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.loading import ModelSource, count_parameters, find_model_file
 from dp2osr.errors import UserError
-from dp2osr.provenance import file_sha256, legacy_weights_hash, weights_hash
+from dp2osr.files import sha256
+from dp2osr.provenance import legacy_weights_hash, weights_hash
 from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.trainer import check_model
@@ -125,7 +126,7 @@ def cache_model(cache, name, folder):
     commit = hashlib.sha1(name.encode()).hexdigest()
     repository = cache / f"models--{name.replace('/', '--')}"
     for path in (path for path in Path(folder).rglob("*") if path.is_file()):
-        blob, link = repository / "blobs" / file_sha256(path).hexdigest(), repository / "snapshots" / commit / path.relative_to(folder)
+        blob, link = repository / "blobs" / sha256(path), repository / "snapshots" / commit / path.relative_to(folder)
         for parent in (blob.parent, link.parent, repository / "refs"):
             parent.mkdir(parents=True, exist_ok=True)
         if not blob.exists():

@@ -15,12 +15,13 @@ from pathlib import Path
 
 import yaml
 
+from dp2osr import files
 from dp2osr.config import words_of
 from dp2osr.data.degradation import load_degradation
 from dp2osr.data.images import evenly, list_images
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import check_sizes, pair_images
-from dp2osr.files import digest, read_json, write_json, write_text
+from dp2osr.files import read_json, write_json, write_text
 from dp2osr.reproduce.grid import read_yaml
 from dp2osr.rewards.config import absolute_imports, find_reward_config, load_reward_config
 from dp2osr.rewards.table import SCORES
@@ -119,13 +120,13 @@ def fingerprint(path):
     path = Path(path)
     if not path.exists():
         return None
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    found = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     entries = []
-    for file in files:
+    for file in found:
         size = file.stat().st_size
         content = None
-        if len(files) <= MANY:
-            content = digest(file) if size <= SMALL else _sampled_sha256(file, size)
+        if len(found) <= MANY:
+            content = files.digest(file) if size <= SMALL else _sampled_sha256(file, size)
         entries.append([file.name if file == path else file.relative_to(path).as_posix(), size, content])
     return digest(entries)
 
