@@ -20,7 +20,7 @@ SHORTER = {
     "train_flux_dpo.py": "--max_train_steps 1 --groups_per_step 1 --num_candidates 12",
     "test_sd2b_controlnet.py": "--num_inference_steps 1",
     "test_flux_controlnet.py": "--num_inference_steps 1",
-    "scripts/evaluate.py --images": "--bootstrap 20 --exclude_metrics musiq niqe",
+    "scripts/evaluate.py --images": "--bootstrap 20 --exclude_metrics vif ssim",
     "scripts/validate_reward.py": "--num_crops 2",
 }
 # In the order in which one makes what the next reads; the others need a network, data of the user's, hours, or the whole quickstart.
