@@ -216,7 +216,7 @@ def check_output(path, flag="--output_dir", is_file=False):
     try:
         there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
         if not there.is_dir():
-            raise UserError(f"{flag} {path}: {there} is a file, not a folder; give another {flag}")
+            raise UserError(f"{flag} {path}: cannot be made a folder ({there} is a file); give another {flag}")
         with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:

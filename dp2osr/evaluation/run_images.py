@@ -14,7 +14,7 @@ from dp2osr.results import check_own_files, own_files
 from dp2osr.rewards.config import CONFIG_DIR, load_reward_config, nearest
 from dp2osr.rewards.metrics import MetricSuite, check_modes
 
-FILES = ("scores.jsonl", "table.md", "table.tex", "table.csv", "per_image.csv", "settings.json")
+FILES = ("table.md", "table.tex", "table.csv", "per_image.csv", "settings.json")
 PROTOCOL_DIR = CONFIG_DIR.parent / "evaluation"
 
 
