@@ -7,7 +7,7 @@ several jobs never share one, and a result may be of any format.
 """
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dp2osr.errors import UserError, listed
@@ -180,10 +180,16 @@ def own_files(folder, names, flag="--output_dir"):
     results = Results(folder, {})
     for name in names:
         results.record(name, {}, None, pending=True)
-    yield
-    for name in names:
-        if (results.folder / name).is_file():
-            results.record(name, {}, sha256(results.folder / name))
+    try:
+        yield
+    finally:
+        for name in names:
+            if (results.folder / name).is_file():
+                results.record(name, {}, sha256(results.folder / name))
+            else:
+                results._record_path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # it has others
+            (results.folder / RECORDS).rmdir()
 
 
 def _identity(path):

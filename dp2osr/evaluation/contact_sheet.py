@@ -23,13 +23,13 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1, image_ids=None
         image_ids: those that are shown, in this order; None for all.
     """
     check_output(output, "--output", is_file=True)
-    check_own_files(Path(output).parent, [Path(output).name], "--output")
     stores = {title: CandidateStore(folder) for title, folder in candidates.items()}
     image_ids = image_ids or next(iter(stores.values())).ids()
     if not image_ids:
         raise UserError(f"{next(iter(stores.values())).folder}: holds no candidate group; run gen_candidates.py first")
     truths = find_gt(gt_path, image_ids)
     check_no_input(output, truths.values())
+    check_own_files(Path(output).parent, [Path(output).name], "--output")
     decoders = {title: load_decoder(store.settings) for title, store in stores.items()}
     rows = []
     for image_id in image_ids:
