@@ -409,8 +409,8 @@ def what_to_lower(work, parts, native_size):
 
 
 def largest(fits, upscale, sizes):
-    """The largest --upscale below `upscale` that fits images of `sizes`, by halves down to 1 and by tenths below; None if none does."""
-    steps = [number / 2 for number in range(math.ceil(2 * upscale) - 1, 1, -1)] + [number / 10 for number in range(9, 0, -1)]
+    """The largest --upscale below `upscale` that fits images of `sizes`, by halves from 64 to 1 and by tenths below; None if none."""
+    steps = [number / 2 for number in range(math.ceil(2 * min(upscale, 64)) - 1, 1, -1)] + [number / 10 for number in range(9, 0, -1)]
     shortest = min(map(min, sizes))
     return next((scale for scale in steps if scale < upscale and round(scale * shortest) and fits(scale)), None)
 

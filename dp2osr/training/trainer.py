@@ -387,7 +387,10 @@ def check_model(args, store):
     here = weights_hash(model, args.variant, args.revision)
     if settings["model_hash"] == here and (not args.variant or here != weights_hash(model, None, args.revision)):
         given |= {"variant": found["variant"], "revision": found["revision"]}  # the very same weights, whatever they were called by
-    elif settings["model_hash"] not in (here, legacy_weights_hash(model)) and all(given[name] == found[name] for name in ("variant", "revision")):
+    elif settings["model_hash"] not in (here, legacy_weights_hash(model)) and (args.variant, args.revision) == (
+        found["variant"],
+        found["revision"],
+    ):
         raise UserError(
             f"{args.candidates_dir}: was sampled with the weights of {settings['model']}, which are not those of {model}; "
             "latents of another model cannot be trained on"
