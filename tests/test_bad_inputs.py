@@ -2015,7 +2015,11 @@ def _(place):
 
 
 @case(
-    8, "an image of 2 × 150 pixels", TEST, refused(r"a\.png|600|memory"), done(r"9,?600|19,?200|19200|38,?400|memory|minutes?|seconds?| s\b")
+    8,
+    "an image of 2 × 150 pixels",
+    TEST,
+    refused(r"a\.png|600|memory"),
+    done(r"9,?600|19,?200|19200|38,?400|memory|minutes?|seconds?| s\b"),
 )
 def _(place):
     place.images("in/a.png", size=(2, 150))
@@ -2141,7 +2145,12 @@ def _(place):
     return command(place)
 
 
-@case(9, "a group whose latents were cut short", (LABEL, TRAIN), refused("latents.safetensors", "groups/a", writes=("out/settings.json", "out/train_log.jsonl")))
+@case(
+    9,
+    "a group whose latents were cut short",
+    (LABEL, TRAIN),
+    refused("latents.safetensors", "groups/a", writes=("out/settings.json", "out/train_log.jsonl")),
+)
 def _(place):
     place.shared(candidates)
     path = place.folder / "candidates/groups/a/latents.safetensors"
@@ -2282,7 +2291,9 @@ def _(place):
     return PSNR
 
 
-@case(10, "the second GT has another size", LABEL, refused("b.png", "20 x 20|20 × 20", writes=("candidates/scores.parquet.parts/a.parquet",)))
+@case(
+    10, "the second GT has another size", LABEL, refused("b.png", "20 x 20|20 × 20", writes=("candidates/scores.parquet.parts/a.parquet",))
+)
 def _(place):
     _to_score(place)
     place.image("gt/b.png", size=(20, 20))
