@@ -668,11 +668,11 @@ def test_validation_samples_as_the_candidates_were_sampled(kind, labelled, tmp_p
     found = {**asdict(sampler.settings), "align_method": sampler.args.align_method, "upscale": sampler.args.upscale}
     assert found == {name: stored[name] for name in found} and found["num_inference_steps"] == 2
     assert trainer.backbone.vae_tiling == Tiling(**stored["vae_tiling"])
-    more = ["--num_inference_steps", "1", "--align_method", "wavelet"]
+    more = ["--num_inference_steps", "1", "--align_method", "nofix"]
     trainer = PreferenceTrainer(parse_args(kind.training_parser(), words(kind, labelled, tmp_path / "out", *valid, *more)[1:]))
-    assert (trainer.validator.sampler.settings.num_inference_steps, trainer.validator.sampler.args.align_method) == (1, "wavelet")
+    assert (trainer.validator.sampler.settings.num_inference_steps, trainer.validator.sampler.args.align_method) == (1, "nofix")
     told = capsys.readouterr().err
-    assert "--num_inference_steps 1 as given, the candidates have 2" in told and "--align_method wavelet" in told
+    assert "--num_inference_steps 1 as given, the candidates have 2" in told and "--align_method nofix" in told
 
 
 def test_empty_prompts_beside_candidates_with_tags_are_said():
