@@ -130,6 +130,24 @@ def whole(path):
         part.unlink(missing_ok=True)
 
 
+def clear_parts(folder):
+    """Remove what processes of this machine that are no more left half-written in a folder."""
+    for path in Path(folder).glob(".*.part"):
+        host, _, process = path.name.removesuffix(".part").rpartition(".")[2].rpartition("-")
+        if host == socket.gethostname()[:32] and process.isdigit() and not _runs(int(process)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _runs(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
 def write_text(path, text):
     """Write a text file whole."""
     with whole(path) as part:

@@ -12,9 +12,9 @@ from PIL import Image
 from dp2osr.data.degradation import DegradationConfig, degrade, image_rng, to_uint8
 from dp2osr.data.images import find_inputs, read_image
 from dp2osr.errors import UserError, listed
-from dp2osr.files import as_json, check_output, check_same_program, read_json, settle, write_json
+from dp2osr.files import as_json, check_output, check_same_program, clear_parts, read_json, settle, write_json
 from dp2osr.parallel import process_map
-from dp2osr.results import Results
+from dp2osr.results import RECORDS, Results
 
 TRIES_PER_CROP = 16  # positions drawn for each crop asked for; the first ones that have detail and do not overlap are taken
 
@@ -102,6 +102,8 @@ def make_pairs(image_path, output_dir, settings, num_workers=1, recursive=False,
         raise UserError(f"{output_dir}: holds images but no settings.json; use an empty --output_dir")
     record.parent.mkdir(parents=True, exist_ok=True)
     write_json(record, decisive)
+    for folder in ("gt", "lr", RECORDS):
+        clear_parts(output_dir / folder)
 
     report = PairReport(skipped=skipped)
     pending = []

@@ -8,8 +8,8 @@ from PIL import Image
 from dp2osr.data.images import find_inputs, read_image_and_alpha, tensor_to_pil
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError, listed
-from dp2osr.files import LONGEST_NAME, check_output, check_same_program, differences, read_json, write_json
-from dp2osr.results import Results
+from dp2osr.files import LONGEST_NAME, check_output, check_same_program, clear_parts, differences, read_json, write_json
+from dp2osr.results import RECORDS, Results
 from dp2osr.sampling.sampler import (
     GroupSampler,
     earlier_hashes,
@@ -60,6 +60,8 @@ def restore_folder(args):
     if state.is_main_process and missing:
         output.mkdir(parents=True, exist_ok=True)
         write_json(output / f"settings{args.suffix}.json", record)
+        for folder in {(output / name).parent for name in wanted} | {output / RECORDS}:
+            clear_parts(folder)
     with progress_bar(state, sampler, share, todo, "restore") as bar:
         for number, file in enumerate(share):
             bar.set_postfix_str(f"image {number + 1}/{len(share)}", refresh=False)

@@ -19,7 +19,17 @@ from PIL import Image
 
 from dp2osr.data.images import read_image
 from dp2osr.errors import UserError, listed
-from dp2osr.files import as_json, check_same_program, differences, put_back, read_json, replace_folder, save_tensors, write_json
+from dp2osr.files import (
+    as_json,
+    check_same_program,
+    clear_parts,
+    differences,
+    put_back,
+    read_json,
+    replace_folder,
+    save_tensors,
+    write_json,
+)
 
 
 @dataclass
@@ -94,6 +104,7 @@ class CandidateStore:
     def begin(self):
         """Write the settings: from now on the folder is theirs."""
         self.groups.mkdir(parents=True, exist_ok=True)
+        clear_parts(self.groups)
         if not self.record.is_file() or read_json(self.record) != self.settings:
             write_json(self.record, self.settings)
 
