@@ -2678,6 +2678,7 @@ def shorten(line):
     """Without the paths and the figures of this machine, and long names cut."""
     line = line.replace(f"{ROOT}/", "").replace(str(ROOT), ".")
     line = re.sub(r"/[^\s:,;()]*?/work/", "", line)
+    line = line.replace(str(Path.home()), "~")
     line = re.sub(r"(\S)\1{20,}", r"\1…", line)
     return re.sub(r"[\d.,]+ ?(GB|MB|minutes?|seconds?|hours?|s|min|h)\b", r"… \1", line)
 
