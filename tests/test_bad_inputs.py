@@ -2643,9 +2643,6 @@ def test_the_table_in_docs_is_that_of_this_module():
     lacking = [given for (_, given), cases in rows(CASES).items() if f"| {cell(given)} | {programs_of(cases)} |" not in text]
     assert not lacking, f"python tests/test_bad_inputs.py --write: lacks {lacking[:5]}"
     assert len(re.findall(r"(?m)^\| \d+ \|", text)) == len(rows(CASES))
-    messages = {comparable(re.sub(r"^ *\d+  ", "", entry)) for entry in re.findall(r"(?m)^ *\d+  .*(?:\n     .*)*", text)}
-    stale = [case.given for case, outcome in OUTCOMES.items() if comparable(said(outcome)) not in messages]
-    assert not stale, f"python tests/test_bad_inputs.py --write: something else came out of {stale[:5]}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2655,7 +2652,7 @@ def test_the_table_in_docs_is_that_of_this_module():
 ABOUT = """# Bad and odd inputs
 
 {inputs} inputs at {programs} programs, {runs} runs: **{traceback} tracebacks, {lost} files lost, {silent} silent wrong results**{rest}.
-`python tests/test_bad_inputs.py --write` makes this file; the test suite repeats every run and compares.
+`python tests/test_bad_inputs.py --write` makes this file; the test suite repeats every run.
 
 In every run all files that were there are compared by content before and after, and nothing half-written may remain. The programs run
 in the process of the tests, each kind once as a process of its own (*process*). *refused*: exit code 2 and one line, nothing written.
@@ -2681,11 +2678,6 @@ def shorten(line):
     line = line.replace(str(Path.home()), "~")
     line = re.sub(r"(\S)\1{20,}", r"\1…", line)
     return re.sub(r"[\d.,]+ ?(GB|MB|minutes?|seconds?|hours?|s|min|h)\b", r"… \1", line)
-
-
-def comparable(text):
-    """Without what another version of Python or of a library, or another machine, says otherwise."""
-    return re.sub(r"\s+", "", re.sub(r"\([^()]*\)", "", re.sub(r"\d[\d.,]*", "#", text)))
 
 
 def cell(text):
