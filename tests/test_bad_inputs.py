@@ -2680,6 +2680,11 @@ def shorten(line):
     return re.sub(r"[\d.,]+ ?(GB|MB|minutes?|seconds?|hours?|s|min|h)\b", r"… \1", line)
 
 
+def comparable(text):
+    """Without what another version of Python or of a library, or another machine, says otherwise."""
+    return re.sub(r"\s+", "", re.sub(r"\([^()]*\)", "", re.sub(r"\d[\d.,]*", "#", text)))
+
+
 def cell(text):
     return text.replace("|", "\\|").replace("\n", " ")
 
