@@ -108,7 +108,8 @@ def make_pairs(image_path, output_dir, settings, num_workers=1, recursive=False,
     report = PairReport(skipped=skipped)
     pending = []
     for file in files:
-        names = {pair_id: [name for name in _names(pair_id) if name in missing] for pair_id in settings.ids(file.id)}
+        # half a pair is none: both halves are written
+        names = {pair_id: _names(pair_id) if missing & set(_names(pair_id)) else [] for pair_id in settings.ids(file.id)}
         report.kept += sum(not lacking for lacking in names.values())
         if any(names.values()):
             pending.append((file, names))
