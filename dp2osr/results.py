@@ -133,7 +133,8 @@ class Results:
                 if before is not None and not self._owns(path, before):
                     raise UserError(f"{path}: has been changed by another program meanwhile; move it away and run the same command again")
                 replaced = digest(path)
-            self.record(name, made_of, sha256(part), **({"replaces": replaced} if replaced else {}))
+            found = sha256(part)
+            self.record(name, made_of, found, **({"replaces": replaced} if replaced not in (None, found) else {}))
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
