@@ -73,6 +73,7 @@ def test_sub_folders_are_taken_when_asked_and_give_their_images_ids_of_their_own
         save_noise(folder / sub / "a.png", (8, 8))
     files, _ = find_inputs(folder, recursive=True)
     assert {file.id: file.folder for file in files} == {"a": "", "b": "", "x__a": "x", "x__y__a": "x/y"}
+    assert [file.name for file in files] == ["a.png", "b.jpg", "x/a.png", "x/y/a.png"]  # none stands for another in the estimate
     assert find_gt(folder, ["a", "x__y__a"])["x__y__a"] == folder / "x/y/a.png"
 
 

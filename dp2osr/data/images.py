@@ -38,6 +38,11 @@ class ImageFile:
     size: tuple = (0, 0)
 
     @property
+    def name(self):
+        """The file's path below the folder that was named: sub-folders may hold files of one name."""
+        return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
+
+    @property
     def stem(self):
         return self.path.stem
 

@@ -182,7 +182,7 @@ def told_settings(sampler):
 
 def unused_prompt(given, sampler):
     """A line about a --negative_prompt that is given and not used, or None."""
-    if given is None or (sampler.backbone.kind == "sd2" and sampler.args.guidance_scale > 1):
+    if given is None or (sampler.backbone.passes_a_step(sampler.args.guidance_scale) > 1):
         return None
     why = "guidance is off" if sampler.args.guidance_scale <= 1 else "this model takes none"
     return f"note: --negative_prompt is not used: {why}"
@@ -244,7 +244,7 @@ def say_cost(state, sampler, files, counts, save_images=True):
     """Print what the `files` of this process will take, of which `counts` has the samples; `UserError` if memory does not suffice."""
     args = sampler.args
     for count in sorted(set(counts.values())):
-        sizes = {file.path.name: file.size for file in files if counts[file.id] == count}
+        sizes = {file.name: file.size for file in files if counts[file.id] == count}
         lines = check_cost(
             sizes, sampler.backbone, sampler.controlnet, sampler.settings, args.upscale, count, args.batch_size,
             align_method=args.align_method, save_images=save_images, processes=state.num_processes,
