@@ -24,6 +24,7 @@ from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_progra
 from safetensors.torch import load_file
 
 from dp2osr.backbones import load_backbone
+from dp2osr.backbones.sd2 import SD2Backbone
 from dp2osr.backbones.tiles import Tiling
 from dp2osr.config import given_flags, parse_args, timestep_flags
 from dp2osr.errors import NonFiniteSamples, UserError
@@ -676,10 +677,10 @@ def test_validation_samples_as_the_candidates_were_sampled(kind, labelled, tmp_p
 
 
 def test_empty_prompts_beside_candidates_with_tags_are_said():
-    sampled = SimpleNamespace(**options.candidates_settings({}, "sd2"), prompt_file=None)
-    [line] = options.told_differences(sampled, {"prompt_source": "ram"}, "sd2")
+    sampled = SimpleNamespace(**options.candidates_settings({}, SD2Backbone), prompt_file=None)
+    [line] = options.told_differences(sampled, {"prompt_source": "ram"}, SD2Backbone)
     assert "--validation_prompt_file" in line
-    assert not options.told_differences(sampled, {"prompt_source": "none"}, "sd2")
+    assert not options.told_differences(sampled, {"prompt_source": "none"}, SD2Backbone)
 
 
 @one_kind

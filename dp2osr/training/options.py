@@ -212,27 +212,22 @@ def check_baseline_given(args, given):
 
 # -- validation samples as the candidates were sampled -----------------------------------------------------------------
 
-PUBLISHED = {  # what candidates were sampled with whose settings do not say it
-    "sd2": {"num_inference_steps": 50, "guidance_scale": 3.5, "scheduler": "ddpm"},
-    "flux": {"num_inference_steps": 25, "guidance_scale": 2.5, "scheduler": "flow_euler"},
-}
-NEGATIVE_PROMPT = "dotted, noise, blur, lowres, smooth"
-RECOMMENDED = ("num_inference_steps", "guidance_scale", "scheduler", "align_method", "control_scale", "negative_prompt")
 
+def candidates_settings(settings, backbone):
+    """How candidates were sampled, by their folder's `settings`: the keys of `settings.NAMES`, `upscale` and, where it is known, `tiling`.
 
-def candidates_settings(settings, kind):
-    """How candidates were sampled, by their folder's `settings`: the keys of `RECOMMENDED`, `upscale` and, where it is known, `tiling`.
-
-    `kind` is that of the backbone. Where guidance was off the negative prompt is the published one: it was not read.
+    What they do not say is the paper's for this kind of `backbone`. Where guidance was off the negative prompt was not read.
     """
-    published = {**PUBLISHED[kind], "align_method": "adain", "control_scale": 1.0, "negative_prompt": NEGATIVE_PROMPT, "upscale": 4}
+    from dp2osr.sampling.settings import published_settings  # here: --help needs no torch
+
+    published = {**published_settings(backbone), "upscale": 4}
     found = {name: settings[name] for name in (*published, "tiling") if settings.get(name) is not None}
     return {**published, **found}
 
 
 def sampling_options(args, settings, backbone):
     """What `GroupSampler` reads: the candidates' `settings`, and where they are given the flags of training."""
-    sampled = candidates_settings(settings, backbone.kind)
+    sampled = candidates_settings(settings, backbone)
     tiling = sampled.pop("tiling", None)
     own = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "align_method", "upscale")}
     scale = backbone.vae_scale
@@ -247,9 +242,9 @@ def sampling_options(args, settings, backbone):
     )
 
 
-def told_differences(options, settings, kind):
+def told_differences(options, settings, backbone):
     """Lines on what of validation's sampling is not as the candidates were sampled."""
-    sampled, prompts = candidates_settings(settings, kind), settings.get("prompt_source")
+    sampled, prompts = candidates_settings(settings, backbone), settings.get("prompt_source")
     pairs = {name: (getattr(options, name), value) for name, value in sampled.items() if name != "tiling"}
     lines = [f"--{name} {ours} as given, the candidates have {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
     if prompts in ("ram", "file") and not options.prompt_file:

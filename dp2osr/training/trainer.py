@@ -26,6 +26,7 @@ from dp2osr.preference.groups import PreferenceGroups, groups_of_step
 from dp2osr.provenance import legacy_weights_hash, versions, weights_hash
 from dp2osr.rewards.chosen import as_dict, read_with_reward
 from dp2osr.sampling.decode import stored_tiling
+from dp2osr.sampling.settings import NAMES
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.adapters import WithoutAdapters, adapters, add_adapters, merged
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint, save_controlnet
@@ -34,7 +35,7 @@ from dp2osr.training.gradient import GradientSum
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.log import TrainingLog
 from dp2osr.training.objective import STATISTICS, GroupObjective
-from dp2osr.training.options import GRADIENT_SUMS, RECOMMENDED, STEADY_SCHEDULES, candidates_settings, check_options
+from dp2osr.training.options import GRADIENT_SUMS, STEADY_SCHEDULES, candidates_settings, check_options
 from dp2osr.training.reference_cache import ReferenceCache
 
 # Settings that may differ when a run goes on: a hash stands for them, or they change nothing in the weights but, at most, when a run stops.
@@ -87,8 +88,8 @@ class PreferenceTrainer:
         self.groups = PreferenceGroups(store, table, self.reward, args.num_candidates, args.top_n, args.weighting)
         dtype = DTYPES[self.accelerator.mixed_precision]  # what is frozen needs no more; policy and reference are in fp32, under autocast
         self.backbone = load_backbone(model_source(args), self.accelerator.device, dtype, ("vae", "denoiser"), args.backbone)
-        sampled = candidates_settings(store.settings, self.backbone.kind)
-        self.recommended = {name: sampled[name] for name in RECOMMENDED}
+        sampled = candidates_settings(store.settings, self.backbone)
+        self.recommended = {name: sampled[name] for name in NAMES}
         self.backbone.guidance, self.control_scale = sampled["guidance_scale"], sampled["control_scale"]
         self.backbone.vae_tiling = stored_tiling(store.settings, self.backbone.vae_tiling)
         self.load_networks()

@@ -38,7 +38,7 @@ class RewardValidator:
     def __init__(self, args, backbone, reference, config, settings, shown=6):
         options = sampling_options(args, settings, backbone)
         self.images = read_validation_images(args.validation_image_path, args.validation_gt_path, options.upscale)
-        for line in told_differences(options, settings, backbone.kind):
+        for line in told_differences(options, settings, backbone):
             print(f"warning: validation: {line}", file=sys.stderr)
         config = for_new_images(config, "validation samples")
         self.config, self.reference, self.count, self.shown = config, reference, args.validation_candidates, shown
