@@ -203,11 +203,13 @@ def test_an_interrupt_is_one_line(capsys):
 
 
 def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
+    from dp2osr.backbones.flux import FluxBackbone
     from dp2osr.training.options import sampling_options
 
     given = {"num_inference_steps": 2, "guidance_scale": None, "align_method": None, "upscale": None}
     args = SimpleNamespace(validation_candidates=2, seed=0, validation_prompt_file="prompts.json", **given)
-    backbone = SimpleNamespace(kind="flux", vae_scale=4)
+    backbone = SimpleNamespace(kind="flux", vae_scale=4, default_scheduler=FluxBackbone.default_scheduler)
+    backbone.published_sampling = FluxBackbone.published_sampling
     stored = {"num_inference_steps": 3, "guidance_scale": 1.0, "align_method": "wavelet", "negative_prompt": None, "upscale": 2}
     stored |= {"scheduler": "flow_heun", "control_scale": 0.9, "tiling": {"size": 48, "overlap": 16, "multiple": 2}}
     options = sampling_options(args, stored, backbone)

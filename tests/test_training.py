@@ -744,7 +744,7 @@ def test_an_output_folder_that_is_an_input_or_somebody_elses_is_refused(kind, la
         shutil.copytree(kind.controlnet, tmp_path / "run/best")
         run_training(kind, labelled, tmp_path / "run", "--controlnet_model_name_or_path", tmp_path / "run/best", *force)
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="is a file, not a folder"):
+    with pytest.raises(UserError, match="file: cannot be made a folder"):
         run_training(kind, labelled, tmp_path / "file", *force)
     (tmp_path / "other").mkdir()
     write_json(tmp_path / "other/settings.json", {"mine": 1, "of": 2, "another": 3})
