@@ -29,7 +29,7 @@ def main():
     args = parse_args(build_parser())
     if not all("=" in word for word in args.candidates):
         raise UserError("--candidates: each must be title=FOLDER")
-    from dp2osr.evaluation.contact_sheet import contact_sheet
+    from dp2osr.data.contact_sheet import contact_sheet
 
     contact_sheet(dict(word.split("=", 1) for word in args.candidates), args.gt_path, args.output, args.columns, args.zoom)
 

@@ -28,7 +28,7 @@ def main():
     from dp2osr.files import check_output
     from dp2osr.rewards.config import MetricSpec, load_reward_config
     from dp2osr.rewards.label import chosen_metrics
-    from dp2osr.rewards.weights import fetch_weights
+    from dp2osr.rewards.fetch import fetch_weights
 
     check_output(args.metrics_dir, "--metrics_dir")
     specs = chosen_metrics(load_reward_config(args.reward_config), args.extra_metrics, args.exclude_metrics)

@@ -28,7 +28,7 @@ def build_parser():
 
 def main():
     args = parse_args(build_parser())
-    from dp2osr.preference.inspect import describe_preferences
+    from dp2osr.preference.describe import describe_preferences
 
     print("\n".join(describe_preferences(args)))
 

@@ -40,7 +40,7 @@ def main():
     args = parse_args(parser)
     if not args.validation_image_path:
         refuse_ignored(given_flags(parser), ("resolution", "num_crops"), "without --validation_image_path")
-    from dp2osr.evaluation.inspect import run_inspection
+    from dp2osr.evaluation.inspect_rewards import run_inspection
 
     print("\n".join(run_inspection(args)))
 

@@ -32,7 +32,7 @@ def main():
 
     args = parse_args(build_parser())
     from dp2osr.data.degradation import load_degradation
-    from dp2osr.data.pairs import PairSettings, make_pairs, report_line
+    from dp2osr.data.lr_pairs import PairSettings, make_pairs, report_line
 
     settings = PairSettings(load_degradation(args.degradation), args.crop_size, args.crops_per_image, args.min_detail, args.seed)
     report = make_pairs(args.image_path, args.output_dir, settings, args.num_workers, args.recursive, args.skip_unreadable, args.adopt)

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 def make_parser():
     from dp2osr.config import at_least
-    from dp2osr.data.benchmarks import TEST_SETS
+    from dp2osr.data.test_sets import TEST_SETS
 
     sets = "\n".join(f"  {name}: {entry.count} images, from {entry.origin}" for name, entry in TEST_SETS.items())
     parser = argparse.ArgumentParser(description=f"{__doc__}\n{sets}", formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,7 +33,7 @@ def make_parser():
 
 def main():
     from dp2osr.config import given_flags, parse_args
-    from dp2osr.data import benchmarks
+    from dp2osr.data import test_sets
     from dp2osr.errors import UserError, listed
 
     parser = make_parser()
@@ -48,12 +48,12 @@ def main():
         folder = Path(args.source)
         if not folder.is_dir():
             raise UserError(f"{folder}: no such folder of photographs")
-        count, left_out = benchmarks.write_manifest(folder, args.min_side or 512, args.skip_unreadable)
+        count, left_out = test_sets.write_manifest(folder, args.min_side or 512, args.skip_unreadable)
     else:
         folder = Path(args.output_dir or "data") / args.name
-        count = benchmarks.prepare(args.name, args.source, folder.parent, args.any_count)
+        count = test_sets.prepare(args.name, args.source, folder.parent, args.any_count)
     if args.manifest:
-        benchmarks.check_manifest(folder, args.manifest)
+        test_sets.check_manifest(folder, args.manifest)
     same = f", the same as in {args.manifest}" if args.manifest else ""
     names = listed([f"{path.name} ({why})" for path, why in left_out.items()], 40)
     print(f"{folder}: {count} images, listed in manifest.csv{same}" + (f"; {len(left_out)} left out: {names}" if left_out else ""))

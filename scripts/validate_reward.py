@@ -36,7 +36,7 @@ def main():
     from dp2osr.files import check_output, write_json
     from dp2osr.results import check_own_files, own_files
     from dp2osr.rewards.config import load_reward_config
-    from dp2osr.rewards.validation import format_table, validate_config
+    from dp2osr.rewards.ordering import format_table, validate_config
 
     output = Path(args.output) if args.output else None
     if output:

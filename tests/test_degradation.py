@@ -452,7 +452,7 @@ def test_crops_are_places_of_the_photograph_with_detail(tmp_path, capsys):
 
 
 def test_crops_do_not_overlap_where_there_is_room():
-    from dp2osr.data.pairs import PairSettings, choose_crops
+    from dp2osr.data.lr_pairs import PairSettings, choose_crops
 
     rows, columns = np.mgrid[:64, :120]
     image = np.stack([rows, columns, rows * 0], axis=-1).astype(np.uint8)  # each pixel tells where it is

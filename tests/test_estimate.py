@@ -17,7 +17,7 @@ from dp2osr.backbones.footprint import decoder_numbers, encoder_numbers
 from dp2osr.backbones.tiles import Tiling, latent_tiling
 from dp2osr.data.images import pil_to_tensor, read_image, save_image, tensor_to_pil
 from dp2osr.errors import UserError
-from dp2osr.planning.cost import measure, weights_of
+from dp2osr.flops import measure, weights_of
 from dp2osr.planning.models import fake_tensors, read_published
 from dp2osr.planning.stages import PlannedModel, to_pretended_cpu
 from dp2osr.sampling.colour import adain_align, low_pass, wavelet_align

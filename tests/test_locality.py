@@ -9,8 +9,8 @@ from conftest import ROOT, assert_one_clear_line, one_kind, run_program
 from PIL import Image
 from torch.nn import functional as F
 
+from dp2osr import stats
 from dp2osr.data.images import pil_to_tensor
-from dp2osr.evaluation import statistics
 from dp2osr.evaluation.locality import (
     BLOCK,
     FILTER,
@@ -42,7 +42,7 @@ def photographs():
 def changed(photographs, change):
     changes = [image_change(name, None, base, change(gt, base), gt) for name, gt, base in photographs]
     names = np.array([name for name, *_ in photographs])
-    return changes, names, statistics.bootstrap_weights(names, 200, 0)
+    return changes, names, stats.bootstrap_weights(names, 200, 0)
 
 
 def sharpen(gt, base):

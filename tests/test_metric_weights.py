@@ -30,7 +30,8 @@ def test_fetched_weights_are_found_checked_and_missed(tmp_path, monkeypatch):
     import pyiqa.utils.download_util
     import torch.hub
 
-    from dp2osr.rewards.weights import check_manifest, fetch_weights
+    from dp2osr.rewards.fetch import fetch_weights
+    from dp2osr.rewards.weight_files import check_manifest
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fake_download)
     monkeypatch.setattr(pyiqa.utils.download_util, "download_url_to_file", fake_download)
@@ -92,7 +93,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
     """Its library alone would try five times for each file, a minute in all."""
     from huggingface_hub import constants
 
-    from dp2osr.rewards import weights
+    from dp2osr.rewards import weight_files
 
     asked = []
 
@@ -100,12 +101,12 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
         asked.append(address)
         raise OSError("no route")
 
-    monkeypatch.setattr(weights.socket, "create_connection", unreachable)
+    monkeypatch.setattr(weight_files.socket, "create_connection", unreachable)
     monkeypatch.setattr("urllib.request.getproxies", dict)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
     for _ in range(2):
-        with weights.no_waiting_for_the_hub():
+        with weight_files.no_waiting_for_the_hub():
             assert constants.HF_HUB_OFFLINE
     assert not constants.HF_HUB_OFFLINE and asked == [("hub.invalid", 443)]
 
@@ -232,7 +233,8 @@ def test_qalign_is_not_scored_with_weights_that_are_missing(metrics_dir, tmp_pat
 def test_qalign_is_fetched_to_the_folder_and_not_fetched_again(metrics_dir, tmp_path, monkeypatch):
     import huggingface_hub
 
-    from dp2osr.rewards.weights import check_manifest, fetch_weights
+    from dp2osr.rewards.fetch import fetch_weights
+    from dp2osr.rewards.weight_files import check_manifest
 
     fetched = []
 

@@ -17,7 +17,7 @@ import gen_candidates
 from dp2osr.backbones import load_backbone
 from dp2osr.config import parse_args
 from dp2osr.errors import UserError
-from dp2osr.planning.cost import CPU_ATTENTION, measure, norms_in_float32
+from dp2osr.flops import CPU_ATTENTION, measure, norms_in_float32
 from dp2osr.planning.models import fake_tensors, read_published
 from dp2osr.planning.stages import PlannedModel, implied_utilisation, plan_sampling, plan_scoring, plan_training, shard
 from dp2osr.sampling.sampler import SamplingSettings

@@ -9,9 +9,9 @@ import torch
 
 from dp2osr.errors import UserError
 from dp2osr.preference.groups import groups_of_step
+from dp2osr.preference.hierarchy import hpo_weights, inter_weights, intra_weights
 from dp2osr.preference.loss import LOSSES, anchor_loss, pair_margins, prediction_errors, sigmoid_loss
 from dp2osr.preference.pairs import curate
-from dp2osr.preference.weights import hpo_weights, inter_weights, intra_weights
 
 RNG = np.random.default_rng(7)
 REWARDS = RNG.random((5, 12))

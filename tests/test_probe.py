@@ -10,7 +10,7 @@ from conftest import assert_one_clear_line, one_kind, run_program
 
 from dp2osr.config import parse_args
 from dp2osr.errors import UserError
-from dp2osr.evaluation.statistics import bootstrap_weights, photographs_of
+from dp2osr.stats import bootstrap_weights, photographs_of
 from dp2osr.training.probe import Probe, settings_to_probe, split_groups, suggest
 from dp2osr.training.trainer import PreferenceTrainer
 

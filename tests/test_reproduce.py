@@ -21,10 +21,9 @@ from conftest import ROOT, assert_one_clear_line, run_program
 from PIL import Image
 from safetensors.torch import load_file
 
+from dp2osr import stats
 from dp2osr.config import flags_of
 from dp2osr.errors import UserError
-from dp2osr.evaluation import statistics
-from dp2osr.evaluation.statistics import Estimate
 from dp2osr.reproduce import runs
 from dp2osr.reproduce import tasks as tasks_module
 from dp2osr.reproduce.capacity import Point, best_places, capacity_markdown, load_capacity, slope, trained_parameters
@@ -35,6 +34,7 @@ from dp2osr.reproduce.tasks import Task, fingerprint, plan_grid
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
 from dp2osr.sampling.store import CandidateStore
+from dp2osr.stats import Estimate
 
 TABLES = sorted(CONFIG_DIR.glob("*/table[12].yaml"))
 CAPACITY = CONFIG_DIR / "tiny" / "capacity.yaml"
@@ -381,27 +381,27 @@ def test_another_degradation_makes_its_own_lr_images_and_is_another_folder(tmp_p
 def test_the_mean_gain_of_one_training_is_its_gain():
     rng = np.random.default_rng(0)
     base, policy = rng.normal(size=(6, 5)), rng.normal(0.3, size=(6, 5))
-    weights = statistics.bootstrap_weights(list("aabbcd"), 500, 0)
-    expected = statistics.gain(policy, base, weights)
+    weights = stats.bootstrap_weights(list("aabbcd"), 500, 0)
+    expected = stats.gain(policy, base, weights)
     difference = (policy.mean(axis=1) - base.mean(axis=1))[None]
-    got, _ = statistics.mean_gain(difference, statistics.spread(base), weights, statistics.seed_weights(1, 500, 0))
+    got, _ = stats.mean_gain(difference, stats.spread(base), weights, stats.seed_weights(1, 500, 0))
     assert (got.value, got.low, got.high) == pytest.approx((expected.value, expected.low, expected.high))
 
 
 def test_the_interval_of_several_trainings_is_that_of_a_loop_over_resamples():
     rng = np.random.default_rng(1)
     differences, spread = rng.normal(size=(3, 4)), rng.random(4) + 0.5
-    weights, of_seeds = statistics.bootstrap_weights(list("aabc"), 200, 0), statistics.seed_weights(3, 200, 0)
+    weights, of_seeds = stats.bootstrap_weights(list("aabc"), 200, 0), stats.seed_weights(3, 200, 0)
     values = []
     for images, seeds in zip(weights, of_seeds, strict=True):
         above = sum(images[g] * seeds[s] * differences[s, g] for s in range(3) for g in range(4))
         below = sum(images[g] * seeds[s] * spread[g] for s in range(3) for g in range(4))
         values.append(above / below)
-    got, draws = statistics.mean_gain(differences, spread, weights, of_seeds)
+    got, draws = stats.mean_gain(differences, spread, weights, of_seeds)
     assert got.value == pytest.approx(differences.mean() / spread.mean())
     assert [got.low, got.high] == pytest.approx(list(np.percentile(values, [2.5, 97.5])))
     assert draws == pytest.approx(values)
-    one, _ = statistics.mean_gain(differences[:1], spread, weights, statistics.seed_weights(1, 200, 0))
+    one, _ = stats.mean_gain(differences[:1], spread, weights, stats.seed_weights(1, 200, 0))
     assert np.isfinite([one.low, one.high]).all()
 
 

@@ -14,8 +14,8 @@ from conftest import ROOT, one_kind
 from dp2osr.commands import command
 from dp2osr.config import parse_args
 from dp2osr.errors import UserError
+from dp2osr.preference.describe import describe_preferences
 from dp2osr.preference.groups import check_same_candidates
-from dp2osr.preference.inspect import describe_preferences
 from dp2osr.rewards.chosen import as_dict, check_scored, from_dict, label_command, record_reward, reward_of
 from dp2osr.rewards.config import CONFIG_DIR, MetricSpec, RewardConfig, load_reward_config
 from dp2osr.rewards.table import ScoreTable, read_metadata

@@ -566,7 +566,7 @@ def test_a_module_that_cannot_be_imported_is_one_line(tmp_path, code, problem):
 def test_spearman_against_scipy():
     from scipy.stats import spearmanr
 
-    from dp2osr.rewards.validation import spearman
+    from dp2osr.rewards.ordering import spearman
 
     rng = np.random.default_rng(0)
     for _ in range(20):
@@ -578,7 +578,7 @@ def test_spearman_against_scipy():
 
 def test_validation_names_the_metric_that_fails():
     """Entropy pays for noise: the check must see it; GMSD must pass."""
-    from dp2osr.rewards.validation import format_table, validate_reward
+    from dp2osr.rewards.ordering import format_table, validate_reward
 
     rng = np.random.default_rng(0)
     crops = []

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import wilcoxon
 
+from dp2osr import stats
 from dp2osr.errors import UserError
-from dp2osr.evaluation import statistics
-from dp2osr.evaluation.statistics import Estimate
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown, number, with_spread
 from dp2osr.files import read_yaml
 from dp2osr.rewards.config import nearest
+from dp2osr.stats import Estimate
 
 PUBLISHED_DIR = Path(__file__).resolve().parents[2] / "configs" / "paper"
 FEW = 10  # photographs; with fewer a percentile bootstrap's 95 % hold the truth in 90 % of cases or less
@@ -56,7 +56,7 @@ class Benchmark:
     published: dict = field(default_factory=dict)
 
 
-def compare(scores, image_ids, suite, resamples=2000, seed=0, crop_suffix=statistics.CROP_SUFFIX, published=None):
+def compare(scores, image_ids, suite, resamples=2000, seed=0, crop_suffix=stats.CROP_SUFFIX, published=None):
     """A `Benchmark` of raw scores.
 
     Args:
@@ -68,7 +68,7 @@ def compare(scores, image_ids, suite, resamples=2000, seed=0, crop_suffix=statis
         published: of `load_published`, or None.
     """
     methods = list(next(iter(scores.values())))
-    photographs = np.array(statistics.photographs_of(image_ids, crop_suffix))
+    photographs = np.array(stats.photographs_of(image_ids, crop_suffix))
     results, left_out = {method: {} for method in methods}, {}
     for metric, of_metric in scores.items():
         whole = np.all([np.isfinite(values).all(axis=1) for values in of_metric.values()], axis=0)
@@ -76,7 +76,7 @@ def compare(scores, image_ids, suite, resamples=2000, seed=0, crop_suffix=statis
             left_out[metric] = [image_id for image_id, good in zip(image_ids, whole, strict=True) if not good]
         if not whole.any():
             continue
-        weights = statistics.bootstrap_weights(photographs[whole], resamples, seed)
+        weights = stats.bootstrap_weights(photographs[whole], resamples, seed)
         reference = of_metric[methods[0]][whole].mean(axis=1)
         for method in methods:
             values = of_metric[method][whole]
@@ -100,7 +100,7 @@ def compare(scores, image_ids, suite, resamples=2000, seed=0, crop_suffix=statis
 
 
 def _mean(values, weights):
-    return statistics.ratio_of_means(values, np.ones_like(values), weights)
+    return stats.ratio_of_means(values, np.ones_like(values), weights)
 
 
 def _against(values, reference, photographs, weights):

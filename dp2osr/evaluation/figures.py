@@ -72,7 +72,7 @@ def draw_best_mean_worst(axes, evaluation):
 
 
 def draw_curve(axes, name, curve, colour):
-    """One model's Best, Mean and Worst of m candidates, of `statistics.best_mean_worst`."""
+    """One model's Best, Mean and Worst of m candidates, of `stats.best_mean_worst`."""
     axes.fill_between(curve["m"], curve["worst"], curve["best"], color=colour, alpha=0.10, linewidth=0)
     for key, marker, width in (("best", "^", 1.3), ("mean", None, 2.4), ("worst", "v", 1.3)):
         label = name if key == "mean" else None

@@ -11,7 +11,7 @@ from scipy.ndimage import uniform_filter
 from scipy.stats import spearmanr
 from torch.nn import functional as F
 
-from dp2osr.evaluation import statistics
+from dp2osr import stats
 from dp2osr.rewards.maps import gmsd_map, ssim_map
 
 BLOCK = 4  # pixels; single pixels are mostly the noise of the seed
@@ -90,7 +90,7 @@ def correlations(changes, weights):
     for name in changes[0].maps:
         if name != "change":
             values = np.array([spearmanr(blocks(image.maps["change"]), blocks(image.maps[name])).statistic for image in changes])
-            found[name] = statistics.ratio_of_means(np.nan_to_num(values), np.ones(len(values)), weights)
+            found[name] = stats.ratio_of_means(np.nan_to_num(values), np.ones(len(values)), weights)
     return found
 
 
@@ -100,7 +100,7 @@ def concentration(changes, weights, share=0.1):
     for image in changes:
         squares = np.sort(image.maps["change"].ravel() ** 2)[::-1]
         parts.append(squares[: max(1, round(share * len(squares)))].sum() / max(squares.sum(), 1e-300))
-    return statistics.ratio_of_means(np.array(parts), np.ones(len(parts)), weights)
+    return stats.ratio_of_means(np.array(parts), np.ones(len(parts)), weights)
 
 
 # ---------------------------------------------------------------- how much of it is a pattern that knows no image
@@ -118,7 +118,7 @@ def repeated(difference):
 def repetition(changes, weights):
     """`Estimate` of the part of the squared change that repeats every `PERIOD` pixels; by chance it is `PERIOD`² / (H W)."""
     parts, power = (np.array(values) for values in zip(*(image.pattern for image in changes), strict=True))
-    return statistics.ratio_of_means(parts, power, weights)
+    return stats.ratio_of_means(parts, power, weights)
 
 
 # ---------------------------------------------------------------- how much of it is one filter for all
@@ -150,9 +150,9 @@ def explained_by_filters(changes, photographs, weights):
         common.append(_explained(image.moments, _fit(others)))
         own.append(_explained(image.moments, _fit(image.moments)))
     power = np.array(power)
-    found = {"a filter of its own": statistics.ratio_of_means(np.array(own), power, weights)}
+    found = {"a filter of its own": stats.ratio_of_means(np.array(own), power, weights)}
     if len(names) > 1:
-        found = {"one filter for all": statistics.ratio_of_means(np.array(common), power, weights)} | found
+        found = {"one filter for all": stats.ratio_of_means(np.array(common), power, weights)} | found
     return found
 
 

@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dp2osr import stats
 from dp2osr.data.images import find_gt, pil_to_tensor, tensor_to_pil
 from dp2osr.errors import UserError
-from dp2osr.evaluation import statistics
 from dp2osr.evaluation.figures import MUTED, save_figure, style
 from dp2osr.evaluation.locality import PERIOD, concentration, correlations, explained_by_filters, image_change, repetition
 from dp2osr.evaluation.methods import parse_candidates, read_gt
@@ -57,8 +57,8 @@ def run_locality(args):
         ]
         gt = pil_to_tensor(read_gt(gt_paths[image_id], groups[0]))
         changes.append(image_change(image_id, groups[0].lr, *images, gt))
-    photographs = statistics.photographs_of(ids, args.crop_suffix)
-    weights = statistics.bootstrap_weights(photographs, args.bootstrap, seed=0)
+    photographs = stats.photographs_of(ids, args.crop_suffix)
+    weights = stats.bootstrap_weights(photographs, args.bootstrap, seed=0)
     found = {f"correlation of the change with: {name}": estimate for name, estimate in correlations(changes, weights).items()}
     found["share of the squared change in the tenth of the pixels that change most"] = concentration(changes, weights)
     found[f"share of the squared change that repeats every {PERIOD} pixels"] = repetition(changes, weights)

@@ -13,7 +13,7 @@ from dp2osr.evaluation.methods import read_gt
 from dp2osr.evaluation.report import metric_colours, page, png_data, stacked_bar
 from dp2osr.files import write_text
 from dp2osr.rewards.inspection import sentences
-from dp2osr.rewards.validation import THRESHOLD
+from dp2osr.rewards.ordering import THRESHOLD
 
 SHOWN_CANDIDATES = 12  # of a group, evenly over its ranking
 OUTLIERS = 6

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dp2osr.evaluation import statistics
-from dp2osr.evaluation.statistics import Estimate
+from dp2osr import stats
+from dp2osr.stats import Estimate
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Evaluation:
         return len(set(self.photographs))
 
 
-def evaluate(methods, config, bicubic=None, *, resamples=2000, seed=0, crop_suffix=statistics.CROP_SUFFIX):
+def evaluate(methods, config, bicubic=None, *, resamples=2000, seed=0, crop_suffix=stats.CROP_SUFFIX):
     """Compare methods with the first of them.
 
     Args:
@@ -86,21 +86,21 @@ def evaluate(methods, config, bicubic=None, *, resamples=2000, seed=0, crop_suff
     base = methods[0]
     lower_better = {name: entry["lower_better"] for name, entry in base.metrics.items()}
     scores = {method.name: method.scores for method in methods}
-    parts = statistics.pooled_parts(scores, lower_better, config)
+    parts = stats.pooled_parts(scores, lower_better, config)
     rewards = {name: sum(part.values()) for name, part in parts.items()}
-    photographs = statistics.photographs_of(base.image_ids, crop_suffix)
-    weights = statistics.bootstrap_weights(photographs, resamples, seed)
-    bicubic_parts = statistics.parts_of_outsider(bicubic, scores, lower_better, config) if bicubic else None
+    photographs = stats.photographs_of(base.image_ids, crop_suffix)
+    weights = stats.bootstrap_weights(photographs, resamples, seed)
+    bicubic_parts = stats.parts_of_outsider(bicubic, scores, lower_better, config) if bicubic else None
     return Evaluation(
         config=config,
         methods=list(scores),
         image_ids=base.image_ids,
         photographs=photographs,
         num_candidates=base.num_candidates,
-        sigma=float(statistics.spread(rewards[base.name]).mean()),
+        sigma=float(stats.spread(rewards[base.name]).mean()),
         rewards=rewards,
         parts=parts,
-        curves={name: statistics.best_mean_worst(values) for name, values in rewards.items()},
+        curves={name: stats.best_mean_worst(values) for name, values in rewards.items()},
         comparisons=[_compare(method.name, rewards[method.name], rewards[base.name], weights) for method in methods[1:]],
         rows=[_metric_row(name, methods, config, bicubic, weights) for name in _order(base.metrics, config)],
         bicubic_rewards=sum(bicubic_parts.values()) if bicubic else None,
@@ -112,8 +112,8 @@ def evaluate(methods, config, bicubic=None, *, resamples=2000, seed=0, crop_suff
 def _compare(name, policy, base, weights):
     return Comparison(
         name=name,
-        gain=statistics.gain(policy, base, weights),
-        worst_raised=statistics.worst_raised(policy, base, weights),
+        gain=stats.gain(policy, base, weights),
+        worst_raised=stats.worst_raised(policy, base, weights),
         images_improved=int((policy.mean(axis=1) > base.mean(axis=1)).sum()),
         per_image_gain=policy.mean(axis=1) - base.mean(axis=1),
     )
@@ -137,23 +137,23 @@ def _metric_row(name, methods, config, bicubic, weights):
         cells["GT"] = Cell(float(gt.mean()))
     over_bicubic = {}
     if bicubic:
-        sigma = statistics.spread(aligned[base.name])
+        sigma = stats.spread(aligned[base.name])
         for method in methods:
             difference = aligned[method.name].mean(axis=1) - sign * bicubic[name]
-            over_bicubic[method.name] = statistics.ratio_of_means(difference, sigma, weights)
+            over_bicubic[method.name] = stats.ratio_of_means(difference, sigma, weights)
     return MetricRow(
         name=name,
         mode=entry["mode"],
         rewarded=name in {spec.name for spec in config.metrics},
         lower_better=entry["lower_better"],
         cells=cells,
-        changes={method.name: statistics.gain(aligned[method.name], aligned[base.name], weights) for method in methods[1:]},
+        changes={method.name: stats.gain(aligned[method.name], aligned[base.name], weights) for method in methods[1:]},
         over_bicubic=over_bicubic,
     )
 
 
 def _cell(values):
-    return Cell(float(values.mean()), float(values.mean(axis=0).std(ddof=1)), float(statistics.spread(values).mean()))
+    return Cell(float(values.mean()), float(values.mean(axis=0).std(ddof=1)), float(stats.spread(values).mean()))
 
 
 def _notes(photographs, image_ids):

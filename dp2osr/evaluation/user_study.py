@@ -12,9 +12,9 @@ from dp2osr.data.images import check_images, list_images, read_image
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.evaluation.report import png_data
-from dp2osr.evaluation.statistics import Estimate
 from dp2osr.files import check_output, read_json, write_json, write_text
 from dp2osr.results import check_own_files, own_files
+from dp2osr.stats import Estimate
 
 TEMPLATE = Path(__file__).with_name("user_study.html")
 MOST_METHODS = 9  # number keys

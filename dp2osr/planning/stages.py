@@ -15,7 +15,7 @@ from dp2osr.backbones.loading import cast
 from dp2osr.backbones.tiles import latent_tiling
 from dp2osr.device import DTYPES
 from dp2osr.errors import UserError
-from dp2osr.planning.cost import measure, norms_in_float32, weight_bytes, weights_of
+from dp2osr.flops import measure, norms_in_float32, weight_bytes, weights_of
 from dp2osr.planning.models import ConfigSource, fake_tensors, read_published, to_fake
 from dp2osr.preference.groups import PreferenceGroup
 from dp2osr.rewards.qalign import weight_bytes as qalign_bytes

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from dp2osr.errors import UserError
+from dp2osr.preference.hierarchy import hpo_weights
 from dp2osr.preference.pairs import curate
-from dp2osr.preference.weights import hpo_weights
 from dp2osr.rewards.chosen import check_scored, label_command
 from dp2osr.rewards.reward import finite_groups_of, hybrid_reward
 from dp2osr.sampling.resize import control_image

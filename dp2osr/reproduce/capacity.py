@@ -17,13 +17,13 @@ import numpy as np
 
 from dp2osr.errors import UserError
 from dp2osr.evaluation.figures import METHODS, MUTED, save_figure, style
-from dp2osr.evaluation.statistics import Estimate
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import bold_if_clear, fraction, markdown
 from dp2osr.files import write_text
 from dp2osr.reproduce.drawing import halving_axis
 from dp2osr.reproduce.grid import check_keys, read_experiment, read_grid
 from dp2osr.reproduce.results import REWARD
+from dp2osr.stats import Estimate
 
 MODEL_KEYS = ("stages", "base", "controlnet", "num_candidates", "seeds")
 

@@ -4,9 +4,9 @@ import math
 from itertools import cycle
 
 from dp2osr.evaluation.figures import BETTER, METHODS, MUTED, WORSE, draw_curve, save_figure, style
-from dp2osr.evaluation.statistics import Estimate
 from dp2osr.evaluation.tables import fraction
 from dp2osr.reproduce.results import BASE, REWARD
+from dp2osr.stats import Estimate
 
 
 def draw_results(results, output):

@@ -9,7 +9,7 @@ from dp2osr import files
 from dp2osr.config import nearest_of, regular_expression
 from dp2osr.errors import UserError
 from dp2osr.evaluation.methods import RESERVED
-from dp2osr.evaluation.statistics import CROP_SUFFIX
+from dp2osr.stats import CROP_SUFFIX
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "reproduce"
 STAGES = ("sample", "label", "train", "test", "label_test")

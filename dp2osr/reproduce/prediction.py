@@ -11,7 +11,6 @@ from scipy.stats import rankdata, spearmanr
 from dp2osr.config import parse_args
 from dp2osr.errors import UserError
 from dp2osr.evaluation.figures import METHODS, save_figure, style
-from dp2osr.evaluation.statistics import Estimate
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown
 from dp2osr.files import read_json, write_text
@@ -22,6 +21,7 @@ from dp2osr.reproduce.results import REWARD
 from dp2osr.reproduce.runs import locked, run_alone
 from dp2osr.reproduce.tasks import CANDIDATES, Program, Task, fingerprint, plan_grid
 from dp2osr.rewards.table import SCORES
+from dp2osr.stats import Estimate
 
 PROBE = "probe"
 SWEPT = {"num_candidates", "top_n", "groups_per_step"}  # what the arms of a sweep may differ in

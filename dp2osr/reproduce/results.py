@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
+from dp2osr import stats
 from dp2osr.data.images import find_gt
-from dp2osr.evaluation import statistics
 from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.evaluation.image_scores import ImageScorer
 from dp2osr.evaluation.methods import bicubic_scores, load_methods, suites_of
-from dp2osr.evaluation.statistics import Estimate
 from dp2osr.reproduce.tasks import BICUBIC
+from dp2osr.stats import Estimate
 
 BASE = "base"
 REWARD = "reward"
@@ -44,7 +44,7 @@ class GridResults:
         metrics: "reward" first, then name → (mode, whether the reward has it).
         notes: for the reader.
         rivals: other methods, as `ArmResult`s of one training; they have no part in the normalisation.
-        curves: name of the base or an arm → Best, Mean and Worst of m candidates, `statistics.best_mean_worst`.
+        curves: name of the base or an arm → Best, Mean and Worst of m candidates, `stats.best_mean_worst`.
         furthest_apart: image ids, first those on which the mean rewards of the arms' first trainings have the widest range.
         rewards: {base, arm or rival: mean pooled reward}, as the paper's plots have it; it moves with the models that are pooled.
     """
@@ -80,7 +80,7 @@ def collect(grid, folders, resamples=2000, seed=0, rivals=None):
     methods, notes = load_methods([f"{name}={folder}" for name, folder in folders.items()], config, command)
     base = methods[0]
     lower_better = {name: about["lower_better"] for name, about in base.metrics.items()}
-    parts = statistics.pooled_parts({method.name: method.scores for method in methods}, lower_better, config)
+    parts = stats.pooled_parts({method.name: method.scores for method in methods}, lower_better, config)
     values = {method.name: {REWARD: sum(parts[method.name].values())} for method in methods}  # sign aligned, (G, M)
     for method in methods:
         values[method.name] |= {name: (-1 if lower_better[name] else 1) * scores for name, scores in method.scores.items()}
@@ -88,16 +88,16 @@ def collect(grid, folders, resamples=2000, seed=0, rivals=None):
     outside = sorted((name for name in base.metrics if name not in rewarded), key=lambda name: (base.metrics[name]["mode"], name))
     metrics = {REWARD: ("", True)} | {name: (base.metrics[name]["mode"], name in rewarded) for name in [*rewarded, *outside]}
 
-    photographs = statistics.photographs_of(base.image_ids, grid.crop_suffix)
-    weights = statistics.bootstrap_weights(photographs, resamples, seed)
-    spreads = {name: statistics.spread(values[BASE][name]) for name in metrics}
+    photographs = stats.photographs_of(base.image_ids, grid.crop_suffix)
+    weights = stats.bootstrap_weights(photographs, resamples, seed)
+    spreads = {name: stats.spread(values[BASE][name]) for name in metrics}
 
     def means(arm, seeds, name):
         return np.stack([values[arm.run_name(number)][name].mean(axis=1) for number in seeds])
 
     def change(differences, name):
-        of_seeds = statistics.seed_weights(len(differences), resamples, seed)
-        estimate, draws = statistics.mean_gain(differences, spreads[name], weights, of_seeds)
+        of_seeds = stats.seed_weights(len(differences), resamples, seed)
+        estimate, draws = stats.mean_gain(differences, spreads[name], weights, of_seeds)
         return Change(estimate, differences.mean(axis=1) / spreads[name].mean(), draws)
 
     arms, first = [], grid.arms[0]
@@ -117,7 +117,7 @@ def collect(grid, folders, resamples=2000, seed=0, rivals=None):
         changes = {metric: change((raw[metric] - values[BASE][metric].mean(axis=1))[None], metric) for metric in metrics if metric in raw}
         of_rivals.append(ArmResult(name, (0,), changes, {}))
     pooled = {arm.name: np.concatenate([values[arm.run_name(number)][REWARD] for number in arm.seeds]) for arm in grid.arms}
-    curves = {name: statistics.best_mean_worst(rewards) for name, rewards in ({BASE: values[BASE][REWARD]} | pooled).items()}
+    curves = {name: stats.best_mean_worst(rewards) for name, rewards in ({BASE: values[BASE][REWARD]} | pooled).items()}
     ranges = np.ptp([means(arm, arm.seeds[:1], REWARD)[0] for arm in grid.arms], axis=0)
     furthest_apart = [base.image_ids[index] for index in np.argsort(-ranges, kind="stable")]
     about = (len(base.image_ids), len(set(photographs)), base.num_candidates, notes)
@@ -127,7 +127,7 @@ def collect(grid, folders, resamples=2000, seed=0, rivals=None):
 def _reward_of_outsider(scores, pool, lower_better, config):
     """(G,) mean reward of images outside the pool; `scores`: {metric: (G, S)}."""
     samples = [{metric: values[:, place] for metric, values in scores.items()} for place in range(next(iter(scores.values())).shape[1])]
-    return np.mean([sum(statistics.parts_of_outsider(sample, pool, lower_better, config).values()) for sample in samples], axis=0)
+    return np.mean([sum(stats.parts_of_outsider(sample, pool, lower_better, config).values()) for sample in samples], axis=0)
 
 
 def score_rivals(grid, folders, candidates, label, output):

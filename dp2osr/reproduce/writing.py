@@ -4,7 +4,7 @@ import csv
 import io
 from dataclasses import asdict
 
-from dp2osr.evaluation.contact_sheet import contact_sheet
+from dp2osr.data.contact_sheet import contact_sheet
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import bold_if_clear, markdown
 from dp2osr.files import write_json, write_text

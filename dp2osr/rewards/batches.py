@@ -9,7 +9,7 @@ import torch
 from torch.utils._pytree import tree_map_only
 
 from dp2osr.errors import UserError
-from dp2osr.planning.cost import PeakMemory
+from dp2osr.flops import PeakMemory
 
 
 class PeakOfNew(PeakMemory):

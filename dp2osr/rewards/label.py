@@ -331,7 +331,7 @@ def label_candidates(args):
     from dp2osr.device import compute_device
     from dp2osr.rewards.config import load_reward_config
     from dp2osr.rewards.metrics import MetricSuite, check_modes
-    from dp2osr.rewards.weights import check_manifest
+    from dp2osr.rewards.weight_files import check_manifest
     from dp2osr.sampling.store import CandidateStore
 
     config = load_reward_config(args.reward_config or DEFAULT)

@@ -262,7 +262,7 @@ def create_metric(spec, device, weights_dir=None):
     import pyiqa
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-    from dp2osr.rewards.weights import metric_weights, metrics_folder
+    from dp2osr.rewards.weight_files import metric_weights, metrics_folder
 
     if spec.name not in DEFAULT_CONFIGS:
         own = "for a metric of your own see docs/OWN_METRICS.md"
@@ -315,7 +315,7 @@ def _problem(spec, kind, error, device):
 
 def _ways_without(name, kind):
     """What to do about a metric whose weights are not on this machine."""
-    from dp2osr.rewards.weights import FROM_HUB
+    from dp2osr.rewards.weight_files import FROM_HUB
 
     asked = "--fid" if name == "fid" else f"--extra_metrics {name}"
     fetched = f"python scripts/fetch_metrics.py {asked} --metrics_dir metrics"

@@ -6,7 +6,7 @@ import importlib.util
 from dp2osr.config import at_least, finite, positive, share, timestep_flags
 from dp2osr.errors import UserError
 from dp2osr.flags import refuse_ignored
-from dp2osr.preference.weights import WEIGHTINGS
+from dp2osr.preference.hierarchy import WEIGHTINGS
 
 LOSSES = ("sigmoid", "ipo", "hinge", "plackett_luce")  # of preference.loss, named here so that --help needs no torch
 SCHEDULES = ("constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial")  # of diffusers.optimization

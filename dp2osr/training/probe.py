@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from dp2osr import stats
 from dp2osr.errors import UserError
-from dp2osr.evaluation import statistics
 from dp2osr.evaluation.tables import fraction
 from dp2osr.files import read_json, settle, write_json
 from dp2osr.preference.groups import PreferenceGroups
@@ -28,13 +28,13 @@ FREE_SETTINGS = (
 )  # fmt: skip
 
 
-def split_groups(image_ids, share, seed, crop_suffix=statistics.CROP_SUFFIX):
+def split_groups(image_ids, share, seed, crop_suffix=stats.CROP_SUFFIX):
     """(visited, held-out) indices of groups; all crops of a photograph are on one side.
 
     Raises:
         UserError: no photograph is left to visit, or fewer than two to judge by.
     """
-    photographs = np.array(statistics.photographs_of(image_ids, crop_suffix))
+    photographs = np.array(stats.photographs_of(image_ids, crop_suffix))
     names = np.random.default_rng(seed).permutation(np.unique(photographs))
     count = round(share * len(names))
     if not 2 <= count < len(names):
@@ -49,12 +49,12 @@ def settings_to_probe(sizes, tops, scored):
     Raises:
         UserError: an M that is not scored, or none that fits an N.
     """
-    sizes = sizes or [size for size in statistics.subset_sizes(scored) if size >= 4]
+    sizes = sizes or [size for size in stats.subset_sizes(scored) if size >= 4]
     if max(sizes, default=0) > scored:
         raise UserError(f"--sizes {max(sizes)}: {scored} candidates an image are scored")
     if not sizes:
         raise UserError(f"{scored} candidates an image are scored; by itself it tries M from 4: sample more, or give --sizes")
-    found = [(size, top) for size in sorted(sizes, reverse=True) for top in (tops or statistics.subset_sizes(size // 2)) if 2 * top <= size]
+    found = [(size, top) for size in sorted(sizes, reverse=True) for top in (tops or stats.subset_sizes(size // 2)) if 2 * top <= size]
     if not found:
         raise UserError(f"--tops {' '.join(map(str, tops))}: none is at most half of an M of {sorted(sizes)}")
     return found
@@ -72,7 +72,7 @@ class Probe:
         crop_suffix: what an image id has beyond its photograph's name.
     """
 
-    def __init__(self, trainer, steps, visited, held_out_share, groups, candidates, timesteps, crop_suffix=statistics.CROP_SUFFIX):
+    def __init__(self, trainer, steps, visited, held_out_share, groups, candidates, timesteps, crop_suffix=stats.CROP_SUFFIX):
         self.trainer, self.steps, self.visited, self.timesteps = trainer, steps, visited, timesteps
         args = trainer.args
         self.config = trainer.reward
@@ -83,7 +83,7 @@ class Probe:
         self.held_out = held_out[np.linspace(0, len(held_out) - 1, min(groups, len(held_out))).astype(int)]
         self.judged = everything.only(self.held_out)
         self.candidates = np.arange(min(candidates, self.judged.rewards.shape[1]))
-        self.photographs = statistics.photographs_of(self.judged.image_ids, crop_suffix)
+        self.photographs = stats.photographs_of(self.judged.image_ids, crop_suffix)
         self.reference_errors = {}  # (group, timestep's number) → (m,); the same for every (M, N)
 
     def groups_of(self, size, top_n):
@@ -103,14 +103,14 @@ class Probe:
             record, _ = trainer.train_step()
             trainer.step += 1
         gains = self.gains()
-        weights = statistics.bootstrap_weights(self.photographs, resamples, trainer.args.seed)
-        estimate = statistics.ratio_of_means(gains, statistics.spread(self.judged.rewards), weights)
+        weights = stats.bootstrap_weights(self.photographs, resamples, trainer.args.seed)
+        estimate = stats.ratio_of_means(gains, stats.spread(self.judged.rewards), weights)
         best, worst = (np.take_along_axis(trainer.groups.rewards, side, 1) for side in (trainer.groups.winners, trainer.groups.losers))
         return {
             "M": size,
             "N": top_n,
             "groups_per_step": trainer.args.groups_per_step,
-            "gap": float((best.mean() - worst.mean()) / statistics.spread(trainer.groups.rewards).mean()),
+            "gap": float((best.mean() - worst.mean()) / stats.spread(trainer.groups.rewards).mean()),
             "accuracy": record["implicit_accuracy"],
             "distance": trainer.distance(),
             "gain": estimate.value,
@@ -168,11 +168,11 @@ def suggest(records, resamples=2000, seed=0):
         records: of `Probe.run`.
     """
     best = max(records, key=lambda record: record["gain"])
-    weights = statistics.bootstrap_weights(best["photographs"], resamples, seed)
+    weights = stats.bootstrap_weights(best["photographs"], resamples, seed)
 
     def worse(record):
         lost = np.array(best["by_group"]) - np.array(record["by_group"])
-        return statistics.ratio_of_means(lost, np.ones(len(lost)), weights).low > 0
+        return stats.ratio_of_means(lost, np.ones(len(lost)), weights).low > 0
 
     return best, min((record for record in records if not worse(record)), key=lambda record: (record["M"], -record["gain"]))
 

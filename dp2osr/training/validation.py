@@ -6,12 +6,12 @@ from copy import deepcopy
 import numpy as np
 from PIL import Image
 
+from dp2osr import stats
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.loading import cast
+from dp2osr.data.contact_sheet import draw_sheet
 from dp2osr.data.images import list_images, pil_to_tensor, read_image, tensor_to_pil
 from dp2osr.errors import NonFiniteSamples, UserError, listed
-from dp2osr.evaluation import statistics
-from dp2osr.evaluation.contact_sheet import draw_sheet
 from dp2osr.rewards.config import for_new_images
 from dp2osr.rewards.metrics import MetricSuite, check_modes
 from dp2osr.rewards.reward import finite_groups_of, hybrid_reward, with_fixed_weights
@@ -22,7 +22,7 @@ from dp2osr.training.options import sampling_options, told_differences
 class RewardValidator:
     """Called with a policy, returns pooled rewards of held-out images and the gain G; `sheet` has the first `shown` of them as pictures.
 
-    G as in `statistics.gain`. The base's own samples are drawn when it is called for the first time.
+    G as in `stats.gain`. The base's own samples are drawn when it is called for the first time.
 
     Args:
         args: flags of training.
@@ -104,7 +104,7 @@ class RewardValidator:
             "val_reward_best": float(tuned.max(axis=1).mean()),
             "val_reward_worst": float(tuned.min(axis=1).mean()),
             "val_base_mean": float(base.mean()),
-            "G": statistics.gain(tuned, base, None).value,
+            "G": stats.gain(tuned, base, None).value,
         }
 
     def sheet(self):

@@ -17,10 +17,10 @@ from dp2osr.rewards.chosen import label_command, read_with_reward
 from dp2osr.rewards.inspection import finite_groups, inspect_rewards, sentences
 from dp2osr.rewards.maps import has_map
 from dp2osr.rewards.metrics import MetricSuite
+from dp2osr.rewards.ordering import held_out_crops, validate_reward
 from dp2osr.rewards.reward import reward_shares
 from dp2osr.rewards.table import scores_path, write_table
-from dp2osr.rewards.validation import held_out_crops, validate_reward
-from dp2osr.rewards.weights import check_manifest
+from dp2osr.rewards.weight_files import check_manifest
 from dp2osr.sampling.decode import load_decoder
 from dp2osr.sampling.store import CandidateStore
 

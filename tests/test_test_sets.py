@@ -8,16 +8,16 @@ import pytest
 from conftest import assert_one_clear_line, run_program, save_noise
 from PIL import Image
 
-from dp2osr.data import benchmarks
-from dp2osr.data.benchmarks import check_manifest, find_pairs, prepare, write_manifest
+from dp2osr.data import test_sets
 from dp2osr.data.images import list_images
+from dp2osr.data.test_sets import check_manifest, find_pairs, prepare, write_manifest
 from dp2osr.errors import UserError
 
 
 @pytest.fixture(autouse=True)
 def small_sets(monkeypatch):
-    monkeypatch.setitem(benchmarks.TEST_SETS, "RealSR", benchmarks.TestSet(3, 16, True, "somewhere"))
-    monkeypatch.setitem(benchmarks.TEST_SETS, "RealLR200", benchmarks.TestSet(2, None, False, "somewhere"))
+    monkeypatch.setitem(test_sets.TEST_SETS, "RealSR", test_sets.TestSet(3, 16, True, "somewhere"))
+    monkeypatch.setitem(test_sets.TEST_SETS, "RealLR200", test_sets.TestSet(2, None, False, "somewhere"))
 
 
 def make_pairs(folder, lr="test_LR", gt="test_HR", ends=("", ""), size=16, count=3):
