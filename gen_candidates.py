@@ -8,38 +8,16 @@ Run it again and it does what is left: a group is kept if it was made of the sam
 --num_candidates the groups that are there get the candidates that they lack.
 """
 
-import argparse
-
-from dp2osr.config import at_least, input_flags, model_flags, parse_args, positive, sampling_flags
+from dp2osr.cli import parse
 from dp2osr.errors import run
-
-
-def build_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, parents=[model_flags(), sampling_flags(), input_flags()], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--image_path", required=True, help="folder of LR images (or one image)")
-    parser.add_argument("--output_dir", required=True, help="the candidate folder; run again to go on where it stopped")
-    parser.add_argument("--num_candidates", type=at_least(1), default=32, help="M, candidates an LR image (default: %(default)s)")
-    parser.add_argument(
-        "--max_images", type=at_least(1), help="take only this many images, evenly spaced over their sorted names (default: all)"
-    )
-    parser.add_argument(
-        "--images_offset",
-        type=at_least(0),
-        default=0,
-        help="with --max_images: take the images this many places later (default: %(default)s)",
-    )
-    parser.add_argument("--upscale", type=positive, default=4, help="size of the result over size of the LR image (default: %(default)s)")
-    parser.add_argument("--save_images", choices=["all", "none"], default="none", help="PNGs beside the latents (default: %(default)s)")
-    return parser
+from dp2osr.sampling.settings import GenerateSettings
 
 
 def main():
-    args = parse_args(build_parser())
+    settings = parse(GenerateSettings, description=__doc__)
     from dp2osr.sampling.sampler import generate_candidates
 
-    generate_candidates(args)
+    generate_candidates(settings)
 
 
 if __name__ == "__main__":

@@ -6,29 +6,24 @@
 Run it again and it does what is left: a result is kept if it was made of the same image with the same settings.
 """
 
-import argparse
+from dataclasses import dataclass
 
-from dp2osr.config import model_flags, parse_args, restore_flags, sampling_flags
+from dp2osr.backbones.settings import FluxSettings
+from dp2osr.cli import parse
 from dp2osr.errors import run
+from dp2osr.sampling.settings import RestoreSettings
 
 
-def build_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        parents=[model_flags(), sampling_flags(), restore_flags()],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--num_double_layers", type=int, help="double blocks that the ControlNet must have (default: those of its file)")
-    parser.add_argument("--num_single_layers", type=int, help="single blocks that the ControlNet must have (default: those of its file)")
-    parser.set_defaults(backbone="flux")
-    return parser
+@dataclass(kw_only=True)
+class FluxRestoreSettings(FluxSettings, RestoreSettings):
+    """SR images of a folder by FLUX."""
 
 
 def main():
-    args = parse_args(build_parser())
+    settings = parse(FluxRestoreSettings, description=__doc__, backbone="flux")
     from dp2osr.sampling.restore import restore_folder
 
-    restore_folder(args)
+    restore_folder(settings)
 
 
 if __name__ == "__main__":

@@ -6,27 +6,16 @@
 Run it again and it does what is left: a result is kept if it was made of the same image with the same settings.
 """
 
-import argparse
-
-from dp2osr.config import model_flags, parse_args, restore_flags, sampling_flags
+from dp2osr.cli import parse
 from dp2osr.errors import run
-
-
-def build_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        parents=[model_flags(), sampling_flags(), restore_flags()],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(backbone="sd2")
-    return parser
+from dp2osr.sampling.settings import RestoreSettings
 
 
 def main():
-    args = parse_args(build_parser())
+    settings = parse(RestoreSettings, description=__doc__, backbone="sd2")
     from dp2osr.sampling.restore import restore_folder
 
-    restore_folder(args)
+    restore_folder(settings)
 
 
 if __name__ == "__main__":

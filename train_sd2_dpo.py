@@ -8,28 +8,18 @@
 The candidates are those of the examples of gen_candidates.py and label_rewards.py. Run it again and it goes on from its last checkpoint.
 """
 
-import argparse
-
-from dp2osr.config import given_flags, model_flags, parse_args
+from dp2osr.cli import given, parse
 from dp2osr.errors import run
-from dp2osr.training.options import check_given, training_flags
-
-
-def build_parser():
-    parser = argparse.ArgumentParser(
-        description=__doc__, parents=[model_flags(), training_flags()], formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(backbone="sd2")
-    return parser
+from dp2osr.training.options import check_given
+from dp2osr.training.settings import TrainSettings
 
 
 def main():
-    parser = build_parser()
-    args = parse_args(parser)
-    check_given(args, given_flags(parser))
+    settings = parse(TrainSettings, description=__doc__, backbone="sd2")
+    check_given(settings, given(TrainSettings))
     from dp2osr.training.trainer import PreferenceTrainer
 
-    PreferenceTrainer(args).train()
+    PreferenceTrainer(settings).train()
 
 
 if __name__ == "__main__":

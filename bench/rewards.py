@@ -11,12 +11,10 @@ where M + 1 are different; that ratio is the most that keeping the GT's features
 """
 
 import argparse
-import sys
 import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 from bench.random_metrics import random_weights
 

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 from bench.models import memory, models
 
@@ -48,16 +47,16 @@ class Bench:
         from diffusers import StableDiffusionControlNetPipeline
         from PIL import Image
 
-        import test_sd2b_controlnet
-        from dp2osr.config import parse_args
+        from dp2osr.cli import parse
         from dp2osr.sampling.sampler import GroupSampler
+        from dp2osr.sampling.settings import RestoreSettings
 
         torch.set_num_threads(args.threads)
         model, controlnet = (Path(args.model) / name for name in ("base", "controlnet"))
         self.args = args
         words = ["--pretrained_model_name_or_path", model, "--controlnet_model_name_or_path", controlnet, "--align_method", "nofix"]
         words += ["--num_inference_steps", args.steps, "--guidance_scale", args.guidance_scale, "--negative_prompt", NEGATIVE]
-        flags = parse_args(test_sd2b_controlnet.build_parser(), [*map(str, words), "--image_path", ".", "--output_dir", "."])
+        flags = parse(RestoreSettings, [*words, "--image_path", ".", "--output_dir", "."], backbone="sd2")
         self.sampler = GroupSampler(flags, "cpu")
         self.sampler.prompts = lambda image_id, lr: PROMPT
         backbone = self.sampler.backbone

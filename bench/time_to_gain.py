@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 # method: groups a step of the group form or pairs a step, steps between two validations; the first is what the others are compared with
 METHODS = {
@@ -111,11 +110,11 @@ def one_run(args, method, rate, seed, path):
     """Train until G reaches the level or the time is over; writes {"seconds", "step", "G", "history"} to `path`."""
     import torch
 
-    from dp2osr.config import parse_args
+    from dp2osr.cli import parse
     from dp2osr.files import write_json
     from dp2osr.rewards.config import load_reward_config
+    from dp2osr.training.settings import TrainSettings
     from dp2osr.training.trainer import PreferenceTrainer
-    from train_sd2_dpo import build_parser as training_parser
 
     torch.set_num_threads(1)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +126,7 @@ def one_run(args, method, rate, seed, path):
     flags += ["--validation_image_path", "preset/test/lr", "--validation_gt_path", "preset/test/gt", "--validation_steps", 1]
     flags += ["--validation_prompt_file", "preset/test/prompts.json", "--validation_candidates", args.validation_candidates]
     flags += ["--num_inference_steps", 3, "--guidance_scale", 1, "--align_method", "wavelet"]
-    trainer = PreferenceTrainer(parse_args(training_parser(), [str(flag) for flag in flags]))
+    trainer = PreferenceTrainer(parse(TrainSettings, flags, backbone="sd2"))
     trainer.reward = load_reward_config("embedded")  # pairs are chosen by one reward, G is of the other
     validator = trainer.make_validator()
     step_of = PairwiseStep(trainer, size) if kind == "pairs" else lambda step: trainer.train_step()

@@ -19,10 +19,8 @@ import tempfile
 import time
 from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 from bench.models import memory, models
 
@@ -73,12 +71,9 @@ class Bench:
             "x", list(range(2 * top_n)), torch.randn(2 * top_n, 4, 32, 32, generator=generator), torch.rand(1, 3, side, side),
             self.backbone.encode_prompts(["cat, animal, fur"]), torch.rand(top_n, top_n, generator=generator) + 0.5,
         )  # fmt: skip
-        flags = {
-            "seed": 0, "beta": self.beta, "loss": "sigmoid", "label_smoothing": 0.0, "sft_weight": 0.0, "pairs_per_group": 0,
-            "micro_batch_size": 0, "shared_noise": False, "timestep_range": (0.0, 1.0),
-            "timestep_sampling": "logit_normal", "logit_mean": 0.0, "logit_std": 1.0,
-        }  # fmt: skip
-        self.objective = GroupObjective(SimpleNamespace(**flags), Accelerator(cpu=True), self.backbone, self.policy, reference)
+        unused = dict.fromkeys(("pretrained_model_name_or_path", "controlnet_model_name_or_path", "candidates_dir", "output_dir"), "-")
+        settings = TrainSettings(**unused, beta=self.beta)
+        self.objective = GroupObjective(settings, Accelerator(cpu=True), self.backbone, self.policy, reference)
         self.reference = reference
 
     def optimizer(self):
@@ -188,16 +183,16 @@ def time_logging(args, steps=20):
     """Print the seconds of the steps of a training with TensorBoard, of what it logs, and their ratio."""
     import torch
 
-    from dp2osr.config import parse_args
+    from dp2osr.cli import parse
     from dp2osr.training.log import TrainingLog
+    from dp2osr.training.settings import TrainSettings
     from dp2osr.training.trainer import DISTANCE_STEPS, PreferenceTrainer
-    from train_sd2_dpo import build_parser as training_parser
 
     torch.set_num_threads(args.threads)
     with tempfile.TemporaryDirectory() as folder:
         flags = ["--config", "configs/tiny_sd2/quickstart/train.yaml", "--candidates_dir", args.logging, "--output_dir", folder]
         flags += ["--scores", f"{args.logging}/scores.parquet", "--report_to", "tensorboard"]
-        trainer = PreferenceTrainer(parse_args(training_parser(), flags))
+        trainer = PreferenceTrainer(parse(TrainSettings, flags, backbone="sd2"))
         trainer.accelerator.init_trackers("dp2o")
         log, stepping, logging = TrainingLog(Path(folder) / "train_log.jsonl", 0), 0.0, 0.0
         for step in range(-1, steps):  # the first one warms up

@@ -5,28 +5,30 @@
 The folder is that of the example of gen_candidates.py.
 """
 
-import argparse
-import sys
-from pathlib import Path
+from dataclasses import dataclass
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from dp2osr.config import DefaultsAndLines, at_least, parse_args
+from dp2osr.cli import Count, Settings, parse
 from dp2osr.errors import UserError, run
 
 
-def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsAndLines)
-    parser.add_argument("--candidates", nargs="+", required=True, help="title=FOLDER, of gen_candidates.py")
-    parser.add_argument("--gt_path", required=True, help="GT images, by name")
-    parser.add_argument("--output", required=True, help="the PNG")
-    parser.add_argument("--columns", type=at_least(1), default=2, help="images side by side")
-    parser.add_argument("--zoom", type=at_least(1), default=1, help="enlargement, nearest neighbour")
-    return parser
+@dataclass(kw_only=True)
+class SheetSettings(Settings):
+    """What a sheet shows."""
+
+    candidates: list[str]
+    """Title=FOLDER, of gen_candidates.py."""
+    gt_path: str
+    """GT images, by name."""
+    output: str
+    """The PNG."""
+    columns: Count = 2
+    """Images side by side."""
+    zoom: Count = 1
+    """Enlargement, nearest neighbour."""
 
 
 def main():
-    args = parse_args(build_parser())
+    args = parse(SheetSettings, description=__doc__)
     if not all("=" in word for word in args.candidates):
         raise UserError("--candidates: each must be title=FOLDER")
     from dp2osr.data.contact_sheet import contact_sheet

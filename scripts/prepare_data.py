@@ -4,42 +4,48 @@
     python scripts/prepare_data.py RealLR200 --source RealLR200.zip
     python scripts/prepare_data.py HR --source runs/pairs/gt --min_side 64     # runs/pairs/gt/manifest.csv, of any folder of photographs
 
-Each set gets a manifest.csv with sizes and hashes; --manifest compares it with somebody else's, so that two laboratories know that they
+Sets: RealSR, DRealSR, DIV2K-Val (StableSR's test sets, or their own releases), RealLR200 (SeeSR's release), RealLQ250 (DreamClear's).
+Each gets a manifest.csv with sizes and hashes; --manifest compares it with somebody else's, so that two laboratories know that they
 measure on the same files. scripts/make_lr_pairs.py takes a manifest of photographs for --image_path.
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import tyro
+
+from dp2osr.cli import Count, Settings, default_is, given, parse
+from dp2osr.errors import run
 
 
-def make_parser():
-    from dp2osr.config import at_least
-    from dp2osr.data.test_sets import TEST_SETS
+@dataclass(kw_only=True)
+class PrepareSettings(Settings):
+    """Which set, from where, to where."""
 
-    sets = "\n".join(f"  {name}: {entry.count} images, from {entry.origin}" for name, entry in TEST_SETS.items())
-    parser = argparse.ArgumentParser(description=f"{__doc__}\n{sets}", formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", choices=[*TEST_SETS, "HR"], help="the set, or HR for photographs to train from")
-    parser.add_argument("--source", required=True, help="folder, or zip or tar archive, as distributed")
-    parser.add_argument("--output_dir", help="a test set: gets a folder of the set's name (default: data)")
-    parser.add_argument("--any_count", action="store_true", help="a test set: accept another number of images than it has")
-    parser.add_argument("--manifest", help="manifest.csv of the same set made elsewhere, to compare with")
-    parser.add_argument("--min_side", type=at_least(1), help="HR: least side of a photograph, pixels (default: 512)")
-    parser.add_argument("--skip_unreadable", action="store_true", help="HR: leave out photographs that cannot be read (default: stop)")
-    return parser
+    name: tyro.conf.Positional[Literal["RealSR", "DRealSR", "DIV2K-Val", "RealLR200", "RealLQ250", "HR"]]
+    """The set, or HR for photographs to train from."""
+    source: str
+    """Folder, or zip or tar archive, as distributed."""
+    output_dir: Annotated[str | None, default_is("data")] = None
+    """A test set: gets a folder of the set's name."""
+    any_count: bool = False
+    """A test set: accept another number of images than it has."""
+    manifest: str | None = None
+    """manifest.csv of the same set made elsewhere, to compare with."""
+    min_side: Annotated[Count | None, default_is("512")] = None
+    """HR: least side of a photograph, pixels."""
+    skip_unreadable: Annotated[bool, default_is("stop")] = False
+    """HR: leave out photographs that cannot be read."""
 
 
 def main():
-    from dp2osr.config import given_flags, parse_args
     from dp2osr.data import test_sets
     from dp2osr.errors import UserError, listed
 
-    parser = make_parser()
-    args = parse_args(parser)
+    args = parse(PrepareSettings, description=__doc__)
     others = ("output_dir", "any_count") if args.name == "HR" else ("min_side", "skip_unreadable")
-    for flag in sorted(given_flags(parser) & set(others)):
+    for flag in sorted(given(PrepareSettings) & set(others)):
         raise UserError(
             f"--{flag}: is not of {args.name} ({'it writes manifest.csv into --source' if args.name == 'HR' else 'only of HR'})"
         )
@@ -60,6 +66,4 @@ def main():
 
 
 if __name__ == "__main__":
-    from dp2osr.errors import run
-
     run(main)

@@ -1,42 +1,47 @@
 """Train a small AutoencoderKL on photographs (the tiny models' autoencoder; full-size SD2 and FLUX bring their own)."""
 
-import argparse
-import sys
-from pathlib import Path
+from dataclasses import dataclass, field
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from dp2osr.cli import Count, Natural, NonNegative, Settings, parse
+from dp2osr.errors import run
 
 
-def parse_args(argv=None):
-    from dp2osr.config import at_least
-    from dp2osr.config import parse_args as parse
+@dataclass(kw_only=True)
+class AutoencoderSettings(Settings):
+    """Training of a small autoencoder."""
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--train_dir", required=True, help="folder of training photographs")
-    parser.add_argument("--val_dir", required=True, help="folder of held-out photographs")
-    parser.add_argument("--output_dir", required=True, help="checkpoint, log and final vae/ folder")
-    parser.add_argument(
-        "--block_out_channels",
-        type=at_least(1),
-        nargs="+",
-        default=[16, 32, 64],
-        help="channels a level; each level but the last halves the side",
-    )
-    parser.add_argument("--latent_channels", type=at_least(1), default=4, help="latent channels")
-    parser.add_argument("--resolution", type=at_least(1), default=64, help="side of a training crop, pixels")
-    parser.add_argument("--train_batch_size", type=at_least(1), default=8, help="crops a step")
-    parser.add_argument("--max_train_steps", type=at_least(1), default=1800, help="optimizer steps")
-    parser.add_argument("--learning_rate", type=at_least(0, float), default=7e-4, help="peak rate; cosine to zero")
-    parser.add_argument("--lr_warmup_steps", type=at_least(1), default=200, help="linear warm-up, steps")
-    parser.add_argument("--chroma_weight", type=at_least(0, float), default=1.0, help="weight of the L1 in Cb, Cr")
-    parser.add_argument("--kl_weight", type=at_least(0, float), default=1e-6, help="weight of the mean KL")
-    parser.add_argument("--checkpointing_steps", type=at_least(1), default=200, help="steps between checkpoints and held-out scores")
-    parser.add_argument("--seed", type=at_least(0), default=0, help="decides initial weights, crops and noise")
-    return parse(parser, argv)
+    train_dir: str
+    """Folder of training photographs."""
+    val_dir: str
+    """Folder of held-out photographs."""
+    output_dir: str
+    """Checkpoint, log and final vae/ folder."""
+    block_out_channels: list[Count] = field(default_factory=lambda: [16, 32, 64])
+    """Channels a level; each level but the last halves the side."""
+    latent_channels: Count = 4
+    """Latent channels."""
+    resolution: Count = 64
+    """Side of a training crop, pixels."""
+    train_batch_size: Count = 8
+    """Crops a step."""
+    max_train_steps: Count = 1800
+    """Optimizer steps."""
+    learning_rate: NonNegative = 0.0007
+    """Peak rate; cosine to zero."""
+    lr_warmup_steps: Count = 200
+    """Linear warm-up, steps."""
+    chroma_weight: NonNegative = 1.0
+    """Weight of the L1 in Cb, Cr."""
+    kl_weight: NonNegative = 1e-06
+    """Weight of the mean KL."""
+    checkpointing_steps: Count = 200
+    """Steps between checkpoints and held-out scores."""
+    seed: Natural = 0
+    """Decides initial weights, crops and noise."""
 
 
 def main():
-    args = parse_args()
+    args = parse(AutoencoderSettings, description=__doc__)
     from dp2osr.training.autoencoder import check_autoencoder_output, new_autoencoder, train_autoencoder
 
     check_autoencoder_output(args)
@@ -44,6 +49,4 @@ def main():
 
 
 if __name__ == "__main__":
-    from dp2osr.errors import run
-
     run(main)

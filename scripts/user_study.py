@@ -7,50 +7,60 @@ The page shows an LR image beside the methods' results, in random order and with
 needs no server. Keep the key: it alone tells which result is whose.
 """
 
-import argparse
-import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import tyro
+
+from dp2osr.cli import Count, Settings, default_is, metavar, parse
+from dp2osr.errors import run
 
 
-def make_parser():
-    from dp2osr.config import at_least
+@dataclass(kw_only=True)
+class MakeSettings(Settings):
+    """Write the page and its key."""
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    make = commands.add_parser("make", help="write the page and its key")
-    make.add_argument(
-        "--images", nargs="+", required=True, metavar="NAME=DIR", help="two to nine methods' SR images, named as the LR images"
-    )
-    make.add_argument("--lr_path", required=True, help="folder of the LR images")
-    make.add_argument("--output", required=True, help="the page, .html; its key is written beside it")
-    make.add_argument("--num_images", type=at_least(1), help="images shown, drawn at random (default: all)")
-    make.add_argument("--seed", type=int, default=0, help="of that draw (default: %(default)s)")
-    make.add_argument("--question", default="Which is the best restoration of the input?", help="(default: %(default)s)")
-    count = commands.add_parser("count", help="percentages with 95 %% intervals")
-    count.add_argument("votes", nargs="+", metavar="VOTES.json", help="files that participants downloaded")
-    count.add_argument("--key", required=True, help="the page's .key.json")
-    count.add_argument("--bootstrap", type=at_least(1), default=2000, help="resamples for the intervals (default: %(default)s)")
-    return parser
+    images: Annotated[list[str], metavar("NAME=DIR [NAME=DIR ...]")]
+    """Two to nine methods' SR images, named as the LR images."""
+    lr_path: str
+    """Folder of the LR images."""
+    output: str
+    """The page, .html; its key is written beside it."""
+    num_images: Annotated[Count | None, default_is("all")] = None
+    """Images shown, drawn at random."""
+    seed: int = 0
+    """Of that draw."""
+    question: str = "Which is the best restoration of the input?"
+    """What participants are asked."""
+
+
+@dataclass(kw_only=True)
+class CountSettings(Settings):
+    """Percentages with 95 % intervals."""
+
+    votes: tyro.conf.Positional[Annotated[list[str], metavar("VOTES.json [VOTES.json ...]")]]
+    """Files that participants downloaded."""
+    key: str
+    """The page's .key.json."""
+    bootstrap: Count = 2000
+    """Resamples for the intervals."""
 
 
 def main():
-    from dp2osr.config import parse_args
-
-    args = parse_args(make_parser())
+    settings = parse({"make": MakeSettings, "count": CountSettings}, description=__doc__)
     from dp2osr.evaluation import user_study
     from dp2osr.evaluation.image_folders import parse_folders
 
-    if args.command == "make":
-        user_study.make_study(parse_folders(args.images), args.lr_path, args.output, args.num_images, args.seed, args.question)
-        print(f"{args.output}: open it in a browser, or send it; {Path(args.output).with_suffix('.key.json')}: keep it")
+    if isinstance(settings, MakeSettings):
+        user_study.make_study(
+            parse_folders(settings.images), settings.lr_path, settings.output, settings.num_images, settings.seed, settings.question
+        )
+        print(f"{settings.output}: open it in a browser, or send it; {Path(settings.output).with_suffix('.key.json')}: keep it")
     else:
-        methods, everyone = user_study.read_votes(args.votes, args.key)
-        print(user_study.votes_table(methods, everyone, args.bootstrap))
+        methods, everyone = user_study.read_votes(settings.votes, settings.key)
+        print(user_study.votes_table(methods, everyone, settings.bootstrap))
 
 
 if __name__ == "__main__":
-    from dp2osr.errors import run
-
     run(main)

@@ -5,31 +5,37 @@
 Exit code 0: every metric does; 1: one or more do not, and are named.
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dp2osr.cli import Count, Settings, at_least, metavar, parse
+from dp2osr.errors import run
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 
-def parse_args(argv=None):
-    from dp2osr.config import DefaultsAndLines, at_least
-    from dp2osr.config import parse_args as parse
+@dataclass(kw_only=True)
+class ValidateSettings(Settings):
+    """Which reward is checked, on which photographs."""
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsAndLines)
-    parser.add_argument("reward_config", metavar="CONFIG", help="name in configs/rewards or a YAML file")
-    parser.add_argument("--image_path", default=str(ROOT / "preset" / "test" / "gt"), help="folder of held-out photographs, undistorted")
-    parser.add_argument(
-        "--resolution", type=at_least(8), default=128, help="side of a crop, pixels: that of the images the reward will score"
-    )
-    parser.add_argument("--num_crops", type=at_least(1), default=40, help="crops, spread over the photographs")
-    parser.add_argument("--output", help="also write the numbers to this JSON file")
-    return parse(parser, argv)
+    reward_config: tyro.conf.Positional[Annotated[str, metavar("CONFIG")]]
+    """Name in configs/rewards or a YAML file."""
+    image_path: str = str(ROOT / "preset" / "test" / "gt")
+    """Folder of held-out photographs, undistorted."""
+    resolution: Annotated[int, at_least(8)] = 128
+    """Side of a crop, pixels: that of the images the reward will score."""
+    num_crops: Count = 40
+    """Crops, spread over the photographs."""
+    output: str | None = None
+    """Also write the numbers to this JSON file."""
 
 
 def main():
-    args = parse_args()
+    args = parse(ValidateSettings, description=__doc__)
     from dataclasses import asdict
 
     from dp2osr.errors import UserError
@@ -55,6 +61,4 @@ def main():
 
 
 if __name__ == "__main__":
-    from dp2osr.errors import run
-
     run(main)

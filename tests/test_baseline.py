@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, read_log, run_program, save_noise
+from dp2osr.config import given_flags, parse_args
 from safetensors.torch import load_file
 
-from dp2osr.config import given_flags, parse_args
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.errors import UserError
 from dp2osr.training.baseline import check_baseline, train_baseline

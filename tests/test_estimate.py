@@ -21,9 +21,10 @@ from dp2osr.flops import measure, weights_of
 from dp2osr.planning.models import fake_tensors, read_published
 from dp2osr.planning.stages import PlannedModel, to_pretended_cpu
 from dp2osr.sampling.colour import adain_align, low_pass, wavelet_align
+from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.estimate import check_cost, control_group_bytes, free_bytes, passes, peak_bytes, total
 from dp2osr.sampling.resize import control_image, image_sizes, round_to_8_bits
-from dp2osr.sampling.sampler import SamplingSettings, samples_together
+from dp2osr.sampling.sampler import samples_together
 from dp2osr.sampling.seeds import candidate_generator
 
 PLENTY = {"host": 10**15, "device": 10**15}
@@ -34,7 +35,7 @@ def photograph(width, height):
 
 
 def settings_of(backbone, scheduler=None, guidance=1.0, steps=2):
-    return SamplingSettings(steps, guidance, scheduler or backbone.default_scheduler, tiling=latent_tiling(backbone))
+    return LoopSettings(steps, guidance, scheduler or backbone.default_scheduler, tiling=latent_tiling(backbone))
 
 
 # -- what is saved in memory changes no bit --
@@ -208,7 +209,7 @@ def test_all_images_that_memory_does_not_suffice_for_are_named_at_once_with_what
 
 
 def test_the_flag_that_is_named_has_the_largest_part_in_hand(backbone, controlnet):
-    whole = SamplingSettings(2, 1.0, backbone.default_scheduler, tiling=Tiling(2**20 // 8, 0, 8))
+    whole = LoopSettings(2, 1.0, backbone.default_scheduler, tiling=Tiling(2**20 // 8, 0, 8))
     with pytest.raises(UserError, match="lower --batch_size"):
         check_cost(
             {"x": (32, 32)}, backbone, controlnet, settings_of(backbone), 4, 64, 4000, save_images=False, free=dict.fromkeys(PLENTY, 1)

@@ -15,7 +15,7 @@ from dp2osr.backbones import load_backbone
 from dp2osr.backbones.flux import image_ids, pack, unpack
 from dp2osr.backbones.tiles import WHOLE, Tiling
 from dp2osr.errors import UserError
-from dp2osr.sampling.sampler import SamplingSettings
+from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.seeds import candidate_generator
 from dp2osr.sampling.store import CandidateStore
 
@@ -71,7 +71,7 @@ def both_ways(backbone, controlnet, height, width, steps):
     """Latents of two candidates of a random LR image by the backbone and, packed, by diffusers' pipeline."""
     lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
     shape = (4, height // 4, width // 4)
-    settings = SamplingSettings(num_inference_steps=steps, guidance_scale=2.5, scheduler="flow_euler", control_scale=0.7)
+    settings = LoopSettings(num_inference_steps=steps, guidance_scale=2.5, scheduler="flow_euler", control_scale=0.7)
     streams = [[candidate_generator(0, "x", m) for m in range(2)] for _ in range(2)]
     prompt, control = backbone.encode_prompts(["cat, fur"]), backbone.prepare_control(lr)
     ours = backbone.sample(controlnet, control, prompt, None, streams[0], shape, settings)
@@ -89,7 +89,7 @@ def test_latents_equal_those_of_the_diffusers_pipeline(flux, steering, posterior
     ours, theirs = both_ways(flux, steering, height, width, 8)
     assert (pack(ours) - theirs).abs().max() <= 1e-4
     lr = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
-    unguided = SamplingSettings(num_inference_steps=8, guidance_scale=1.0, scheduler="flow_euler", control_scale=0.7)
+    unguided = LoopSettings(num_inference_steps=8, guidance_scale=1.0, scheduler="flow_euler", control_scale=0.7)
     streams = [candidate_generator(0, "x", m) for m in range(2)]
     other = flux.sample(steering, flux.prepare_control(lr), flux.encode_prompts(["cat, fur"]), None, streams, ours.shape[1:], unguided)
     assert (other - ours).abs().max() > 1e-4  # guidance is heard
@@ -106,7 +106,7 @@ def test_large_images_are_denoised_in_tiles(flux, steering):
     lr, prompt = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)), flux.encode_prompts(["sea"])
     results = []
     for tiling in (WHOLE, Tiling(24, 8, 2), Tiling(12, 4, 2)):
-        settings = SamplingSettings(2, 2.5, "flow_euler", tiling=tiling)
+        settings = LoopSettings(2, 2.5, "flow_euler", tiling=tiling)
         results.append(
             flux.sample(steering, flux.prepare_control(lr), prompt, None, [candidate_generator(0, "x", 0)], (4, 16, 24), settings)
         )
@@ -124,7 +124,7 @@ def test_tiles_see_their_own_part_of_the_control_and_their_own_shift(flux, steer
     )
     for tiling, seen in ((Tiling(12, 4, 2), (10, 12)), (Tiling(24, 8, 2), (16, 24))):
         shifts = []
-        settings = SamplingSettings(4, 1.0, "flow_euler", tiling=tiling)
+        settings = LoopSettings(4, 1.0, "flow_euler", tiling=tiling)
         result = flux.sample(steering, pack(control), {}, None, [candidate_generator(0, "x", 0)], (4, 16, 24), settings)
         assert (result - control).abs().max() <= 1e-4
         assert shifts in ([], [seen])  # a schedule without dynamic shift asks for none
@@ -132,7 +132,7 @@ def test_tiles_see_their_own_part_of_the_control_and_their_own_shift(flux, steer
 
 @pytest.mark.parametrize("scheduler", ["flow_euler", "flow_heun"])
 def test_each_named_scheduler_samples(flux, steering, scheduler):
-    lr, settings = torch.rand(1, 3, 32, 32), SamplingSettings(2, 2.5, scheduler)
+    lr, settings = torch.rand(1, 3, 32, 32), LoopSettings(2, 2.5, scheduler)
     latents = flux.sample(
         steering, flux.prepare_control(lr), flux.encode_prompts([""]), None, [candidate_generator(0, "x", 0)], (4, 8, 8), settings
     )

@@ -5,12 +5,12 @@ import shutil
 import pytest
 import torch
 from conftest import KINDS, ROOT, save_noise
+from dp2osr.config import parse_args
 from PIL import Image
 
-from dp2osr.config import parse_args
 from dp2osr.data.images import find_gt, find_inputs, list_images, scan
 from dp2osr.errors import UserError
-from dp2osr.sampling.settings import read_recommended, with_defaults
+from dp2osr.sampling.defaults import read_recommended, with_defaults
 
 
 @pytest.fixture

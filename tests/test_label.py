@@ -6,10 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from dp2osr.config import parse_args
 from PIL import Image
 
 import label_rewards
-from dp2osr.config import parse_args
 from dp2osr.errors import UserError
 from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.rewards import label as label_module

@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, assert_one_clear_line, run_program
+from dp2osr.config import parse_args
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import gen_candidates
 from dp2osr.backbones import load_backbone
-from dp2osr.config import parse_args
 from dp2osr.errors import UserError
 from dp2osr.flops import CPU_ATTENTION, measure, norms_in_float32
 from dp2osr.planning.models import fake_tensors, read_published
 from dp2osr.planning.stages import PlannedModel, implied_utilisation, plan_sampling, plan_scoring, plan_training, shard
-from dp2osr.sampling.sampler import SamplingSettings
+from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.seeds import candidate_generator
 
 
@@ -61,7 +61,7 @@ def test_the_flops_of_sampling_are_those_of_the_sampling_loop(kind, guidance):
         prompt, control = backbone.encode_prompts([""]), backbone.prepare_control(image)
         for _ in range(2):
             generators = [candidate_generator(0, "x", m) for m in range(2)]
-            settings = SamplingSettings(3, guidance, backbone.default_scheduler)
+            settings = LoopSettings(3, guidance, backbone.default_scheduler)
             backbone.sample(controlnet, control, prompt, prompt, generators, (4, 32, 40), settings)
     assert stage.flops == pytest.approx(5 * counter.get_total_flops(), rel=0.04)  # SD2 embeds its control once an image, not in every step
     assert stage.disk == 5 * (4 * 4 * 32 * 40 * 2 + sum(4 * tensor.numel() for tensor in prompt.values()))

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_one_clear_line, one_kind, run_program
-
 from dp2osr.config import parse_args
+
 from dp2osr.errors import UserError
 from dp2osr.stats import bootstrap_weights, photographs_of
 from dp2osr.training.probe import Probe, settings_to_probe, split_groups, suggest

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import CONTROLNET, MODEL, run_program, save_noise
+from dp2osr.config import parse_args
 from PIL import Image
 from torch.nn import functional as F
 
-from dp2osr.config import parse_args
 from dp2osr.errors import UserError
 from dp2osr.prompts.ram import Tagger, load_tagger, rename_weights
 from dp2osr.prompts.source import PromptSource

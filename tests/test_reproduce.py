@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 from conftest import ROOT, assert_one_clear_line, run_program
+from dp2osr.config import flags_of
 from PIL import Image
 from safetensors.torch import load_file
 
 from dp2osr import stats
-from dp2osr.config import flags_of
 from dp2osr.errors import UserError
 from dp2osr.reproduce import runs
 from dp2osr.reproduce import tasks as tasks_module

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, one_kind
+from dp2osr.config import parse_args
 
 from dp2osr.commands import command
-from dp2osr.config import parse_args
 from dp2osr.errors import UserError
 from dp2osr.preference.describe import describe_preferences
 from dp2osr.preference.groups import check_same_candidates

@@ -19,8 +19,9 @@ from PIL import Image
 from dp2osr.data.images import evenly
 from dp2osr.sampling.colour import adain_align, low_pass, wavelet_align
 from dp2osr.sampling.decode import decode_group
+from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.resize import control_image, restore_size
-from dp2osr.sampling.sampler import GroupSampler, SamplingSettings, samples_together
+from dp2osr.sampling.sampler import GroupSampler, samples_together
 from dp2osr.sampling.seeds import candidate_generator
 from dp2osr.sampling.store import CandidateStore
 
@@ -70,7 +71,7 @@ def test_latents_equal_those_of_the_diffusers_pipeline(sd2, sd2_controlnet, lr, 
 def test_sample_in_fp32_equals_the_pipeline_to_1e_4(sd2, sd2_controlnet, lr):
     """Without the store's fp16: the loop itself."""
     control, _, _ = control_image(lr, 4, 128, 16)
-    settings = SamplingSettings(num_inference_steps=20, guidance_scale=1.5, scheduler="ddpm", control_scale=0.7)
+    settings = LoopSettings(num_inference_steps=20, guidance_scale=1.5, scheduler="ddpm", control_scale=0.7)
     prompt, negative = sd2.encode_prompts(["cat"]), sd2.encode_prompts(["noise"])
     ours = sd2.sample(sd2_controlnet, control, prompt, negative, [candidate_generator(1, "y", 0)], (4, 32, 32), settings)
     pipeline = diffusers_pipeline(sd2, sd2_controlnet, "ddpm")

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dp2osr.backbones.tiles import WHOLE, Tiling, blend_tiles, latent_tiling
 from dp2osr.data.images import pil_to_tensor
-from dp2osr.sampling.sampler import SamplingSettings
+from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.seeds import candidate_generator
 
 
@@ -93,7 +93,7 @@ def test_no_seam_in_a_tiled_denoising(backbone, controlnet, name):
     prompt = backbone.encode_prompts([""])
     images = []
     for tiles in (WHOLE, tiling):
-        settings = SamplingSettings(3, 1.0, backbone.default_scheduler, tiling=tiles)
+        settings = LoopSettings(3, 1.0, backbone.default_scheduler, tiling=tiles)
         latents = backbone.sample(controlnet, control, prompt, None, [candidate_generator(0, name, 0)], (4, 48, 80), settings)
         images.append(backbone.decode_latents(latents))
     whole, tiled = images
@@ -106,7 +106,7 @@ def test_one_tile_is_the_whole(backbone, controlnet):
     control = backbone.prepare_control(torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)))
     prompt, latents = backbone.encode_prompts([""]), []
     for tiles in (WHOLE, latent_tiling(backbone)):
-        settings = SamplingSettings(2, 1.0, backbone.default_scheduler, tiling=tiles)
+        settings = LoopSettings(2, 1.0, backbone.default_scheduler, tiling=tiles)
         latents.append(backbone.sample(controlnet, control, prompt, None, [candidate_generator(0, "a", 0)], (4, 32, 32), settings))
     assert torch.equal(*latents)
 

@@ -21,12 +21,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_program, save_noise
+from dp2osr.config import given_flags, parse_args, timestep_flags
 from safetensors.torch import load_file
 
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.sd2 import SD2Backbone
 from dp2osr.backbones.tiles import Tiling
-from dp2osr.config import given_flags, parse_args, timestep_flags
 from dp2osr.errors import NonFiniteSamples, UserError
 from dp2osr.files import read_json, write_json
 from dp2osr.preference import loss

@@ -151,7 +151,7 @@ class SD2Backbone:
             prompt, negative: embeddings of one prompt each; `negative` is not read where guidance is off.
             generators: one CPU `torch.Generator` a candidate: its initial noise and step noise are its own.
             shape: (C, h, w) of a latent.
-            settings: `SamplingSettings`.
+            settings: `LoopSettings`.
             progress: called with 1 after each pass over a tile.
         Returns:
             (B, C, h, w) scaled latents.

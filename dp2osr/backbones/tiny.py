@@ -2,7 +2,7 @@
 
 import csv
 import json
-from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -105,7 +105,7 @@ def make_new(make, args, sizes):
         f"--{name} {value if isinstance(value, int) else ' '.join(map(str, value))}" for name in sizes if (value := vars(args)[name])
     )
     with made_of(words):
-        replace_folder(output, lambda folder: make(Namespace(**{**vars(args), "output_dir": str(folder)})))
+        replace_folder(output, lambda folder: make(replace(args, output_dir=str(folder))))
 
 
 def read_autoencoder(path):

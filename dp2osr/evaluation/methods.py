@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dp2osr.config import named_folder
+from dp2osr.cli import named_folder
 from dp2osr.errors import UserError, listed
 from dp2osr.rewards.table import SCORES, read_scores
 

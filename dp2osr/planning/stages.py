@@ -20,9 +20,10 @@ from dp2osr.planning.models import ConfigSource, fake_tensors, read_published, t
 from dp2osr.preference.groups import PreferenceGroup
 from dp2osr.rewards.qalign import weight_bytes as qalign_bytes
 from dp2osr.sampling.decode import decoded_together
+from dp2osr.sampling.defaults import with_defaults
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.sampler import samples_together
-from dp2osr.sampling.settings import with_defaults
+from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.training.adapters import WithoutAdapters, add_adapters
 from dp2osr.training.objective import GroupObjective
 from dp2osr.training.options import check_options
@@ -52,7 +53,7 @@ class PlannedModel:
     """A base model, its ControlNet and the size of one kind of image, from configurations alone.
 
     Args:
-        args: parsed flags of `gen_candidates.py`.
+        args: `GenerateSettings`.
         lr_size: (width, height) of an LR image, pixels.
         published: the published model's configuration, which is then read instead of the folder that `args` name.
     """
@@ -140,7 +141,7 @@ def plan_scoring(model, num_images, metrics=()):
 
 
 def plan_training(model, args, processes=1):
-    """`train_*_dpo.py` by its parsed flags `args` on so many processes: one visit of a group is run. Validation is not counted.
+    """`train_*_dpo.py` by its `TrainSettings` on so many processes: one visit of a group is run. Validation is not counted.
 
     Raises:
         UserError: flags that the trainer refuses.
@@ -201,10 +202,9 @@ def implied_utilisation(kind):
     """The share of a GPU's peak that the paper's hours of sampling mean for the FLOPs that are counted here; and the paper's numbers."""
     published = read_published(kind)
     paper = published["paper"]
-    args = SimpleNamespace(
-        pretrained_model_name_or_path=None, controlnet_model_name_or_path=None, mixed_precision="fp16", upscale=4,
-        num_candidates=64, batch_size=8, tile_size=None, tile_overlap=None,
-        num_inference_steps=paper["num_inference_steps"], guidance_scale=paper["guidance_scale"],
+    args = GenerateSettings(
+        pretrained_model_name_or_path="-", controlnet_model_name_or_path="-", image_path="-", output_dir="-", mixed_precision="fp16",
+        num_candidates=64, num_inference_steps=paper["num_inference_steps"], guidance_scale=paper["guidance_scale"],
     )  # fmt: skip
     stage = plan_sampling(PlannedModel(args, (128, 128), published), paper["candidates"] // args.num_candidates)
     return stage.flops / (paper["sampling_hours"] * 3600 * paper["gpus"] * paper["tflops"] * 1e12), paper

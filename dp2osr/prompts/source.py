@@ -17,7 +17,7 @@ class PromptSource:
     `kind` is "ram", "file" or "none"; `fingerprint` stands for all that decides the tags.
 
     Args:
-        args: parsed `sampling_flags`; without `prompt_source`, the one whose path is given, or none.
+        args: `SamplingSettings`; without `prompt_source`, the one whose path is given, or none.
         device: where RAM runs.
 
     Raises:
@@ -25,7 +25,7 @@ class PromptSource:
     """
 
     def __init__(self, args, device="cpu"):
-        ram_path, dape_path = getattr(args, "ram_path", None), getattr(args, "dape_path", None)
+        ram_path, dape_path = args.ram_path, args.dape_path
         if not args.prompt_source and ram_path and args.prompt_file:
             raise UserError("--ram_path and --prompt_file: both name prompts; say which with --prompt_source ram or file")
         if dape_path and not ram_path:
@@ -33,7 +33,7 @@ class PromptSource:
         self.kind = args.prompt_source or ("ram" if ram_path else "file" if args.prompt_file else "none")
         unread = {"file": ("ram_path",), "ram": ("prompt_file",), "none": ("ram_path", "prompt_file")}[self.kind]
         for flag in unread:
-            if getattr(args, flag, None):
+            if getattr(args, flag):
                 raise UserError(f"--{flag}: would not be read with --prompt_source {self.kind}; leave one of them out")
         self.tags, self.tagger, self.fingerprint = {}, None, None
         if self.kind == "file":

@@ -210,10 +210,10 @@ def draw_capacity(points, axis, output):
 
 def run_capacity(name, description):
     """The whole of it, from the command line: every model's sweep with its own results, then `capacity.md`, `.csv`, `.png` and `.svg`."""
-    from dp2osr.config import parse_args
-    from dp2osr.reproduce.program import build_parser, results_folder, run_grids
+    from dp2osr.cli import parse
+    from dp2osr.reproduce.program import ExperimentSettings, results_folder, run_grids
 
-    args = parse_args(build_parser(description))
+    args = parse(ExperimentSettings, description=description)
     grids = load_capacity(args.experiment or name, args.preset)
     first = next(iter(grids.values()))
     output = results_folder(args, Path(args.experiment or name).stem)

@@ -1,12 +1,11 @@
 """A grid: trainings that differ in a few flags, each with several seeds, on the same candidates; read from one YAML."""
 
 import math
-from argparse import ArgumentTypeError
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dp2osr import files
-from dp2osr.config import nearest_of, regular_expression
+from dp2osr.cli import nearest_of, regular_expression
 from dp2osr.errors import UserError
 from dp2osr.evaluation.methods import RESERVED
 from dp2osr.stats import CROP_SUFFIX
@@ -147,7 +146,7 @@ def crop_suffix(path, content):
     """The regular expression of an experiment's YAML, by default `CROP_SUFFIX`; `UserError` where it is none."""
     try:
         return regular_expression(str(content.get("crop_suffix", CROP_SUFFIX)))
-    except ArgumentTypeError as error:
+    except ValueError as error:
         raise UserError(f"{path}: 'crop_suffix': {error}") from None
 
 

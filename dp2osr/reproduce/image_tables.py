@@ -12,7 +12,6 @@ methods:
 cost: {machine: an A800, processes: 1, start: 60, score: 1.1, image: 4.5e+5}  # seconds a program and a scored image; bytes of an image
 """
 
-import argparse
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from dp2osr.errors import UserError
 from dp2osr.evaluation.benchmark import load_published
 from dp2osr.evaluation.image_scores import protocol_specs
 from dp2osr.evaluation.run_images import load_protocol
+from dp2osr.evaluation.settings import EvaluateSettings
 from dp2osr.reproduce.cost import hours_and_disk
 from dp2osr.reproduce.grid import check_keys, crop_suffix, read_experiment
 from dp2osr.reproduce.runs import Pool, default_jobs
@@ -188,23 +188,17 @@ def summary(table, tasks):
 
 
 def evaluation_flags(table, set_name, folders, output, bootstrap):
-    """The flags of scripts/evaluate.py for a set's images."""
+    """The `EvaluateSettings` of a set's images."""
     of_set = table.sets[set_name]
-    return argparse.Namespace(
+    return EvaluateSettings(
         images=[f"{name}={folder}" for name, folder in folders.items()],
         gt_path=of_set.get("gt_path"),
         lr_path=of_set["image_path"],
         output_dir=str(output / set_name),
         protocol=table.protocol,
-        channel=None,
-        crop_border=None,
-        center_crop=None,
-        fid=False,
         exclude_metrics=table.exclude_metrics,
         metrics_dir=table.metrics_dir,
         published=of_set.get("published"),
         bootstrap=bootstrap,
-        seed=0,
         crop_suffix=table.crop_suffix,
-        suffix="",
     )

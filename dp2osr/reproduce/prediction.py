@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import rankdata, spearmanr
 
-from dp2osr.config import parse_args
+from dp2osr.cli import parse
 from dp2osr.errors import UserError
 from dp2osr.evaluation.figures import METHODS, save_figure, style
 from dp2osr.evaluation.summary import interval
@@ -16,7 +16,7 @@ from dp2osr.evaluation.tables import markdown
 from dp2osr.files import read_json, write_text
 from dp2osr.reproduce.capacity import line_folder, load_capacity
 from dp2osr.reproduce.grid import read_experiment, read_grid
-from dp2osr.reproduce.program import build_parser, results_folder
+from dp2osr.reproduce.program import PredictionSettings, results_folder
 from dp2osr.reproduce.results import REWARD
 from dp2osr.reproduce.runs import locked, run_alone
 from dp2osr.reproduce.tasks import CANDIDATES, Program, Task, fingerprint, plan_grid
@@ -110,7 +110,7 @@ def read_sweeps(args):
 
 def run_prediction(description):
     """The whole of it, from the command line: probe, comparison, `prediction.md`, `.csv`, `.png` and `.svg` beside the sweep's results."""
-    args = parse_args(build_parser(description, jobs=False))
+    args = parse(PredictionSettings, description=description)
     title, folder, sweeps = read_sweeps(args)
     script = folder.name if not sweeps[0].model else "capacity"
     for sweep in sweeps:

@@ -1,30 +1,40 @@
 """What every program of scripts/reproduce does: read the experiment, say what is missing, run it, write its results."""
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from dp2osr.config import at_least, parse_args
+from dp2osr.cli import Count, Settings, default_is, parse
 from dp2osr.errors import UserError
 
 
-def build_parser(description, jobs=True):
-    """Flags of every program of scripts/reproduce; `jobs`: whether it has several trainings."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", choices=["tiny", "paper"], default="tiny", help="configs/reproduce/<preset> (default: %(default)s)")
-    parser.add_argument(
-        "--experiment", help="another experiment of the same form, a YAML or a name of the preset's (default: the program's)"
-    )
-    parser.add_argument("--output_dir", default="runs/reproduce", help="of all experiments, which share runs (default: %(default)s)")
-    if jobs:
-        parser.add_argument("--jobs", type=at_least(1), help="runs side by side (default: the cores, eight at most; with a GPU 1)")
-    parser.add_argument("--plan", action="store_true", help="say what is missing and stop")
-    parser.add_argument("--bootstrap", type=at_least(1), default=2000, help="resamples for the intervals (default: %(default)s)")
-    return parser
+@dataclass(kw_only=True)
+class PredictionSettings(Settings):
+    """Which experiment, where, and how its intervals are drawn."""
+
+    preset: Literal["tiny", "paper"] = "tiny"
+    """configs/reproduce/<preset>."""
+    experiment: Annotated[str | None, default_is("the program's")] = None
+    """Another experiment of the same form, a YAML or a name of the preset's."""
+    output_dir: str = "runs/reproduce"
+    """Of all experiments, which share runs."""
+    plan: bool = False
+    """Say what is missing and stop."""
+    bootstrap: Count = 2000
+    """Resamples for the intervals."""
+
+
+@dataclass(kw_only=True)
+class ExperimentSettings(PredictionSettings):
+    """The same, and how many of its trainings run at once."""
+
+    jobs: Annotated[Count | None, default_is("the cores, eight at most; with a GPU 1")] = None
+    """Runs side by side."""
 
 
 def run_experiment(name, description):
     """The whole of an experiment of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
-    args = parse_args(build_parser(description))
+    args = parse(ExperimentSettings, description=description)
     from dp2osr.files import check_output
     from dp2osr.reproduce.grid import load_grid
 
@@ -38,7 +48,7 @@ def run_grids(args, grids):
     """Say what is missing of grids, check all, and unless it is but a plan run them one after the other; returns their `GridResults`.
 
     Args:
-        args: of `build_parser`.
+        args: `ExperimentSettings`.
         grids: {folder of the results: `Grid`}.
     """
     from dp2osr.reproduce.cost import expected, read_costs
@@ -72,7 +82,7 @@ def run_grids(args, grids):
 
 def run_image_table(name, description):
     """The whole of an image table of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
-    args = parse_args(build_parser(description))
+    args = parse(ExperimentSettings, description=description)
     from dp2osr.evaluation.run_images import run_image_evaluation
     from dp2osr.files import check_output
     from dp2osr.reproduce import image_tables

@@ -5,7 +5,6 @@ the YAML of each program, `log.txt` with what they printed, and `done.json` with
 """
 
 import hashlib
-import importlib.util
 import json
 import math
 import tempfile
@@ -16,15 +15,30 @@ from pathlib import Path
 import yaml
 
 from dp2osr import files
-from dp2osr.config import words_of
+from dp2osr.cli import made
 from dp2osr.data.degradation import load_degradation
 from dp2osr.data.images import evenly, list_images
+from dp2osr.data.settings import PairsSettings
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import check_sizes, pair_images
 from dp2osr.files import read_json, write_json, write_text
 from dp2osr.reproduce.grid import read_yaml
 from dp2osr.rewards.config import absolute_imports, find_reward_config, load_reward_config
+from dp2osr.rewards.settings import LabelSettings
 from dp2osr.rewards.table import SCORES
+from dp2osr.sampling.settings import GenerateSettings, RestoreSettings
+from dp2osr.training.settings import ProbeSettings, TrainSettings
+
+PROGRAMS = {  # the settings of each, and what it sets itself
+    "gen_candidates.py": (GenerateSettings, {}),
+    "label_rewards.py": (LabelSettings, {}),
+    "train_sd2_dpo.py": (TrainSettings, {"backbone": "sd2"}),
+    "train_flux_dpo.py": (TrainSettings, {"backbone": "flux"}),
+    "test_sd2b_controlnet.py": (RestoreSettings, {"backbone": "sd2"}),
+    "test_flux_controlnet.py": (RestoreSettings, {"backbone": "flux"}),
+    "scripts/make_lr_pairs.py": (PairsSettings, {}),
+    "scripts/suggest_nm.py": (ProbeSettings, {"report_to": "none"}),
+}
 
 INPUTS = (  # flags that name what must be there beforehand
     "pretrained_model_name_or_path", "controlnet_model_name_or_path", "image_path", "gt_path", "prompt_file", "ram_path", "dape_path",
@@ -81,22 +95,12 @@ class Program:
     def trains(self):
         return self.script.startswith("train_")
 
-    def parser(self):
-        module = self.script.removesuffix(".py").replace("/", ".")
-        if not importlib.util.find_spec(module):
-            raise UserError(f"{self.script}: there is no such program")
-        return importlib.import_module(module).build_parser()
-
     def parsed(self, where=""):
-        """Its flags as it will read them, with its defaults; `UserError`, which says `where` they are from, unless it takes them."""
-        parser = self.parser()
-        where = ", ".join(filter(None, (where, self.name)))
-
-        def refuse(message):
-            raise UserError(f"{where}: {message}")
-
-        parser.error = refuse
-        return parser.parse_args(words_of(parser, self.flags(Path("folder")), where))
+        """Its settings as it will read them, with its defaults; `UserError`, which says `where` they are from, unless it takes them."""
+        if self.script not in PROGRAMS:
+            raise UserError(f"{self.script}: there is no such program")
+        settings, defaults = PROGRAMS[self.script]
+        return made(settings, {**defaults, **self.flags(Path("folder"))}, ", ".join(filter(None, (where, self.name))))
 
     def check(self, where):
         """Raise `UserError` unless the program takes these flags and they go together; `where` says whose they are."""

@@ -10,6 +10,7 @@ from dp2osr.device import compute_device
 from dp2osr.errors import UserError, listed
 from dp2osr.files import LONGEST_NAME, check_output, check_same_program, clear_parts, differences, read_json, write_json
 from dp2osr.results import RECORDS, Results
+from dp2osr.sampling.defaults import describe_defaults
 from dp2osr.sampling.sampler import (
     GroupSampler,
     earlier_hashes,
@@ -21,7 +22,6 @@ from dp2osr.sampling.sampler import (
     told_settings,
     unused_prompt,
 )
-from dp2osr.sampling.settings import describe_defaults
 
 FLAGS = ("--output_dir", "--suffix", "--overwrite")  # the ways out of a folder with other results
 
@@ -43,7 +43,7 @@ def restore_folder(args):
     names = {file.id: result_names(file, args) for file in files}
     check_names([name for of_image in names.values() for name in of_image])
     Results(output, {}, flags=FLAGS).check_inputs([name for of_image in names.values() for name in of_image], [file.path for file in files])
-    sampler = GroupSampler(args, state.device)
+    sampler = GroupSampler(args, state.device, process_size=args.process_size)
     say(state, sampler.filled and f"note: {describe_defaults(sampler.filled)}")
     say(state, unused_prompt(args.negative_prompt, sampler))
     say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))

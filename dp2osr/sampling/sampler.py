@@ -16,10 +16,10 @@ from dp2osr.files import check_output
 from dp2osr.prompts.source import PromptSource
 from dp2osr.provenance import legacy_weights_hash, versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import finish_images
+from dp2osr.sampling.defaults import LoopSettings, describe_defaults, with_defaults
 from dp2osr.sampling.estimate import check_cost, passes
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed
-from dp2osr.sampling.settings import SamplingSettings, describe_defaults, with_defaults
 from dp2osr.sampling.store import CandidateGroup, CandidateStore
 
 
@@ -27,14 +27,14 @@ class GroupSampler:
     """Samples the candidates of one LR image at a time; model parts and prompt embeddings are loaded once.
 
     Args:
-        args: parsed flags of `model_flags` and `sampling_flags`, with `upscale`; what they leave open is the model's recommendation.
+        args: `GenerateSettings` or `RestoreSettings`; what they leave open is the model's recommendation.
         device: where to sample.
 
     Attributes:
         filled: {flag: (value, where it is from)} of the settings that the flags left open.
     """
 
-    def __init__(self, args, device, backbone=None, controlnet=None):
+    def __init__(self, args, device, backbone=None, controlnet=None, process_size=None):
         self.prompts = PromptSource(args, device)
         if backbone is None:
             dtype = DTYPES[usable_precision(args.mixed_precision, device)]
@@ -42,17 +42,17 @@ class GroupSampler:
         self.backbone = backbone
         self.args, self.filled = with_defaults(args, backbone)
         args = self.args
-        if getattr(args, "process_size", None):
-            backbone.native_size = args.process_size
-        tiling = latent_tiling(backbone, getattr(args, "tile_size", None), getattr(args, "tile_overlap", None))
-        self.settings = SamplingSettings(args.num_inference_steps, args.guidance_scale, args.scheduler, args.control_scale, tiling)
+        if process_size:
+            backbone.native_size = process_size
+        tiling = latent_tiling(backbone, args.tile_size, args.tile_overlap)
+        self.settings = LoopSettings(args.num_inference_steps, args.guidance_scale, args.scheduler, args.control_scale, tiling)
         check_scheduler(backbone, self.settings)
-        if getattr(args, "vae_tile_size", None):
+        if args.vae_tile_size:
             side = max(1, args.vae_tile_size // backbone.vae_scale)
             backbone.vae_tiling = Tiling(side, side // 4)
-        layers = {name: getattr(args, name, None) for name in ("num_double_layers", "num_single_layers")}
-        self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path, **layers)
-        if getattr(args, "enable_xformers_memory_efficient_attention", False):
+        self.controlnet_name = "the policy" if controlnet else args.controlnet_model_name_or_path
+        self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path, **args.expected_layers())
+        if args.enable_xformers_memory_efficient_attention:
             use_xformers(backbone.denoiser, self.controlnet)
         self.embeddings = {}  # of prompts that are used again and again
 
@@ -92,8 +92,9 @@ class GroupSampler:
         if bad:
             precision = next(name for name, dtype in DTYPES.items() if dtype == self.backbone.dtype)
             way = "look at the weights" if precision == "no" else f"--mixed_precision {precision} overflows: try bf16 or no"
-            model = getattr(self.args, "controlnet_model_name_or_path", None) or "the policy"
-            raise NonFiniteSamples(f"image '{image_id}': {what} of {bad} of {len(values)} samples are NaN or infinite with {model}; {way}")
+            raise NonFiniteSamples(
+                f"image '{image_id}': {what} of {bad} of {len(values)} samples are NaN or infinite with {self.controlnet_name}; {way}"
+            )
 
     def images(self, group):
         """The group's images as a user gets them, (M, 3, H, W) in [0, 1]."""

@@ -1,79 +1,92 @@
-"""What sampling is asked to do, and where a setting that no flag gives comes from."""
+"""Settings of sampling: candidates for a training, or the restoration of a folder."""
 
-from argparse import Namespace
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
-from dp2osr.backbones.locate import find_model_file
-from dp2osr.backbones.tiles import WHOLE, Tiling
-from dp2osr.errors import UserError
-from dp2osr.files import read_json
-from dp2osr.sampling.colour import ALIGN
-
-RECOMMENDED = "sampling_settings.json"  # in a model's folder
-NAMES = ("num_inference_steps", "guidance_scale", "scheduler", "align_method", "control_scale", "negative_prompt")
-PUBLISHED = {"align_method": "adain", "control_scale": 1.0, "negative_prompt": "dotted, noise, blur, lowres, smooth"}  # of both kinds
+from dp2osr.backbones.settings import ModelSettings
+from dp2osr.cli import Count, Finite, Natural, PartOfAName, Positive, Settings, default_is
+from dp2osr.data.settings import InputSettings
 
 
-@dataclass
-class SamplingSettings:
-    """What the backbone's sampling loop needs to know."""
+@dataclass(kw_only=True)
+class SamplingSettings(Settings):
+    """How a model samples; the defaults of those that are None are the model's own, see `sampling.defaults`."""
 
-    num_inference_steps: int
-    guidance_scale: float
-    scheduler: str
-    control_scale: float = 1.0
-    tiling: Tiling = WHOLE  # of the latents
-
-
-def published_settings(backbone):
-    """The paper's sampling settings for a kind of backbone, by flag."""
-    return {**PUBLISHED, **backbone.published_sampling, "scheduler": backbone.default_scheduler}
-
-
-def with_defaults(args, backbone, ask=True):
-    """(flags in which each setting that was not given is the model's recommendation, else the published value; what was filled in).
-
-    The ControlNet's folder is asked first, then the base model's, if they are to be asked. The second value is {flag: (value, where it is
-    from)}.
-
-    Raises:
-        UserError: a recommendation that is no such setting.
-    """
-    published, filled = published_settings(backbone), {}
-    recommended = [read_recommended(path, revision) for path, revision in _sources(args)] if ask else []
-    for name in NAMES:
-        if getattr(args, name, None) is None:
-            found = next(((settings[name], where) for settings, where in recommended if name in settings), None)
-            filled[name] = found or (published[name], "the paper")
-    return Namespace(**{**vars(args), **{name: value for name, (value, _) in filled.items()}}), filled
-
-
-def _sources(args):
-    """(path, revision) of the models whose recommendation counts, the first first."""
-    controlnet, base = getattr(args, "controlnet_model_name_or_path", None), getattr(args, "pretrained_model_name_or_path", None)
-    return [(path, revision) for path, revision in ((controlnet, None), (base, getattr(args, "revision", None))) if path]
-
-
-def read_recommended(path, revision=None):
-    """({setting: value} that the model at `path`, a folder or hub id, recommends, the file that says so); empty where it says nothing.
-
-    Raises:
-        UserError: a key that is no sampling setting, or a value of another type.
-    """
-    file = find_model_file(path, RECOMMENDED, revision)
-    settings = read_json(file) if file else {}
-    kinds = {"num_inference_steps": int, "guidance_scale": (int, float), "control_scale": (int, float)}
-    good = isinstance(settings, dict) and all(
-        name in NAMES and isinstance(value, kinds.get(name, str)) and not isinstance(value, bool) for name, value in settings.items()
+    controlnet_model_name_or_path: str
+    """ControlNet: a diffusers folder, a hub id, one safetensors file, or the checkpoint-STEP.pt of a training."""
+    num_inference_steps: Annotated[Count | None, default_is("the model's sampling_settings.json, else the paper's: SD2 50, FLUX 25")] = None
+    """Denoising steps."""
+    guidance_scale: Annotated[Finite | None, default_is("the model's sampling_settings.json, else the paper's: SD2 3.5, FLUX 2.5")] = None
+    """Classifier-free guidance; 1 switches it off and halves the time."""
+    scheduler: Annotated[str | None, default_is("the model's sampling_settings.json, else ddpm; flow_euler")] = None
+    """SD2: ddpm, ddim, euler, euler_ancestral, dpm, unipc; FLUX: flow_euler, flow_heun; or any diffusers scheduler class that fits."""
+    align_method: Annotated[Literal["adain", "wavelet", "nofix"] | None, default_is("the model's sampling_settings.json, else adain")] = (
+        None
     )
-    if not good or settings.get("num_inference_steps", 1) < 1 or settings.get("align_method", "adain") not in ALIGN:
-        raise UserError(f"{file}: must give values to some of {', '.join(NAMES)}; correct it, or remove it and give the flags")
-    return settings, str(file or "")
+    """Colour fix against the upsampled LR."""
+    prompt_source: Annotated[Literal["ram", "file", "none"] | None, default_is("the one whose path is given, else none")] = None
+    """ram: tags of the LR image by --ram_path; file: tags from --prompt_file; none: empty prompts."""
+    ram_path: str | None = None
+    """RAM: ram_swin_large_14m.pth, or the file that scripts/convert_ram.py made of it."""
+    dape_path: str | None = None
+    """DAPE.pth, RAM's update for degraded images; not needed where it is merged."""
+    prompt_file: str | None = None
+    """JSON {image id: tags}, with --prompt_source file."""
+    negative_prompt: Annotated[str | None, default_is("the model's sampling_settings.json, else 'dotted, noise, blur, lowres, smooth'")] = (
+        None
+    )
+    """SD2: used where guidance is on."""
+    batch_size: Count = 8
+    """Samples of the model's own size denoised together, on each process; of larger images as many as have the same pixels."""
+    enable_xformers_memory_efficient_attention: bool = False
+    """Attention by xformers, which must be installed; without it PyTorch's own memory-efficient attention is used."""
+    control_scale: Annotated[Finite | None, default_is("the model's sampling_settings.json, else 1")] = None
+    """Factor on what the ControlNet adds."""
+    tile_size: Annotated[Count | None, default_is("1.5 times the model's size")] = None
+    """Larger images are denoised in tiles of this side, pixels."""
+    tile_overlap: Annotated[Natural | None, default_is("a third of the tile")] = None
+    """Least overlap of neighbouring tiles, pixels."""
+    vae_tile_size: Annotated[Count | None, default_is("twice the model's size")] = None
+    """Larger images are encoded and decoded in tiles of this side, pixels."""
 
 
-def describe_defaults(filled):
-    """`num_inference_steps 3, guidance_scale 1.0 (preset/…/sampling_settings.json); …` of what `with_defaults` filled in."""
-    by_origin = {}
-    for name, (value, where) in filled.items():
-        by_origin.setdefault(where, []).append(f"{name} {value!r}" if isinstance(value, str) else f"{name} {value:g}")
-    return "; ".join(f"{', '.join(values)} (by {where})" for where, values in by_origin.items())
+@dataclass(kw_only=True)
+class GenerateSettings(InputSettings, SamplingSettings, ModelSettings):
+    """M candidates an LR image: `gen_candidates.py`."""
+
+    image_path: str
+    """Folder of LR images (or one image)."""
+    output_dir: str
+    """The candidate folder; run again to go on where it stopped."""
+    num_candidates: Count = 32
+    """M, candidates an LR image."""
+    max_images: Annotated[Count | None, default_is("all")] = None
+    """Take only this many images, evenly spaced over their sorted names."""
+    images_offset: Natural = 0
+    """With --max_images: take the images this many places later."""
+    upscale: Positive = 4
+    """Size of the result over size of the LR image."""
+    save_images: Literal["all", "none"] = "none"
+    """PNGs beside the latents."""
+
+
+@dataclass(kw_only=True)
+class RestoreSettings(InputSettings, SamplingSettings, ModelSettings):
+    """SR images of a folder: the test programs."""
+
+    image_path: str
+    """Folder of LR images, or one image, of any size."""
+    output_dir: str
+    """Gets <stem>.png, or <stem>_00.png, ... where several are asked for; run again to go on."""
+    upscale: Positive = 1
+    """Size of the result over size of the input; 1 as published."""
+    process_size: Annotated[Count | None, default_is("the model's")] = None
+    """Inputs with a smaller side are enlarged to it first, pixels."""
+    sample_times: Count = 1
+    """Samples an image, each from its own seed."""
+    suffix: Annotated[PartOfAName, default_is("none")] = ""
+    """Appended to the stem of every result."""
+    save_prompts: bool = False
+    """Also write each image's tags to <output_dir>/txt/<stem>.txt."""
+    overwrite: bool = False
+    """Make anew what is there, also with other settings; each stays until the new one is whole."""

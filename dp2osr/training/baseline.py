@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.backbones.loading import find_model_index
-from dp2osr.config import timestep_options
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.data.degradation import degrade, image_rng, load_degradation
 from dp2osr.device import compute_device, usable_precision
@@ -26,7 +25,8 @@ from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 from dp2osr.training.folder import check_folder, check_length, clear_parts, settle_run
 from dp2osr.training.guard import Divergence
 from dp2osr.training.log import TrainingLog
-from dp2osr.training.options import STEADY_SCHEDULES, check_schedule
+from dp2osr.training.options import check_schedule
+from dp2osr.training.settings import STEADY_SCHEDULES
 
 WRITTEN = ("controlnet", "model", "train_log.jsonl", "checkpoint-*.pt")
 CONTROLNET_FLAGS = ("conditioning_channels", "num_double_layers", "num_single_layers")  # each kind of backbone takes its own
@@ -123,7 +123,7 @@ def train_baseline(args):
     scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
     first_latents = torch.stack(pool.latents[:16]).float()
     metric = broadcast(image_metric(backbone, first_latents, args.image_weight))  # each process has crops of its own
-    step = Step(backbone, controlnet, modules, metric, timestep_options(args), args.guidance_range)
+    step = Step(backbone, controlnet, modules, metric, args.timestep_options(), args.guidance_range)
     step, optimizer = accelerator.prepare(step, optimizer)
     parts = {"modules": modules, "optimizer": optimizer, "scheduler": scheduler}
     first = restore_checkpoint(output, parts)

@@ -2,7 +2,6 @@
 
 import torch
 
-from dp2osr.config import timestep_options
 from dp2osr.preference.loss import LOSSES, anchor_loss, pair_margins, prediction_errors
 from dp2osr.sampling.seeds import stable_seed
 
@@ -30,7 +29,7 @@ class GroupObjective:
         """Timestep (1,) and noise (2N, C, h, w) of a visit: a stream for each candidate, or one for the group."""
         args, again = self.args, [visit] if visit else []
         generator = torch.Generator().manual_seed(stable_seed(args.seed, "timestep", step, group.image_id, *again))
-        timestep = self.backbone.draw_timesteps(1, generator, args.timestep_range, **timestep_options(args))
+        timestep = self.backbone.draw_timesteps(1, generator, args.timestep_range, **args.timestep_options())
         streams = ["shared"] * len(group.candidates) if args.shared_noise else group.candidates
         seeds = [stable_seed(args.seed, "noise", step, group.image_id, stream, *again) for stream in streams]
         shape = group.latents.shape[1:]

@@ -5,7 +5,7 @@ reference's own candidates, to first order. That is what a probe measures: it ne
 """
 
 import tempfile
-from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -197,7 +197,7 @@ def run_probe(args):
     output = Path(args.output_dir)
     with tempfile.TemporaryDirectory() as folder:
         fixed = {"output_dir": folder, "top_n": 1, "num_candidates": None, "validation_steps": 0, "max_train_steps": args.probe_steps}
-        trainer = PreferenceTrainer(Namespace(**vars(args) | fixed | {"lr_scheduler": "constant_with_warmup"}))
+        trainer = PreferenceTrainer(replace(args, **fixed, lr_scheduler="constant_with_warmup"))
         if trainer.accelerator.num_processes > 1:
             raise UserError("one process is enough for the probe; start it with python")
         probe = Probe(

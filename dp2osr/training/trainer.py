@@ -26,7 +26,7 @@ from dp2osr.preference.groups import PreferenceGroups, groups_of_step
 from dp2osr.provenance import legacy_weights_hash, versions, weights_hash
 from dp2osr.rewards.chosen import as_dict, read_with_reward
 from dp2osr.sampling.decode import stored_tiling
-from dp2osr.sampling.settings import NAMES
+from dp2osr.sampling.defaults import NAMES
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.adapters import WithoutAdapters, adapters, add_adapters, merged
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint, save_controlnet
@@ -35,8 +35,9 @@ from dp2osr.training.gradient import GradientSum
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.log import TrainingLog
 from dp2osr.training.objective import STATISTICS, GroupObjective
-from dp2osr.training.options import GRADIENT_SUMS, STEADY_SCHEDULES, candidates_settings, check_options
+from dp2osr.training.options import candidates_settings, check_options
 from dp2osr.training.reference_cache import ReferenceCache
+from dp2osr.training.settings import STEADY_SCHEDULES
 
 # Settings that may differ when a run goes on: a hash stands for them, or they change nothing in the weights but, at most, when a run stops.
 FREE_SETTINGS = (
@@ -47,6 +48,7 @@ FREE_SETTINGS = (
     "controlnet_model_name_or_path", "reference_controlnet_model_name_or_path", "candidates_dir", "scores", "candidates", "reward_config",
     "num_inference_steps", "guidance_scale", "align_method", "upscale",
 )  # fmt: skip
+GRADIENT_SUMS = {"fp32": torch.float32, "fp64": torch.float64}
 DISTANCE_STEPS = 10  # steps between two looks at how far the policy is from the reference
 
 
@@ -54,7 +56,7 @@ class PreferenceTrainer:
     """Policy, reference, data and optimizer of one run.
 
     Args:
-        args: parsed flags of `train_sd2_dpo.py`.
+        args: `TrainSettings`.
 
     Raises:
         UserError: candidates of another model, an impossible M or N, an output folder of another run.
@@ -193,7 +195,7 @@ class PreferenceTrainer:
         visits = args.groups_per_step * args.timesteps_per_group
         pairs = visits * (args.pairs_per_group or args.top_n**2)
         total = torch.zeros(1 + len(STATISTICS), dtype=torch.float64, device=self.backbone.device)
-        gradient = GradientSum(self.parameters, getattr(torch, GRADIENT_SUMS[args.gradient_sum]))
+        gradient = GradientSum(self.parameters, GRADIENT_SUMS[args.gradient_sum])
         for place in range(accelerator.process_index, len(indices), accelerator.num_processes):
             group = self.groups.read(indices[place], self.backbone)
             before = indices[:place].count(indices[place])  # where one epoch ends and the next begins, a step may see a group twice

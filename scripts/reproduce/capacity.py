@@ -3,11 +3,6 @@
 python scripts/reproduce/capacity.py
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from dp2osr.errors import run
 from dp2osr.reproduce.capacity import run_capacity
 

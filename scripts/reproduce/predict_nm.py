@@ -4,11 +4,6 @@ python scripts/reproduce/predict_nm.py
 python scripts/reproduce/predict_nm.py --experiment capacity     # after capacity.py: the first line of each of its models
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from dp2osr.errors import run
 from dp2osr.reproduce.prediction import run_prediction
 

@@ -3,11 +3,6 @@
 python scripts/reproduce/table3.py
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 from dp2osr.errors import run
 from dp2osr.reproduce.program import run_experiment
 

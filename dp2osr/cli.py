@@ -1,0 +1,356 @@
+"""Typed settings from flags and a YAML: a dataclass a program, from which tyro makes the flags, their checks and --help.
+
+The command line overrides the YAML wherever `--config` stands. Flags are taken by their whole names.
+"""
+
+import difflib
+import math
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, make_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import tyro
+from tyro import _errors  # its only way to say an error in one line; the version is pinned in constraints.txt
+from tyro.constructors import PrimitiveConstructorSpec
+
+from dp2osr.errors import UserError, stop
+from dp2osr.files import read_yaml
+
+LARGEST = 2**63 - 1  # the libraries' whole numbers
+MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.OmitSubcommandPrefixes)
+Chosen = TypeVar("Chosen")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Types of fields: a check reads a word, and raises ValueError with what is wrong
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def checked(read, kind, metavar=None):
+    """An annotation: `read` makes a value of `kind` from a word of the command line or of a YAML, or raises ValueError."""
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar or {int: "INT", float: "FLOAT"}.get(kind, "STR"),
+        instance_from_str=lambda words: read(words[0]),
+        is_instance=lambda value: isinstance(value, kind) or kind is float and isinstance(value, int),
+        str_from_instance=lambda value: [f"{value:g}" if kind is float and float(f"{value:g}") == value else str(value)],
+    )
+
+
+def at_least(least, kind=int):
+    """A number of `kind` that is finite, fits into 64 bits and is not below `least`."""
+
+    def read(word):
+        value = _number(word, kind)
+        if not value >= least or value == math.inf:
+            raise ValueError(f"must be at least {least}{' and finite' if value == math.inf else ''}, not {word}")
+        if kind is int and value > LARGEST:
+            raise ValueError(f"must be at most {LARGEST}, not {word}")
+        return value
+
+    return checked(read, kind)
+
+
+def _number(word, kind):
+    try:
+        return kind(word)
+    except ValueError:
+        raise ValueError(f"{word!r} is not {'a whole number' if kind is int else 'a number'}") from None
+
+
+def _positive(word):
+    if not 0 < _number(word, float) < math.inf:
+        raise ValueError(f"must be a finite number above 0, not {word}")
+    return float(word)
+
+
+def _share(word):
+    if not 0 <= _number(word, float) <= 1:
+        raise ValueError(f"must lie between 0 and 1, not {word}")
+    return float(word)
+
+
+def _finite(word):
+    if not math.isfinite(_number(word, float)):
+        raise ValueError(f"must be a finite number, not {word}")
+    return float(word)
+
+
+def regular_expression(word):
+    """A regular expression, as it is written; ValueError where it is none."""
+    try:
+        re.compile(word)
+    except re.error as error:
+        raise ValueError(f"{word!r} is not a regular expression ({error})") from None
+    return word
+
+
+def _part_of_a_name(word):
+    if any(letter in word for letter in "/\\\0\n"):
+        raise ValueError(f"{word!r} is no part of a file's name")
+    return word
+
+
+Count = Annotated[int, at_least(1)]
+Natural = Annotated[int, at_least(0)]  # with zero
+NonNegative = Annotated[float, at_least(0, float)]
+Positive = Annotated[float, checked(_positive, float)]
+Share = Annotated[float, checked(_share, float)]
+Finite = Annotated[float, checked(_finite, float)]
+RegularExpression = Annotated[str, checked(regular_expression, str)]
+PartOfAName = Annotated[str, checked(_part_of_a_name, str)]
+
+
+def default_is(text):
+    """An annotation: what --help calls the default of a field whose value is found later."""
+    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
+
+
+def metavar(text):
+    """An annotation: how --help calls a field's value."""
+    return tyro.conf.arg(metavar=text)
+
+
+@dataclass(kw_only=True)
+class Settings:
+    """Base of all settings: values are checked however they are made.
+
+    Raises:
+        UserError: a value that its field does not take.
+    """
+
+    def __post_init__(self):
+        hints = get_type_hints(type(self), include_extras=True)
+        for entry in fields(self):
+            reason = _wrong(getattr(self, entry.name), hints[entry.name])
+            if reason:
+                raise UserError(f"--{entry.name}: {reason}")
+
+
+def _wrong(value, hint):
+    """What is wrong with a value of a field with this type, or None."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        spec = next((part for part in parts[1:] if isinstance(part, PrimitiveConstructorSpec)), None)
+        if spec is None:
+            return _wrong(value, parts[0])
+        try:
+            if not spec.is_instance(value):
+                return f"{value!r} is not of type {getattr(parts[0], '__name__', parts[0])}"
+            spec.instance_from_str([str(value)])
+        except ValueError as error:
+            return str(error)
+    elif origin in (Union, UnionType):
+        if value is not None or NoneType not in parts:
+            return next((_wrong(value, part) for part in parts if part is not NoneType), None)
+    elif origin is Literal and value not in parts:
+        return f"is {value!r}, must be one of {', '.join(map(str, parts))}"
+    elif origin in (list, tuple):
+        return next((reason for entry in value if (reason := _wrong(entry, parts[0]))), None)
+    return None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Parsing
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def parse(settings: type[Chosen], argv=None, description: str | None = None, **defaults) -> Chosen:
+    """The settings that the command line and its `--config` YAML give; one line and exit code 2 on a mistake.
+
+    Args:
+        settings: a dataclass; or {command: dataclass}, whose instances tell which command was given.
+        argv: words; None for the program's own.
+        description: text above the flags in --help.
+        defaults: values of fields that are neither on the command line nor in the YAML.
+
+    Raises:
+        UserError: an unreadable YAML, a key that is no flag of this program (the nearest one is named), a value that does not fit.
+    """
+    argv = sys.argv[1:] if argv is None else [str(word) for word in argv]
+    argv, path = take_config(argv)
+    commands = settings if isinstance(settings, Mapping) else None
+    chosen = settings if commands is None else commands.get(next(iter(argv), None))
+    if chosen is not None:
+        place = 0 if commands is None else 1
+        argv[place:place] = words_of(chosen, {**defaults, **(read_settings(path) if path is not None else {})}, path)
+    wanted: Any = (
+        settings
+        if commands is None
+        else Union[  # noqa: UP007
+            tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items())
+        ]
+    )
+    names = flags_of(chosen) if chosen is not None else list(commands)
+    with _errors.on_parse_error(lambda event: stop(f"error: {_told(event, names)} (see --help)", 2)):
+        return tyro.cli(wanted, args=argv, description=_with_config(description), use_underscores=True, config=MARKERS)
+
+
+def made(settings: type[Chosen], values: Mapping[str, Any], where) -> Chosen:
+    """The settings of {field: value}, as a YAML gives them.
+
+    Raises:
+        UserError: a field that is not there or lacks a value, a value that does not fit; `where` they are from is named.
+    """
+
+    def refuse(event):
+        raise UserError(f"{where}: {_told(event, flags_of(settings))}")
+
+    words = words_of(settings, values, where)
+    with _errors.on_parse_error(refuse):
+        return tyro.cli(settings, args=words, use_underscores=True, config=MARKERS)
+
+
+def _with_config(description):
+    return f"{description or ''}\n--config YAML sets any flag below; the command line overrides it.".strip()
+
+
+def take_config(argv):
+    """(the words without `--config PATH`, the path or None)."""
+    rest, path, words = [], None, iter(argv)
+    for word in words:
+        if word == "--config":
+            path = next(words, None)
+            if path is None:
+                stop("error: argument --config: expected one argument (see --help)", 2)
+        elif word.startswith("--config="):
+            path = word.partition("=")[2]
+        else:
+            rest.append(word)
+    return rest, path
+
+
+def read_settings(path) -> dict[str, Any]:
+    """{flag: text} of a YAML of settings; `UserError` where it is none."""
+    found = read_yaml(path, "a readable YAML of settings", as_text=True)
+    if found is not None and not isinstance(found, dict):
+        raise UserError(f"{path}: must be a list of 'flag: value' lines")
+    return found or {}
+
+
+def given(settings, argv=None) -> set[str]:
+    """Names of the fields that the command line or its YAML gives."""
+    argv, path = take_config(sys.argv[1:] if argv is None else [str(word) for word in argv])
+    words = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
+    return {entry.name for entry in fields(settings)} & (words | (read_settings(path).keys() if path is not None else set()))
+
+
+def words_of(settings, values: Mapping[str, Any], where) -> list[str]:
+    """{field: value} as command-line words; values are text, or what a typed YAML holds.
+
+    Raises:
+        UserError: an unknown field, or a value that it does not take; `where` they are from is named.
+    """
+    hints, words = get_type_hints(settings, include_extras=True), []
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{where}: unknown setting '{name}'{nearest_of(name, hints) or '; --help lists those of this program'}")
+        if value is not None:
+            words += _words(name, hints[name], value, f"{where}: {name}")
+    return words
+
+
+def _words(name, hint, value, where):
+    """The command-line words that give one field its value."""
+    kind = _plain(hint)
+    several = get_origin(kind) in (list, tuple)
+    if isinstance(value, dict) or isinstance(value, list) and not several:
+        raise UserError(f"{where}: takes {'values' if several else 'one value'}, not {value!r}")
+    if kind is bool:
+        word = str(value).lower()
+        if word not in ("true", "false"):
+            raise UserError(f"{where}: is a switch, true or false, not {value!r}")
+        return [f"--{name}"] if word == "true" else []
+    words = [str(word) for word in value] if isinstance(value, list) else [str(value)]
+    count = len(get_args(kind)) if get_origin(kind) is tuple else None
+    if count is not None and len(words) != count:
+        raise UserError(f"{where}: takes {count} values, not {len(words)}")
+    inner = get_args(kind)[0] if several else hint
+    for word in words:
+        _check_word(inner, word, where)
+    if tyro.conf.Positional in getattr(hint, "__metadata__", ()):
+        return words
+    return [f"--{name}", *words] if several else [f"--{name}={words[0]}"]
+
+
+def _check_word(hint, word, where):
+    """Raise `UserError` unless tyro takes a word for a field with this type."""
+
+    def refuse(event):
+        raise UserError(f"{where}: {_reason(event)}")
+
+    with _errors.on_parse_error(refuse):
+        tyro.cli(make_dataclass("One", [("value", hint)]), args=[f"--value={word}"], config=(tyro.conf.DisallowNone,))
+
+
+def _plain(hint):
+    """A field's type without annotations and None."""
+    while get_origin(hint) in (Annotated, Union, UnionType):
+        hint = next(part for part in get_args(hint) if part is not NoneType)
+    return hint
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Errors
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def flags_of(settings):
+    """The flags of a dataclass."""
+    return [f"--{entry.name}" for entry in fields(settings)]
+
+
+def _told(event, names):
+    """A mistake on the command line as a line."""
+    if isinstance(event, _errors.MissingArgs) and not event.unrecognized_tokens:
+        return f"the following arguments are required: {', '.join(_flag(each.arg) for each in event.missing_arguments)}"
+    if isinstance(event, _errors.MissingArgs | _errors.UnrecognizedArgs):
+        tokens = event.tokens if isinstance(event, _errors.UnrecognizedArgs) else event.unrecognized_tokens
+        word = tokens[0].partition("=")[0]
+        return f"unknown {word}{nearest_of(word, names)}"
+    if isinstance(event, _errors.MissingSubcommand):
+        return f"the following arguments are required: one of {', '.join(names)}"
+    argument = getattr(event, "argument", None)
+    return f"{'argument ' + _flag(argument) + ': ' if argument else ''}{_reason(event)}"
+
+
+def _flag(argument):
+    name = argument.field.intern_name
+    return name if tyro.conf.Positional in argument.field.markers else f"--{name}"
+
+
+def _reason(event):
+    """Why a value is refused."""
+    if isinstance(event, _errors.InvalidChoice):
+        choices = ", ".join(choice for choice in event.choices if choice != "None")
+        return f"is {event.value!r}, must be one of {choices}"
+    if isinstance(event, _errors.BadValue):
+        return "expected a value" if event.offending_value is None else f"takes no value, not {event.offending_value!r}"
+    message = str(getattr(event, "message", type(event).__name__))
+    return " ".join(message.rpartition("]: ")[2].split())  # of a value or None, tyro lists both tries
+
+
+def nearest_of(name, known) -> str:
+    """`; the nearest known one is 'x'`, or nothing where none is near."""
+    plain = {word.lstrip("-"): word for word in known}
+    close = difflib.get_close_matches(str(name).lstrip("-"), plain, n=1, cutoff=0.7)
+    return f"; the nearest known one is '{plain[close[0]]}'" if close else ""
+
+
+def refuse_ignored(named, ignorable, where):
+    """Raise `UserError` if any of the `ignorable` fields is among the `named` ones, since it would do nothing `where`."""
+    ignored = [f"--{name}" for name in ignorable if name in named]
+    if ignored:
+        raise UserError(f"{', '.join(ignored)}: would do nothing {where}; leave {'it' if len(ignored) == 1 else 'them'} out")
+
+
+def named_folder(word, flag, example) -> tuple[str, Path]:
+    """(name, Path) of `NAME=DIR`; `UserError`, which names `flag` and shows an `example`, where it is not of that form."""
+    name, equals, folder = word.partition("=")
+    if not (name and equals and folder):
+        raise UserError(f"{flag} {word}: not of the form NAME=DIR; write for example {example}")
+    return name, Path(folder)

@@ -1,0 +1,80 @@
+"""Settings of comparisons: methods by their candidates or their images, and where a policy changed a base's images."""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from dp2osr.cli import Count, Natural, RegularExpression, Settings, at_least, default_is, metavar
+
+
+@dataclass(kw_only=True)
+class EvaluateSettings(Settings):
+    """A comparison of methods: `scripts/evaluate.py`."""
+
+    candidates: Annotated[list[str] | None, metavar("NAME=DIR")] = None
+    """Candidate folders with scores.parquet; the first is the reference of all comparisons."""
+    images: Annotated[list[str] | None, metavar("NAME=DIR")] = None
+    """Folders of SR images named as their GT, or with _00, _01 ... for several samples; a name given again has further samples; the first is the reference of all comparisons."""
+    gt_path: str | None = None
+    """Folder of GT images, named as the LR images; --images without it: NR metrics alone."""
+    output_dir: str
+    """Tables, and what else there is, go here; run again to go on."""
+    bootstrap: Count = 2000
+    """Resamples for the intervals."""
+    seed: Natural = 0
+    """Of the resampling."""
+    crop_suffix: RegularExpression = "_\\d\\d$"
+    """Regular expression of what an image id has beyond its photograph's name; '' if every image is a photograph."""
+    metrics_dir: Annotated[str | None, default_is("DP2OSR_METRICS_DIR, else pyiqa's own places")] = None
+    """Folder of scripts/fetch_metrics.py with pyiqa's weights."""
+    reward_config: Annotated[str | None, default_is("the one that the scores were made for"), metavar("NAME_OR_YAML")] = None
+    """A name in configs/rewards or a YAML."""
+    training_log: list[str] | None = None
+    """Train_log.jsonl of the policy's training, or one a round, for its curves."""
+    num_candidates: Annotated[Annotated[int, at_least(2)] | None, default_is("the smallest M among the methods")] = None
+    """Use the first M candidates of each image."""
+    max_images_in_report: Natural = 12
+    """Images shown, evenly over the gains."""
+    no_bicubic: bool = False
+    """Leave out bicubic, whose metrics are computed here."""
+    protocol: Annotated[str, metavar("NAME_OR_YAML")] = "offline"
+    """Metrics: a name in configs/evaluation or a YAML."""
+    lr_path: str | None = None
+    """Folder of LR images, whose names tell samples from images where there is no GT."""
+    suffix: Annotated[str, default_is("none")] = ""
+    """What is behind the names of the SR images; not needed for those of the test programs."""
+    channel: Annotated[Literal["y", "rgb"] | None, default_is("the protocol's")] = None
+    """Of PSNR and SSIM."""
+    crop_border: Annotated[Natural | None, default_is("the protocol's")] = None
+    """Of PSNR and SSIM, pixels cut on each side."""
+    center_crop: Annotated[Annotated[int, at_least(8)] | None, default_is("all")] = None
+    """Score the middle square of this side, pixels."""
+    exclude_metrics: Annotated[list[str], metavar("METRIC")] = field(default_factory=list)
+    """Metrics of the protocol to leave out."""
+    fid: bool = False
+    """FID of each method's images against the GT too; 100 images at least, whole (no --center_crop)."""
+    published: Annotated[str | None, metavar("NAME_OR_YAML")] = None
+    """Published values to set beside: a name in configs/paper (table1_realsr ...) or a YAML."""
+
+
+OF_CANDIDATES = ("reward_config", "training_log", "num_candidates", "max_images_in_report", "no_bicubic")
+OF_IMAGES = ("protocol", "lr_path", "suffix", "channel", "crop_border", "center_crop", "exclude_metrics", "fid", "published")
+
+
+@dataclass(kw_only=True)
+class LocalitySettings(Settings):
+    """Where a policy changed its base's images."""
+
+    candidates: Annotated[tuple[str, str], metavar("NAME=DIR")]
+    """Candidate folders of the same images and seeds, the base first."""
+    gt_path: str
+    """Folder of GT images, named as the LR images."""
+    output_dir: str
+    """Figure, table and settings go here."""
+    num_candidates: Annotated[int, at_least(2)] = 8
+    """Seeds of an image that are compared."""
+    num_shown: Count = 4
+    """Images in the figure, evenly over how much they changed."""
+    bootstrap: Count = 2000
+    """Resamples for the intervals."""
+    crop_suffix: RegularExpression = "_\\d\\d$"
+    """Of image ids, after the photograph's name."""

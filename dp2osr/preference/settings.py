@@ -1,0 +1,26 @@
+"""Settings of curation: which candidates of a group are compared, and how much each pair counts."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dp2osr.cli import Count, Settings
+
+Weighting = Literal["none", "intra", "inter", "both"]  # hierarchical weights (Sec. 4.3), the rows of the paper's ablation
+
+
+@dataclass(kw_only=True)
+class PreferenceSettings(Settings):
+    """What curation makes of scores: `scripts/inspect_preferences.py`."""
+
+    candidates_dir: str
+    """Candidate folder of gen_candidates.py."""
+    scores: str | None = None
+    """Table of label_rewards.py; scores.parquet in the candidate folder if not given."""
+    reward_config: str | None = None
+    """Name in configs/rewards or a YAML; the one that the scores were made for if not given."""
+    num_candidates: Count | None = None
+    """M; all that are scored if not given."""
+    top_n: Count = 8
+    """N."""
+    weighting: Literal["none", "intra", "inter", "both"] = "both"
+    """Hierarchical weights."""

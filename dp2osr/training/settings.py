@@ -1,0 +1,210 @@
+"""Settings of preference training."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from dp2osr.backbones.settings import ModelSettings
+from dp2osr.cli import Count, Finite, Natural, NonNegative, Positive, RegularExpression, Settings, Share, at_least, default_is, metavar
+from dp2osr.preference.settings import Weighting
+
+Loss = Literal["sigmoid", "ipo", "hinge", "plackett_luce"]  # of preference.loss
+Schedule = Literal[
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
+]  # of diffusers.optimization
+STEADY_SCHEDULES = ("constant", "constant_with_warmup")  # do not depend on the number of steps: a longer run begins as a shorter one
+
+
+@dataclass(kw_only=True)
+class TimestepSettings(Settings):
+    """Where on the noise schedule a denoiser is trained."""
+
+    timestep_sampling: Literal["logit_normal", "uniform"] = "logit_normal"
+    """FLUX: density of the training timesteps σ; those of SD2 are uniform."""
+    logit_mean: Finite = 0.0
+    """Of logit(σ); above 0: more noise."""
+    logit_std: Positive = 1.0
+    """Its standard deviation."""
+
+    def timestep_options(self):
+        """Arguments of a backbone's `draw_timesteps`."""
+        return {"timestep_sampling": self.timestep_sampling, "logit_mean": self.logit_mean, "logit_std": self.logit_std}
+
+
+@dataclass(kw_only=True)
+class TrainSettings(TimestepSettings, ModelSettings):
+    """Preference training: `train_sd2_dpo.py`, `train_flux_dpo.py`."""
+
+    controlnet_model_name_or_path: str
+    """Where the policy starts, and the reference."""
+    reference_controlnet_model_name_or_path: Annotated[str | None, default_is("the start")] = None
+    """A reference other than the policy's start: a further round may keep the first one."""
+    candidates_dir: str
+    """Candidate folder of gen_candidates.py."""
+    scores: Annotated[str | None, default_is("scores.parquet in the candidate folder")] = None
+    """Table of label_rewards.py."""
+    reward_config: Annotated[str | None, default_is("the one that the scores were made for")] = None
+    """Name in configs/rewards or a YAML."""
+    output_dir: str
+    """Checkpoints, log and, at the end, the policy; run again to go on."""
+    force: bool = False
+    """Go on in an output folder of other settings, which are shown; the rate is the flags' again."""
+    num_candidates: Annotated[Count | None, default_is("all that are scored")] = None
+    """M: use the first M candidates of each image."""
+    top_n: Count = 8
+    """N: best and worst candidates of a group."""
+    beta: NonNegative = 5000.0
+    """β of Diffusion-DPO."""
+    sft_weight: NonNegative = 0.0
+    """λ of the winners' own errors beside the preference."""
+    loss: Loss = "sigmoid"
+    """Sigmoid is the paper's."""
+    label_smoothing: NonNegative = 0.0
+    """Share of pairs whose label is taken to be wrong, below 0.5, with --loss sigmoid."""
+    weighting: Weighting = "both"
+    """Hierarchical weights."""
+    shared_noise: bool = False
+    """One noise for a group's candidates, as public Diffusion-DPO code has it for a pair."""
+    timestep_range: Annotated[tuple[Share, Share], default_is("0 1"), metavar("LOW HIGH")] = (0.0, 1.0)
+    """Share of the noise schedule that timesteps are drawn from, 0: clean, 1: noise."""
+    groups_per_step: Count = 16
+    """Groups an optimizer step over all processes; 16 × 8² = 1024 pairs."""
+    timesteps_per_group: Count = 1
+    """Timesteps, with their own noise, in a visit of a group."""
+    pairs_per_group: Natural = 0
+    """Pairs drawn from a group's N² at each visit, as a batch of pairs has; 0: all, at the same cost."""
+    gradient_sum: Literal["fp32", "fp64"] = "fp64"
+    """Precision in which gradients of groups and processes are added; fp64 makes the weights the same for any number of
+    processes, for 8 bytes a parameter."""
+    reference_cache: str | None = None
+    """Folder that keeps the reference's errors: trainings on the same visits (same seed) need not run it again."""
+    lora_rank: Natural = 0
+    """Train LoRA adapters of this rank instead of the whole ControlNet; 0: the whole."""
+    micro_batch_size: Natural = 0
+    """Candidates in one backward pass; 0: the 2N of a group; same gradient for any."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    learning_rate: NonNegative = 2e-05
+    """AdamW rate."""
+    lr_scheduler: Schedule = "constant_with_warmup"
+    """Schedule of the rate."""
+    lr_warmup_steps: Natural = 0
+    """Warm-up, steps."""
+    adam_weight_decay: NonNegative = 0.01
+    max_grad_norm: NonNegative = 1.0
+    """Gradient clipping."""
+    max_train_steps: Count = 1000
+    """Optimizer steps; with a constant rate more may be asked for later."""
+    checkpointing_steps: Count = 100
+    """Steps between checkpoints."""
+    checkpoints_total_limit: Count = 2
+    """Checkpoints kept."""
+    report_to: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
+    """Tracker."""
+    validation_image_path: str | None = None
+    """Held-out LR images to sample and score during training."""
+    validation_gt_path: str | None = None
+    """Their GT, by name."""
+    validation_prompt_file: Annotated[str | None, default_is("empty prompts")] = None
+    """Their tags, JSON {image id: tags}."""
+    validation_steps: Natural = 100
+    """Steps between validations; 0: none."""
+    validation_candidates: Annotated[int, at_least(2)] = 8
+    """Samples a validation image."""
+    collapse_patience: Natural = 3
+    """Act when the held-out reward has fallen at this many validations in a row; 0: never."""
+    on_collapse: Literal["stop", "halve_lr", "warn"] = "stop"
+    """What to do then; best/ has the best policy in any case."""
+    num_inference_steps: Annotated[Count | None, default_is("the candidates'")] = None
+    """Denoising steps in validation."""
+    guidance_scale: Annotated[Finite | None, default_is("the candidates'")] = None
+    """Guidance in validation."""
+    align_method: Annotated[Literal["adain", "wavelet", "nofix"] | None, default_is("the candidates'")] = None
+    """Colour fix in validation."""
+    upscale: Annotated[Positive | None, default_is("the candidates'")] = None
+    """Size of GT over LR in validation."""
+
+
+@dataclass(kw_only=True)
+class ProbeSettings(TrainSettings):
+    """A few steps of training for each of several M and N: `scripts/suggest_nm.py`."""
+
+    sizes: Annotated[list[Annotated[int, at_least(2)]] | None, default_is("powers of two from 4 to all that are scored")] = None
+    """M that are tried."""
+    tops: Annotated[list[Count] | None, default_is("powers of two up to M/2")] = None
+    """N that are tried."""
+    probe_steps: Count = 20
+    """Optimizer steps for each."""
+    probe_visits: Annotated[int, at_least(2)] = 32
+    """Candidates a step, for every N."""
+    held_out_share: Positive = 0.25
+    """Of the photographs."""
+    held_out_groups: Annotated[int, at_least(2)] = 24
+    """Held-out groups that judge."""
+    held_out_candidates: Annotated[int, at_least(2)] = 16
+    """Candidates of each."""
+    held_out_timesteps: Count = 4
+    """Timesteps for each."""
+    crop_suffix: RegularExpression = "_\\d\\d$"
+    """Of image ids, after the photograph's name."""
+
+
+@dataclass(kw_only=True)
+class BaselineSettings(TimestepSettings, ModelSettings):
+    """Training of a baseline ControlNet: `scripts/train_controlnet.py`."""
+
+    controlnet_model_name_or_path: str | None = None
+    """Start from this ControlNet instead of a copy of the UNet's encoder."""
+    train_dir: str
+    """Folder of HR photographs."""
+    output_dir: str
+    """State, log, controlnet/ and, with --train_backbone, model/."""
+    degradation: str = "resshift"
+    """Name in configs/degradation or a YAML."""
+    prompt_file: str | None = None
+    """JSON {photograph's stem: tags}."""
+    resolution: Count = 512
+    """Side of a degraded GT crop, pixels."""
+    window: Count = 64
+    """Side of a training window in latent pixels; resolution / VAE scale takes whole crops."""
+    full_window_share: Share = 1.0
+    """Share of the steps, at the end, that train on whole crops."""
+    pool_size: Count = 100000
+    """Pairs degraded and encoded before training, on each process."""
+    train_batch_size: Count = 8
+    """Windows a step on each process; fewer when whole crops are trained, the same pixels."""
+    gradient_accumulation_steps: Count = 1
+    """Micro-batches a step."""
+    max_train_steps: Count = 35000
+    """Optimizer steps."""
+    learning_rate: NonNegative = 0.0002
+    """Peak rate."""
+    lr_scheduler: Schedule = "constant_with_warmup"
+    """Schedule of the rate."""
+    lr_warmup_steps: Natural = 500
+    """Warm-up, steps."""
+    weight_decay: NonNegative = 0.01
+    """AdamW weight decay."""
+    max_grad_norm: NonNegative = 1.0
+    """Gradient clipping."""
+    train_backbone: bool = False
+    """Train the UNet and the text encoder too (tiny models)."""
+    conditioning_channels: Annotated[list[Count] | None, default_is("the published 16 32 96 256, as many as that takes")] = None
+    """SD2: channels of the control embedding, one number more than the autoencoder halves an image's side."""
+    num_double_layers: Natural = 4
+    """FLUX: double blocks of the ControlNet."""
+    num_single_layers: Natural = 0
+    """FLUX: single blocks of the ControlNet."""
+    image_weight: Share = 0.0
+    """Share of the error that is weighed as the decoded image feels it; 0: plain latents."""
+    guidance_range: Annotated[tuple[Finite, Finite], metavar("LOW HIGH")] = (1.0, 1.0)
+    """FLUX: the guidance that the network is told, drawn anew in every step."""
+    drop_share: Share = 0.1
+    """Share of windows trained with an empty prompt."""
+    negative_share: Share = 0.0
+    """Share of windows that learn the degraded image under the negative prompt."""
+    negative_prompt: str = "dotted, noise, blur, lowres, smooth"
+    """The prompt of those windows."""
+    save_fp16: bool = False
+    """Store weights in fp16."""
+    checkpointing_steps: Count = 500
+    """Steps between checkpoints."""
