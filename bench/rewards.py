@@ -14,9 +14,9 @@ import argparse
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from random_metrics import random_weights
 
-from bench.random_metrics import random_weights
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def build_parser():
@@ -125,7 +125,8 @@ def compare_fast(args, names):
 
 def peak_under_a_limit(args, names):
     """Score one group with all metrics in one suite and print the peak of this process beside the limit."""
-    from bench.models import memory
+    from models import memory
+
     from dp2osr.rewards.batches import Batches
     from dp2osr.rewards.config import MetricSpec
     from dp2osr.rewards.metrics import MetricSuite

@@ -16,9 +16,9 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from models import memory, models
 
-from bench.models import memory, models
+ROOT = Path(__file__).resolve().parents[1]
 
 METHODS = ("ours", "ours, not tiled", "diffusers")
 PROMPT, NEGATIVE = "cat, animal, fur", "dotted, noise, blur, lowres, smooth"

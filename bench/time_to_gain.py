@@ -23,6 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 
+
 # method: groups a step of the group form or pairs a step, steps between two validations; the first is what the others are compared with
 METHODS = {
     "group, 6 groups": ("groups", 6, 5),

@@ -20,9 +20,11 @@ import time
 from copy import deepcopy
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from models import memory, models
 
-from bench.models import memory, models
+from dp2osr.training.settings import TrainSettings
+
+ROOT = Path(__file__).resolve().parents[1]
 
 MEMORY_METHODS = ("group", "group, micro-batches of 1", "group, LoRA 16", "pairwise, two models")
 
@@ -185,7 +187,6 @@ def time_logging(args, steps=20):
 
     from dp2osr.cli import parse
     from dp2osr.training.log import TrainingLog
-    from dp2osr.training.settings import TrainSettings
     from dp2osr.training.trainer import DISTANCE_STEPS, PreferenceTrainer
 
     torch.set_num_threads(args.threads)

@@ -4,12 +4,10 @@
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from dp2osr.cli import Settings, parse
 from dp2osr.errors import run
-
-ROOT = Path(__file__).resolve().parents[1]
+from dp2osr.places import ROOT
 
 
 @dataclass(kw_only=True)

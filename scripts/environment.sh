@@ -50,7 +50,7 @@ check_disk() {
 
 # The stamp names the Python, the requirements and the constraints that .venv was last filled from.
 STAMP="$VENV/installed.stamp"
-wanted_stamp() { "$PY" -c 'import sys, zlib; print(sys.version.split()[0], *(zlib.crc32(open(p, "rb").read()) for p in sys.argv[1:]))' requirements.txt constraints.txt; }
+wanted_stamp() { "$PY" -c 'import sys, zlib; print(sys.version.split()[0], *(zlib.crc32(open(p, "rb").read()) for p in sys.argv[1:]))' requirements.txt constraints.txt pyproject.toml; }
 installed() { [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(wanted_stamp)" ]; }
 
 move_away() { echo "move it away and run the same command again: $(quoted mv "$VENV" "$VENV.old")"; }
@@ -146,6 +146,7 @@ install_requirements() {
     done <requirements.txt
     if [ ${#with[@]} -gt 0 ]; then pip_install "${with[@]}"; fi
     if [ ${#without[@]} -gt 0 ]; then pip_install --no-deps "${without[@]}"; fi
+    pip_install --no-deps --no-build-isolation --editable .
     rm -rf "$VENV/tmp"
     wanted_stamp >"$STAMP.part"
     mv "$STAMP.part" "$STAMP"

@@ -1,12 +1,10 @@
 """Train dp2o_rank, the embedded reward's own small no-reference metric, to rank distortion strengths of photographs."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from dp2osr.cli import Count, Natural, Positive, Settings, parse
 from dp2osr.errors import run
-
-ROOT = Path(__file__).resolve().parents[1]
+from dp2osr.places import ROOT
 
 
 @dataclass(kw_only=True)

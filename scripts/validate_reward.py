@@ -14,8 +14,7 @@ import tyro
 
 from dp2osr.cli import Count, Settings, at_least, metavar, parse
 from dp2osr.errors import run
-
-ROOT = Path(__file__).resolve().parents[1]
+from dp2osr.places import ROOT
 
 
 @dataclass(kw_only=True)

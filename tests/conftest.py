@@ -1,11 +1,10 @@
 """Shared fixtures: the embedded tiny models, a small candidate store, a shell around the programs."""
 
-import importlib
 import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+
+from dp2osr.cli import parse
+from dp2osr.training.settings import TrainSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,8 +42,9 @@ class Kind:
     def training_program(self):
         return f"train_{self.name}_dpo.py"
 
-    def training_parser(self):
-        return importlib.import_module(self.training_program[:-3]).build_parser()
+    def training_settings(self, words):
+        """The settings that the training program reads from words of the command line."""
+        return parse(TrainSettings, words, backbone=self.name)
 
 
 KINDS = {kind.name: kind for kind in (Kind("sd2", "test_sd2b_controlnet.py"), Kind("flux", "test_flux_controlnet.py"))}
@@ -89,6 +92,15 @@ def sd2_controlnet(sd2):
     return sd2.load_controlnet(CONTROLNET)
 
 
+HERE = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}  # this checkout, whichever is installed
+
+
+def settings_with(kind, **values):
+    """Settings of a `kind` whose required fields that are not given are "-"."""
+    needed = (entry.name for entry in fields(kind) if entry.default is MISSING and entry.default_factory is MISSING)
+    return kind(**{**dict.fromkeys(needed, "-"), **values})
+
+
 # A test of what no backbone has a part in needs one of them only.
 one_kind = pytest.mark.parametrize("kind", ["sd2"], indirect=True)
 
@@ -96,7 +108,7 @@ one_kind = pytest.mark.parametrize("kind", ["sd2"], indirect=True)
 def run_program(*words, env=None, check=True):
     """Run a program of the repository; returns the finished process."""
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}  # as in this process: another number rounds differently
-    environment = {**os.environ, **threads, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", **(env or {})}
+    environment = {**os.environ, **threads, **HERE, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", **(env or {})}
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True)
     if check:
         assert done.returncode == 0, done.stderr[-3000:]

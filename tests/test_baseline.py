@@ -1,25 +1,26 @@
 """The tiny preset's own makers: autoencoder start, tokenizer, baseline training and its resume; a full disk."""
 
-import importlib
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, read_log, run_program, save_noise
-from dp2osr.config import given_flags, parse_args
+from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, read_log, run_program, save_noise, settings_with
 from safetensors.torch import load_file
 
+from dp2osr.cli import given, parse
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.errors import UserError
 from dp2osr.training.baseline import check_baseline, train_baseline
 from dp2osr.training.options import check_baseline_given
+from dp2osr.training.settings import BaselineSettings, TrainSettings
 
 sys.path.insert(0, str(ROOT / "scripts"))  # the programs, which are called in this process
 
@@ -207,7 +208,7 @@ def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
     from dp2osr.training.options import sampling_options
 
     given = {"num_inference_steps": 2, "guidance_scale": None, "align_method": None, "upscale": None}
-    args = SimpleNamespace(validation_candidates=2, seed=0, validation_prompt_file="prompts.json", **given)
+    args = settings_with(TrainSettings, validation_candidates=2, validation_prompt_file="prompts.json", validation_image_path="-", **given)
     backbone = SimpleNamespace(kind="flux", vae_scale=4, default_scheduler=FluxBackbone.default_scheduler)
     backbone.published_sampling = FluxBackbone.published_sampling
     stored = {"num_inference_steps": 3, "guidance_scale": 1.0, "align_method": "wavelet", "negative_prompt": None, "upscale": 2}
@@ -217,21 +218,18 @@ def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
     assert (options.align_method, options.control_scale, options.upscale) == ("wavelet", 0.9, 2)
     assert (options.tile_size, options.tile_overlap) == (192, 64)
     assert (options.prompt_source, options.prompt_file, options.batch_size) == ("file", "prompts.json", 2)
-    assert options.negative_prompt and "tiling" not in vars(options)
-    old = sampling_options(SimpleNamespace(**{**vars(args), "num_inference_steps": None}), {}, backbone)  # of before it was written down
+    assert options.negative_prompt
+    old = sampling_options(replace(args, num_inference_steps=None), {}, backbone)  # of before it was written down
     assert (old.num_inference_steps, old.guidance_scale, old.scheduler, old.align_method) == (25, 2.5, "flow_euler", "adain")
     assert old.tile_size is None and old.upscale == 4
 
 
 def train_controlnet(*more):
     """The program in this process."""
-    import train_controlnet as program
-
-    parser = program.build_parser()
-    argv = [str(word) for word in [*BASELINE[1:], *more]]
-    args = parse_args(parser, argv)
-    check_baseline_given(args, given_flags(parser, argv))
-    train_baseline(args)
+    argv = [*BASELINE[1:], *more]
+    settings = parse(BaselineSettings, argv)
+    check_baseline_given(settings, given(BaselineSettings, argv))
+    train_baseline(settings)
 
 
 def test_a_baseline_grows_where_its_rate_does_not_depend_on_the_steps_and_is_readable_for_the_group(tmp_path):
@@ -300,7 +298,7 @@ def test_a_baseline_whose_output_folder_is_its_input_is_refused(tmp_path):
     before = (tmp_path / "run/controlnet/config.json").read_bytes()
     more = ["--controlnet_model_name_or_path", str(tmp_path / "run/controlnet"), "--output_dir", str(tmp_path / "run")]
     with pytest.raises(UserError, match="would overwrite the input --controlnet_model_name_or_path"):
-        check_baseline(parse_args(importlib.import_module("train_controlnet").build_parser(), [*BASELINE[1:], *more]))
+        check_baseline(parse(BaselineSettings, [*BASELINE[1:], *more]))
     with pytest.raises(UserError, match="holds controlnet, which no run there has written"):
         train_controlnet("--output_dir", tmp_path / "run")
     assert (tmp_path / "run/controlnet/config.json").read_bytes() == before
@@ -324,7 +322,7 @@ def test_an_autoencoder_of_impossible_channels_is_one_line(tmp_path, channels):
 
     folders = ["--train_dir", "x", "--val_dir", "x", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(UserError, match="--block_out_channels"):
-        new_autoencoder(train_vae.parse_args([*folders, "--block_out_channels", *channels]))
+        new_autoencoder(parse(train_vae.AutoencoderSettings, [*folders, "--block_out_channels", *channels]))
 
 
 def test_a_tiny_model_is_made_in_a_new_folder_alone_and_its_sizes_are_checked(tmp_path):
@@ -334,7 +332,7 @@ def test_a_tiny_model_is_made_in_a_new_folder_alone_and_its_sizes_are_checked(tm
 
     def make(*more):
         words = ["--vae", f"{MODEL}/vae", "--output_dir", str(tmp_path / "out"), *map(str, more)]
-        make_new(make_tiny_sd2, program.parse_args(words), ("block_out_channels", "conditioning_channels", "text_width"))
+        make_new(make_tiny_sd2, parse(program.TinySD2Settings, words), ("block_out_channels", "conditioning_channels", "text_width"))
 
     with pytest.raises(UserError, match="--block_out_channels 32 64 128 --conditioning_channels 8 16 32 --text_width 7: no network"):
         make("--text_width", 7)

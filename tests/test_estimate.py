@@ -4,12 +4,11 @@ import math
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, settings_with
 from PIL import Image
 from torch.nn import functional as F
 
@@ -26,6 +25,7 @@ from dp2osr.sampling.estimate import check_cost, control_group_bytes, free_bytes
 from dp2osr.sampling.resize import control_image, image_sizes, round_to_8_bits
 from dp2osr.sampling.sampler import samples_together
 from dp2osr.sampling.seeds import candidate_generator
+from dp2osr.sampling.settings import GenerateSettings
 
 PLENTY = {"host": 10**15, "device": 10**15}
 
@@ -85,9 +85,10 @@ def test_the_bar_makes_as_many_steps_as_were_told(kind, backbone, controlnet, si
 
 @pytest.mark.parametrize("published", [False, True])
 def test_what_a_network_holds_is_within_a_factor_of_one_and_a_half_of_a_count_of_every_tensor(kind, published):
-    args = SimpleNamespace(
-        pretrained_model_name_or_path=kind.model, controlnet_model_name_or_path=None if published else kind.controlnet, upscale=1
-    )
+    args = settings_with(
+        GenerateSettings, pretrained_model_name_or_path=kind.model, upscale=1,
+        controlnet_model_name_or_path="-" if published else kind.controlnet,
+    )  # fmt: skip
     model = PlannedModel(args, (64, 64), read_published(kind.name) if published else None)
     backbone = model.load(("vae", "text", "denoiser"))
     controlnet = model.controlnet(backbone)

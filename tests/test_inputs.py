@@ -5,12 +5,13 @@ import shutil
 import pytest
 import torch
 from conftest import KINDS, ROOT, save_noise
-from dp2osr.config import parse_args
 from PIL import Image
 
+from dp2osr.cli import given, parse
 from dp2osr.data.images import find_gt, find_inputs, list_images, scan
 from dp2osr.errors import UserError
 from dp2osr.sampling.defaults import read_recommended, with_defaults
+from dp2osr.sampling.settings import GenerateSettings, RestoreSettings
 
 
 @pytest.fixture
@@ -115,9 +116,7 @@ def test_results_among_the_inputs_are_no_inputs(folder, capsys):
 
 
 def flags_of(kind, *words):
-    import gen_candidates
-
-    return parse_args(gen_candidates.build_parser(), [*map(str, words), "--image_path", "x", "--output_dir", "y"])
+    return parse(GenerateSettings, [*words, "--image_path", "x", "--output_dir", "y"])
 
 
 class Published:
@@ -156,38 +155,25 @@ def test_the_tiny_models_recommend_what_their_configs_sample_with():
         assert f"guidance_scale: {settings['guidance_scale']}" in text and f"align_method: {settings['align_method']}" in text
 
 
-def test_building_one_programs_parser_changes_no_others_defaults():
-    import gen_candidates
-    import test_flux_controlnet
-    import test_sd2b_controlnet
-    import train_flux_dpo
-    import train_sd2_dpo
-
-    programs = (train_sd2_dpo, gen_candidates, test_sd2b_controlnet)
-
-    def defaults(program):
-        return {action.dest: action.default for action in program.build_parser()._actions}
-
-    before = [defaults(program) for program in programs]
-    train_flux_dpo.build_parser()
-    test_flux_controlnet.build_parser()
-    assert [defaults(program) for program in programs] == before
-    assert [defaults(program)["upscale"] for program in (gen_candidates, test_sd2b_controlnet, test_flux_controlnet)] == [4, 1, 1]
+def test_what_a_program_sets_itself_gives_way_to_its_flags_and_changes_no_other_program():
+    words = [*KINDS["flux"].model_flags, "--image_path", "x", "--output_dir", "y"]
+    assert parse(RestoreSettings, words, backbone="flux").backbone == "flux"
+    assert parse(RestoreSettings, [*words, "--backbone", "sd2"], backbone="flux").backbone == "sd2"
+    assert parse(RestoreSettings, words).backbone is None and parse(RestoreSettings, words).upscale == 1
+    assert parse(GenerateSettings, words).upscale == 4
+    assert given(GenerateSettings, words) == {"pretrained_model_name_or_path", "controlnet_model_name_or_path", "image_path", "output_dir"}
 
 
 # -- growing --
 
 
 def test_candidates_grow_and_those_that_are_there_stay_as_they_are(folder, tmp_path):
-    import gen_candidates
     from dp2osr.sampling.sampler import generate_candidates
     from dp2osr.sampling.store import CandidateStore
 
     def sample(out, count):
         words = [*KINDS["sd2"].model_flags, "--num_inference_steps", "1", "--num_candidates", str(count), "--upscale", "1"]
-        return generate_candidates(
-            parse_args(gen_candidates.build_parser(), [*words, "--image_path", str(folder), "--output_dir", str(out)])
-        )
+        return generate_candidates(parse(GenerateSettings, [*words, "--image_path", folder, "--output_dir", out]))
 
     few = {image_id: store.read(image_id) for store in [sample(tmp_path / "out", 2)] for image_id in ("a", "b")}
     sample(tmp_path / "out", 5)

@@ -6,10 +6,9 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from dp2osr.config import parse_args
 from PIL import Image
 
-import label_rewards
+from dp2osr.cli import parse
 from dp2osr.errors import UserError
 from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.rewards import label as label_module
@@ -17,6 +16,7 @@ from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import MetricSpec, RewardConfig, load_reward_config
 from dp2osr.rewards.label import Labeller, label_candidates, pair_gt
 from dp2osr.rewards.metrics import MetricSuite
+from dp2osr.rewards.settings import LabelSettings
 from dp2osr.rewards.table import read_columns, read_scores
 from dp2osr.sampling.store import CandidateGroup, CandidateStore
 
@@ -268,7 +268,7 @@ def test_an_absent_latents_file_is_named(store, suites, gt_path, tmp_path):
 
 
 def label_args(*words):
-    return parse_args(label_rewards.build_parser(), [str(word) for word in words])
+    return parse(LabelSettings, words)
 
 
 def test_label_candidates_from_config_to_table(store, gt_path, tmp_path, monkeypatch, capsys):

@@ -10,28 +10,28 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, assert_one_clear_line, run_program
-from dp2osr.config import parse_args
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-import gen_candidates
 from dp2osr.backbones import load_backbone
+from dp2osr.cli import parse
 from dp2osr.errors import UserError
 from dp2osr.flops import CPU_ATTENTION, measure, norms_in_float32
 from dp2osr.planning.models import fake_tensors, read_published
 from dp2osr.planning.stages import PlannedModel, implied_utilisation, plan_sampling, plan_scoring, plan_training, shard
 from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.seeds import candidate_generator
+from dp2osr.sampling.settings import GenerateSettings
 
 
 def sampling_args(kind, *more):
     words = [*kind.model_flags, "--image_path", "lr", "--output_dir", "out", "--num_candidates", "4", *map(str, more)]
-    return parse_args(gen_candidates.build_parser(), words)
+    return parse(GenerateSettings, words)
 
 
 def training_args(kind, *more):
     words = [*kind.model_flags, "--candidates_dir", "c", "--output_dir", "out", *map(str, more)]
-    return parse_args(kind.training_parser(), words)
+    return kind.training_settings(words)
 
 
 def test_the_peak_is_what_is_alive_at_once_and_flops_are_two_a_multiply_add():

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import assert_one_clear_line, one_kind, run_program
-from dp2osr.config import parse_args
 
 from dp2osr.errors import UserError
 from dp2osr.stats import bootstrap_weights, photographs_of
@@ -23,7 +22,7 @@ def words(kind, folder, output):
 @pytest.fixture
 def probe(kind, labelled, tmp_path):
     flags = [*words(kind, labelled, tmp_path / "out"), "--top_n", "1"]
-    trainer = PreferenceTrainer(parse_args(kind.training_parser(), list(map(str, flags))))
+    trainer = PreferenceTrainer(kind.training_settings(flags))
     return Probe(trainer, steps=2, visited=4, held_out_share=0.6, groups=2, candidates=3, timesteps=2)
 
 

@@ -7,14 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import CONTROLNET, MODEL, run_program, save_noise
-from dp2osr.config import parse_args
+from conftest import CONTROLNET, MODEL, run_program, save_noise, settings_with
 from PIL import Image
 from torch.nn import functional as F
 
+from dp2osr.cli import parse
 from dp2osr.errors import UserError
 from dp2osr.prompts.ram import Tagger, load_tagger, rename_weights
 from dp2osr.prompts.source import PromptSource
+from dp2osr.sampling.settings import GenerateSettings
 
 SMALL = SimpleNamespace(width=16, depths=(2, 1, 2, 1), heads=(1, 2, 4, 8), classes=11, words=8, encoder=24, hidden=32, inner=48)
 RELEASED = SimpleNamespace(
@@ -233,7 +234,7 @@ def test_candidates_carry_the_tags_of_their_image(released, tmp_path):
     ram = ["--ram_path", folder / "ram.pth", "--dape_path", folder / "DAPE.pth"]
     words = [*model, *ram, "--image_path", images, "--num_candidates", "1", "--num_inference_steps", "1", "--output_dir", tmp_path / "out"]
     run_program("gen_candidates.py", *words)
-    source = PromptSource(SimpleNamespace(prompt_source=None, prompt_file=None, ram_path=folder / "ram.pth", dape_path=folder / "DAPE.pth"))
+    source = PromptSource(settings_with(GenerateSettings, ram_path=str(folder / "ram.pth"), dape_path=str(folder / "DAPE.pth")))
     expected = source("a", Image.open(images / "a.png").convert("RGB"))
     assert expected and json.loads((tmp_path / "out/groups/a/group.json").read_text())["prompt"] == expected
     assert json.loads((tmp_path / "out/settings.json").read_text())["prompt_source"] == "ram"
@@ -272,7 +273,5 @@ def test_a_tagger_that_cannot_be_had_is_one_line(released, tmp_path, change, fla
 
 
 def options(*flags):
-    from gen_candidates import build_parser
-
     needed = ["--pretrained_model_name_or_path", "x", "--controlnet_model_name_or_path", "x", "--image_path", "x", "--output_dir", "x"]
-    return parse_args(build_parser(), [*needed, *flags])
+    return parse(GenerateSettings, [*needed, *flags])

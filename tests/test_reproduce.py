@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 import yaml
 from conftest import ROOT, assert_one_clear_line, run_program
-from dp2osr.config import flags_of
 from PIL import Image
 from safetensors.torch import load_file
 
 from dp2osr import stats
+from dp2osr.cli import parse
 from dp2osr.errors import UserError
 from dp2osr.reproduce import runs
 from dp2osr.reproduce import tasks as tasks_module
@@ -30,7 +30,7 @@ from dp2osr.reproduce.capacity import Point, best_places, capacity_markdown, loa
 from dp2osr.reproduce.cost import read_costs
 from dp2osr.reproduce.grid import CONFIG_DIR, Arm, load_grid
 from dp2osr.reproduce.runs import Pool, last_line, run_alone
-from dp2osr.reproduce.tasks import Task, fingerprint, plan_grid
+from dp2osr.reproduce.tasks import PROGRAMS, Task, fingerprint, plan_grid
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.table import read_scores
 from dp2osr.sampling.store import CandidateStore
@@ -99,8 +99,8 @@ def test_every_experiment_of_the_repository_gives_its_programs_flags_that_they_k
         task.prepare()
         task.check(path.stem)
         for program in task.programs:
-            parser = program.parser()
-            args = parser.parse_args(flags_of(parser, task.folder / f"{program.name}.yaml"))
+            settings, defaults = PROGRAMS[program.script]
+            args = parse(settings, ["--config", task.folder / f"{program.name}.yaml"], **defaults)
             if "reward_config" in vars(args):
                 load_reward_config(args.reward_config)
 

@@ -1,6 +1,5 @@
 """Which reward a program reads scores with, and what it says where they do not suffice."""
 
-import importlib
 import json
 import shlex
 import shutil
@@ -10,15 +9,19 @@ from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, one_kind
-from dp2osr.config import parse_args
 
+from dp2osr.cli import parse
 from dp2osr.commands import command
 from dp2osr.errors import UserError
+from dp2osr.evaluation.settings import EvaluateSettings
 from dp2osr.preference.describe import describe_preferences
 from dp2osr.preference.groups import check_same_candidates
+from dp2osr.preference.settings import PreferenceSettings
 from dp2osr.rewards.chosen import as_dict, check_scored, from_dict, label_command, record_reward, reward_of
 from dp2osr.rewards.config import CONFIG_DIR, MetricSpec, RewardConfig, load_reward_config
+from dp2osr.rewards.settings import InspectRewardSettings, LabelSettings
 from dp2osr.rewards.table import ScoreTable, read_metadata
+from dp2osr.training.settings import ProbeSettings, TrainSettings
 
 sys.path.insert(0, str(ROOT / "scripts"))
 ONE = RewardConfig("one", [MetricSpec("psnr", {"test_y_channel": True})], [MetricSpec("piqe")], 0.3, "rank", {"piqe": 2.0}, True)
@@ -71,16 +74,13 @@ def test_commands_in_messages_are_quoted_and_leave_out_what_is_not_given():
 
 
 def test_no_program_has_a_reward_of_its_own():
-    programs = ["label_rewards", "inspect_preferences", "inspect_rewards", "suggest_nm", "train_sd2_dpo", "train_flux_dpo"]
-    parsers = [importlib.import_module(name).build_parser() for name in programs] + [importlib.import_module("evaluate").make_parser()]
-    assert {parser.get_default("reward_config") for parser in parsers} == {None}
+    kinds = (LabelSettings, PreferenceSettings, InspectRewardSettings, ProbeSettings, TrainSettings, EvaluateSettings)
+    assert {kind.reward_config for kind in kinds} == {None}
 
 
 @one_kind
 def test_label_and_read_by_the_defaults_without_the_rewards_file(kind, sampled, tmp_path, capsys):
-    import inspect_preferences
 
-    import label_rewards
     from dp2osr.rewards.label import label_candidates
 
     folder = tmp_path / "my candidates"
@@ -98,12 +98,12 @@ def test_label_and_read_by_the_defaults_without_the_rewards_file(kind, sampled, 
             "--gt_path",
             str(ROOT / "preset/train/gt"),
         ]
-        label_candidates(parse_args(label_rewards.build_parser(), words))
+        label_candidates(parse(LabelSettings, words))
         (tmp_path / f"{name}.yaml").unlink()
 
     def read(*more):
         words = ["--candidates_dir", str(folder), "--top_n", "1", *more]
-        return describe_preferences(parse_args(inspect_preferences.build_parser(), words))
+        return describe_preferences(parse(PreferenceSettings, words))
 
     label("mine", "nr: [piqe]\n")
     assert read() and "reward: mine, which" in capsys.readouterr().out

@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from conftest import MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, run_program, save_noise
+from conftest import MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, run_program, save_noise, settings_with
 from PIL import Image
 
 from dp2osr.data.images import evenly
@@ -23,6 +22,7 @@ from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.resize import control_image, restore_size
 from dp2osr.sampling.sampler import GroupSampler, samples_together
 from dp2osr.sampling.seeds import candidate_generator
+from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.sampling.store import CandidateStore
 
 
@@ -32,7 +32,7 @@ def options(**changes):
         "negative_prompt": "noise, blur", "align_method": "adain", "batch_size": 4, "upscale": 4, "mixed_precision": "no",
         "control_scale": 1.0, "pretrained_vae_model_name_or_path": None,
     }  # fmt: skip
-    return SimpleNamespace(**{**values, **changes})
+    return settings_with(GenerateSettings, **{**values, **changes})
 
 
 def diffusers_pipeline(backbone, controlnet, scheduler):

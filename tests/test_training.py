@@ -14,19 +14,20 @@ import time
 from copy import deepcopy
 from dataclasses import asdict, replace
 from types import SimpleNamespace
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_program, save_noise
-from dp2osr.config import given_flags, parse_args, timestep_flags
+from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_program, save_noise, settings_with
 from safetensors.torch import load_file
 
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.sd2 import SD2Backbone
 from dp2osr.backbones.tiles import Tiling
+from dp2osr.cli import given
 from dp2osr.errors import NonFiniteSamples, UserError
 from dp2osr.files import read_json, write_json
 from dp2osr.preference import loss
@@ -40,6 +41,7 @@ from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.objective import GroupObjective
 from dp2osr.training.reference_cache import ReferenceCache
+from dp2osr.training.settings import Loss, TrainSettings
 from dp2osr.training.trainer import PreferenceTrainer
 from dp2osr.training.validation import read_validation_images
 
@@ -248,16 +250,12 @@ def double_objective(kind, labelled, **changes):
 
     In float32 the rounding of an error is multiplied by β before the sigmoid, which would hide a small mistake.
     """
-    args = {
-        "seed": 0, "beta": 5000, "loss": "sigmoid", "label_smoothing": 0.0, "sft_weight": 0.0, "pairs_per_group": 0, "micro_batch_size": 0,
-        "shared_noise": False, "timestep_range": (0.0, 1.0), **vars(timestep_flags().parse_args([])), **changes,
-    }  # fmt: skip
     backbone = load_backbone(kind.model, dtype=torch.float64)
     store, config = CandidateStore(labelled), load_reward_config(str(labelled / "reward.yaml"))
     groups = PreferenceGroups(store, read_scores(labelled / "scores.parquet"), config, None, 2)
     reference = backbone.load_controlnet(kind.controlnet).requires_grad_(False)
     policy = nudged(deepcopy(reference).requires_grad_(True))
-    return GroupObjective(SimpleNamespace(**args), Accelerator(cpu=True), backbone, policy, reference), groups
+    return GroupObjective(settings_with(TrainSettings, **changes), Accelerator(cpu=True), backbone, policy, reference), groups
 
 
 def nudged(controlnet):
@@ -269,7 +267,7 @@ def nudged(controlnet):
 
 
 def test_the_flags_name_the_losses_that_there_are():
-    assert tuple(loss.LOSSES) == options.LOSSES
+    assert tuple(loss.LOSSES) == get_args(Loss)
 
 
 @pytest.mark.parametrize(
@@ -311,7 +309,7 @@ def test_settings_that_do_not_go_together_are_one_line(kind, labelled, tmp_path,
 
 def run_training(kind, labelled, output, *more):
     """The program in this process."""
-    args = parse_args(kind.training_parser(), words(kind, labelled, output, *map(str, more))[1:])
+    args = kind.training_settings(words(kind, labelled, output, *map(str, more))[1:])
     trainer = PreferenceTrainer(args)
     trainer.train()
     return trainer
@@ -454,7 +452,7 @@ def test_a_collapsing_run_is_stopped_or_slowed_and_its_best_is_kept(kind, labell
 
 
 def test_prompts_are_embedded_by_the_sampler_and_training_has_no_text_encoder(kind, labelled, backbone, tmp_path):
-    trainer = PreferenceTrainer(parse_args(kind.training_parser(), words(kind, labelled, tmp_path / "out")[1:]))
+    trainer = PreferenceTrainer(kind.training_settings(words(kind, labelled, tmp_path / "out")[1:]))
     assert not hasattr(trainer.backbone, "text_encoder")
     for index, image_id in enumerate(trainer.groups.image_ids):
         expected = backbone.encode_prompts([CandidateStore(labelled).read(image_id).prompt])
@@ -526,7 +524,7 @@ def test_an_image_that_a_metric_cannot_score_is_left_out_of_a_validation_and_tol
             (tmp_path / side / path.name).write_bytes(path.read_bytes())
     more = ["--validation_steps", "2", "--validation_image_path", tmp_path / "lr", "--validation_gt_path", tmp_path / "gt"]
     more += ["--validation_candidates", "3", "--num_inference_steps", "1", "--guidance_scale", "1"]
-    trainer = PreferenceTrainer(parse_args(kind.training_parser(), list(map(str, [*words(kind, labelled, tmp_path / "out")[1:], *more]))))
+    trainer = PreferenceTrainer(kind.training_settings(list(map(str, [*words(kind, labelled, tmp_path / "out")[1:], *more]))))
     validator = trainer.make_validator()
     validator.start()
     first, second = (image_id for image_id, *_ in validator.images)
@@ -663,14 +661,14 @@ def test_all_validation_images_that_cannot_be_used_are_named_at_once(tmp_path):
 def test_validation_samples_as_the_candidates_were_sampled(kind, labelled, tmp_path, capsys):
     valid = copy_validation_images(tmp_path, 1)
     stored = CandidateStore(labelled).settings
-    trainer = PreferenceTrainer(parse_args(kind.training_parser(), words(kind, labelled, tmp_path / "out", *valid)[1:]))
+    trainer = PreferenceTrainer(kind.training_settings(words(kind, labelled, tmp_path / "out", *valid)[1:]))
     assert "warning: validation" not in capsys.readouterr().err
     sampler = trainer.validator.sampler
     found = {**asdict(sampler.settings), "align_method": sampler.args.align_method, "upscale": sampler.args.upscale}
     assert found == {name: stored[name] for name in found} and found["num_inference_steps"] == 2
     assert trainer.backbone.vae_tiling == Tiling(**stored["vae_tiling"])
     more = ["--num_inference_steps", "1", "--align_method", "nofix"]
-    trainer = PreferenceTrainer(parse_args(kind.training_parser(), words(kind, labelled, tmp_path / "out", *valid, *more)[1:]))
+    trainer = PreferenceTrainer(kind.training_settings(words(kind, labelled, tmp_path / "out", *valid, *more)[1:]))
     assert (trainer.validator.sampler.settings.num_inference_steps, trainer.validator.sampler.args.align_method) == (1, "nofix")
     told = capsys.readouterr().err
     assert "--num_inference_steps 1 as given, the candidates have 2" in told and "--align_method nofix" in told
@@ -686,7 +684,7 @@ def test_empty_prompts_beside_candidates_with_tags_are_said():
 @one_kind
 def test_an_image_whose_samples_are_not_finite_is_left_out_of_a_validation(kind, labelled, tmp_path, monkeypatch, capsys):
     valid = copy_validation_images(tmp_path)
-    trainer = PreferenceTrainer(parse_args(kind.training_parser(), words(kind, labelled, tmp_path / "out", *valid)[1:]))
+    trainer = PreferenceTrainer(kind.training_settings(words(kind, labelled, tmp_path / "out", *valid)[1:]))
     validator, sample = trainer.validator, GroupSampler.sample
     bad = {validator.images[0][0]}
 
@@ -773,10 +771,9 @@ def test_a_tracker_that_is_not_installed_is_one_line_at_the_start(monkeypatch):
     ],
 )
 def test_flags_that_would_do_nothing_are_one_line(kind, tmp_path, more, mention):
-    parser = kind.training_parser()
     argv = words(kind, tmp_path, tmp_path / "out", *more)[1:]
     with pytest.raises(UserError, match=re.escape(mention)):
-        options.check_given(parse_args(parser, argv), given_flags(parser, argv))
+        options.check_given(kind.training_settings(argv), given(TrainSettings, argv))
 
 
 def test_the_trajectory_is_the_saved_one(kind, trained):

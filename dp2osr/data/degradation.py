@@ -18,8 +18,9 @@ from scipy.special import j1
 
 from dp2osr.errors import UserError
 from dp2osr.files import read_yaml
+from dp2osr.places import CONFIGS
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "degradation"
+CONFIG_DIR = CONFIGS / "degradation"
 KERNEL_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
 RESIZE_DIRECTIONS = ("up", "down", "keep")
 RESIZE_MODES = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic": cv2.INTER_CUBIC}

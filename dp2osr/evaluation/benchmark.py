@@ -14,10 +14,11 @@ from dp2osr.errors import UserError
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import markdown, number, with_spread
 from dp2osr.files import read_yaml
+from dp2osr.places import CONFIGS
 from dp2osr.rewards.config import nearest
 from dp2osr.stats import Estimate
 
-PUBLISHED_DIR = Path(__file__).resolve().parents[2] / "configs" / "paper"
+PUBLISHED_DIR = CONFIGS / "paper"
 FEW = 10  # photographs; with fewer a percentile bootstrap's 95 % hold the truth in 90 % of cases or less
 
 

@@ -13,7 +13,8 @@ class EvaluateSettings(Settings):
     candidates: Annotated[list[str] | None, metavar("NAME=DIR")] = None
     """Candidate folders with scores.parquet; the first is the reference of all comparisons."""
     images: Annotated[list[str] | None, metavar("NAME=DIR")] = None
-    """Folders of SR images named as their GT, or with _00, _01 ... for several samples; a name given again has further samples; the first is the reference of all comparisons."""
+    """Folders of SR images named as their GT, or with _00, _01 ... for several samples; a name given again has
+    further samples; the first is the reference of all comparisons."""
     gt_path: str | None = None
     """Folder of GT images, named as the LR images; --images without it: NR metrics alone."""
     output_dir: str

@@ -2,7 +2,6 @@
 
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -11,8 +10,9 @@ from dp2osr.backbones import PIPELINES
 from dp2osr.backbones.loading import ModelSource, cast, load_part
 from dp2osr.errors import UserError
 from dp2osr.files import read_yaml
+from dp2osr.places import CONFIGS
 
-PUBLISHED = Path(__file__).resolve().parents[2] / "configs/models"
+PUBLISHED = CONFIGS / "models"
 
 
 @dataclass(frozen=True)

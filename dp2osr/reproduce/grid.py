@@ -8,9 +8,10 @@ from dp2osr import files
 from dp2osr.cli import nearest_of, regular_expression
 from dp2osr.errors import UserError
 from dp2osr.evaluation.methods import RESERVED
+from dp2osr.places import CONFIGS
 from dp2osr.stats import CROP_SUFFIX
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "reproduce"
+CONFIG_DIR = CONFIGS / "reproduce"
 STAGES = ("sample", "label", "train", "test", "label_test")
 KEYS = ("title", "stages", "evaluated_by", "seeds", "arms")
 MORE_KEYS = ("axis", "crop_suffix", "reference_cache", "test", "checkpoints", "rivals", "best_mean_worst", "pictures")

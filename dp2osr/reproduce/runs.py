@@ -12,9 +12,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dp2osr.errors import PARENT, UserError
+from dp2osr.places import ROOT
 from dp2osr.reproduce.tasks import CANDIDATES
-
-REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def run_grid(tasks, jobs=None):
@@ -155,7 +154,7 @@ def start(script, settings, jobs, **streams):
     if jobs > 1:
         environment["OMP_NUM_THREADS"] = str(max(1, threads() // jobs))
     launcher = [] if jobs > 1 or Path(script).parent.name == "scripts" else ["-m", "dp2osr.launch"]
-    command = [sys.executable, *launcher, str(REPOSITORY / script), "--config", str(settings)]
+    command = [sys.executable, *launcher, str(ROOT / script), "--config", str(settings)]
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **streams)
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from dp2osr.errors import UserError
 from dp2osr.files import read_yaml
+from dp2osr.places import CONFIGS
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "configs" / "rewards"
+CONFIG_DIR = CONFIGS / "rewards"
 
 
 @dataclass(frozen=True)

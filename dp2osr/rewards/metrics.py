@@ -6,20 +6,19 @@ import logging
 import os
 import shutil
 from contextlib import contextmanager, redirect_stdout
-from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
 import torch
 
 from dp2osr.errors import UserError, is_full_disk
+from dp2osr.places import ROOT
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import nearest
 from dp2osr.rewards.draws import noticing_draws, one_seeded_image_at_a_time, random_state_kept
 from dp2osr.rewards.own import code_hash, described, import_modules, is_foreign, registered
 from dp2osr.rewards.reuse import lean
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 BRISQUE_PARAMETERS = "preset/metrics/brisque.safetensors"
 
 
@@ -38,13 +37,13 @@ class LocalMetric(torch.nn.Module):
 def _brisque(parameters):
     from dp2osr.rewards.brisque import Brisque
 
-    return LocalMetric(Brisque(REPOSITORY / parameters), lower_better=True)
+    return LocalMetric(Brisque(ROOT / parameters), lower_better=True)
 
 
 def _dp2o_rank(weights="preset/metrics/tiny_rank.safetensors"):
     from dp2osr.rewards.rank_metric import load_rank_metric
 
-    return LocalMetric(load_rank_metric(REPOSITORY / weights), lower_better=False)
+    return LocalMetric(load_rank_metric(ROOT / weights), lower_better=False)
 
 
 def _local_builder(spec):

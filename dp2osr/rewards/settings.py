@@ -26,8 +26,8 @@ class LabelSettings(Settings):
         str | None,
         default_is("default"),
     ] = None
-    """Name in configs/rewards or a YAML file: `default` has the four and four metrics of the full-size models; `embedded`, for the tiny ones,
-    needs no weights from a network."""
+    """Name in configs/rewards or a YAML file: `default` has the four and four metrics of the full-size models; `embedded`, for the tiny
+    ones, needs no weights from a network."""
     extra_metrics: Annotated[list[str], metavar("METRIC")] = field(default_factory=list)
     """Further pyiqa metrics, outside the reward: psnr ssim ..."""
     output: Annotated[str | None, default_is("<candidates_dir>/scores.parquet")] = None
