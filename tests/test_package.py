@@ -6,8 +6,12 @@ import subprocess
 import sys
 import zipfile
 
-import tomllib
 from conftest import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # pytest brings it
 
 READ_FROM_ELSEWHERE = """
 from dp2osr.data.degradation import load_degradation
