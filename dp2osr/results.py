@@ -10,8 +10,9 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dp2osr.digests import digest, sha256
 from dp2osr.errors import UserError, listed
-from dp2osr.files import LONGEST_NAME, as_json, differences, digest, part_path, read_json, sha256, short_name, write_json
+from dp2osr.files import LONGEST_NAME, as_json, differences, part_path, read_json, short_name, write_json
 
 RECORDS = ".records"
 SHOWN = 30  # names in a message

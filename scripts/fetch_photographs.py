@@ -25,7 +25,8 @@ def main():
     from tqdm import tqdm
 
     from dp2osr.data.photographs import open_photograph, read_manifest
-    from dp2osr.files import check_output, whole, write_json
+    from dp2osr.files import whole, write_json
+    from dp2osr.outputs import check_output
 
     check_output(args.output_dir)
     check_output(args.work_dir, "--work_dir")

@@ -165,7 +165,7 @@ def test_a_guidance_range_upside_down_is_one_line(tmp_path):
 
 
 def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(sd2):
-    from dp2osr.data.degradation import load_degradation
+    from dp2osr.data.degradation_settings import load_degradation
     from dp2osr.training.baseline import PairPool
 
     source = CropSource(ROOT / "preset/train/gt", 128, 0)

@@ -21,7 +21,8 @@ from PIL import Image
 from scipy import ndimage, special
 
 from dp2osr.data import degradation as module
-from dp2osr.data.degradation import CONFIG_DIR, degrade, image_rng, load_degradation
+from dp2osr.data.degradation import degrade, image_rng
+from dp2osr.data.degradation_settings import CONFIG_DIR, load_degradation
 from dp2osr.errors import UserError, run
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from dp2osr import files
+from dp2osr.digests import Memory
 from dp2osr.errors import UserError, run
-from dp2osr.files import Memory, check_output, read_json, read_yaml, replace_folder, save_tensors, settle, whole
+from dp2osr.files import read_json, read_yaml, replace_folder, save_tensors, settle, whole
+from dp2osr.outputs import check_output
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):

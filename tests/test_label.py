@@ -14,7 +14,8 @@ from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.rewards import label as label_module
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import MetricSpec, RewardConfig, load_reward_config
-from dp2osr.rewards.label import Labeller, label_candidates, pair_gt
+from dp2osr.rewards.label import label_candidates, pair_gt
+from dp2osr.rewards.labeller import Labeller
 from dp2osr.rewards.metrics import MetricSuite
 from dp2osr.rewards.settings import LabelSettings
 from dp2osr.rewards.table import read_columns, read_scores

@@ -14,13 +14,14 @@ from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_
 from safetensors.torch import load_file, save_file
 
 from dp2osr.backbones import load_backbone
-from dp2osr.backbones.loading import ModelSource, count_parameters, find_model_file
+from dp2osr.backbones.loading import ModelSource, count_parameters
+from dp2osr.backbones.locate import find_model_file
+from dp2osr.digests import sha256
 from dp2osr.errors import UserError
-from dp2osr.files import sha256
 from dp2osr.provenance import legacy_weights_hash, weights_hash
 from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
-from dp2osr.training.trainer import check_model
+from dp2osr.training.options import check_model
 
 
 @pytest.fixture

@@ -388,10 +388,10 @@ def test_brisque_equals_pyiqa_with_the_same_parameters(images, monkeypatch):
     """pyiqa's function has its own machine's feature ranges built in; with the file's ranges instead, both must agree."""
     from pyiqa.archs import brisque_arch
 
+    from dp2osr.places import ROOT
     from dp2osr.rewards.brisque import Brisque
-    from dp2osr.rewards.metrics import REPOSITORY
 
-    network = Brisque(REPOSITORY / "preset/metrics/brisque.safetensors")
+    network = Brisque(ROOT / "preset/metrics/brisque.safetensors")
     assert (len(network.coefficients), network.gamma, network.rho) == (770, 0.05, -155.845)
     low, high = network.feature_min, network.feature_max
     monkeypatch.setattr(brisque_arch, "scale_features", lambda features: -1 + 2 * (features - low) / (high - low))

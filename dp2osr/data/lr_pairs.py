@@ -9,10 +9,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dp2osr.data.degradation import DegradationConfig, degrade, image_rng, to_uint8
-from dp2osr.data.images import find_inputs, read_image
+from dp2osr.data.degradation import degrade, image_rng, to_uint8
+from dp2osr.data.degradation_settings import DegradationConfig
+from dp2osr.data.images import read_image
+from dp2osr.data.inputs import find_inputs
 from dp2osr.errors import UserError, listed
-from dp2osr.files import as_json, check_output, check_same_program, clear_parts, read_json, settle, write_json
+from dp2osr.files import as_json, check_same_program, clear_parts, read_json, settle, write_json
+from dp2osr.outputs import check_output
 from dp2osr.parallel import process_map
 from dp2osr.results import RECORDS, Results
 

@@ -4,12 +4,13 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from dp2osr.data.images import find_gt
+from dp2osr.data.inputs import find_gt
 from dp2osr.evaluation import figures, pictures, report, tables
 from dp2osr.evaluation.methods import bicubic_scores, load_methods, parse_candidates, suites_of
 from dp2osr.evaluation.summary import evaluate
 from dp2osr.evaluation.training_log import read_training_logs
-from dp2osr.files import check_output, write_text
+from dp2osr.files import write_text
+from dp2osr.outputs import check_output
 from dp2osr.results import check_own_files, own_files
 
 PACKAGES = ("torch", "diffusers", "transformers", "pyiqa", "numpy", "matplotlib", "pillow")

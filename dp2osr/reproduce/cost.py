@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from dp2osr.data.images import list_images
+from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError
 from dp2osr.reproduce.grid import check_keys, read_yaml
 

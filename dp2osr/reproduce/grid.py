@@ -5,9 +5,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dp2osr import files
-from dp2osr.cli import nearest_of, regular_expression
+from dp2osr.cli import nearest_of
 from dp2osr.errors import UserError
 from dp2osr.evaluation.methods import RESERVED
+from dp2osr.fields import regular_expression
 from dp2osr.places import CONFIGS
 from dp2osr.stats import CROP_SUFFIX
 

@@ -18,7 +18,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from dp2osr.data.images import list_images, read_image, save_image
+from dp2osr.data.images import read_image, save_image
+from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError
 from dp2osr.evaluation.benchmark import load_published
 from dp2osr.evaluation.image_scores import protocol_specs

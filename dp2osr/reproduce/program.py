@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from dp2osr.cli import Count, Settings, default_is, parse
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import UserError
+from dp2osr.fields import Count, default_is
 
 
 @dataclass(kw_only=True)
@@ -35,7 +36,7 @@ class ExperimentSettings(PredictionSettings):
 def run_experiment(name, description):
     """The whole of an experiment of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
     args = parse(ExperimentSettings, description=description)
-    from dp2osr.files import check_output
+    from dp2osr.outputs import check_output
     from dp2osr.reproduce.grid import load_grid
 
     check_output(args.output_dir)
@@ -84,7 +85,7 @@ def run_image_table(name, description):
     """The whole of an image table of `configs/reproduce/<preset>/<name>.yaml`, from the command line."""
     args = parse(ExperimentSettings, description=description)
     from dp2osr.evaluation.run_images import run_image_evaluation
-    from dp2osr.files import check_output
+    from dp2osr.outputs import check_output
     from dp2osr.reproduce import image_tables
 
     check_output(args.output_dir)

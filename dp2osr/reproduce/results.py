@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from dp2osr import stats
-from dp2osr.data.images import find_gt
+from dp2osr.data.inputs import find_gt
 from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.evaluation.image_scores import ImageScorer
 from dp2osr.evaluation.methods import bicubic_scores, load_methods, suites_of

@@ -16,8 +16,8 @@ import yaml
 
 from dp2osr import files
 from dp2osr.cli import made
-from dp2osr.data.degradation import load_degradation
-from dp2osr.data.images import evenly, list_images
+from dp2osr.data.degradation_settings import load_degradation
+from dp2osr.data.inputs import evenly, list_images
 from dp2osr.data.settings import PairsSettings
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import check_sizes, pair_images

@@ -4,13 +4,13 @@ import csv
 import io
 from dataclasses import asdict
 
-from dp2osr.data.contact_sheet import contact_sheet
 from dp2osr.evaluation.summary import interval
 from dp2osr.evaluation.tables import bold_if_clear, markdown
 from dp2osr.files import write_json, write_text
 from dp2osr.provenance import versions
 from dp2osr.reproduce.drawing import draw_axis, draw_curves, draw_results
 from dp2osr.reproduce.results import BASE, REWARD, collect
+from dp2osr.sampling.candidate_sheet import contact_sheet
 
 
 def write_results(grid, folders, output, resamples=2000, rivals=None, gt_path=None):

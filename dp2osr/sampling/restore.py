@@ -5,10 +5,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from dp2osr.data.images import find_inputs, read_image_and_alpha, tensor_to_pil
+from dp2osr.data.images import read_image_and_alpha, tensor_to_pil
+from dp2osr.data.inputs import find_inputs
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError, listed
-from dp2osr.files import LONGEST_NAME, check_output, check_same_program, clear_parts, differences, read_json, write_json
+from dp2osr.files import LONGEST_NAME, check_same_program, clear_parts, differences, read_json, write_json
+from dp2osr.outputs import check_output
 from dp2osr.results import RECORDS, Results
 from dp2osr.sampling.defaults import describe_defaults
 from dp2osr.sampling.sampler import (

@@ -9,15 +9,17 @@ from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.backbones.tiles import Tiling, latent_tiling, samples_together
-from dp2osr.data.images import evenly, find_inputs, read_image
+from dp2osr.data.images import read_image
+from dp2osr.data.inputs import evenly, find_inputs
 from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.errors import NonFiniteSamples, UserError, listed
-from dp2osr.files import check_output
+from dp2osr.outputs import check_output
 from dp2osr.prompts.source import PromptSource
 from dp2osr.provenance import legacy_weights_hash, versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import finish_images
 from dp2osr.sampling.defaults import LoopSettings, describe_defaults, with_defaults
-from dp2osr.sampling.estimate import check_cost, passes
+from dp2osr.sampling.estimate import check_cost
+from dp2osr.sampling.memory import passes
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed
 from dp2osr.sampling.store import CandidateGroup, CandidateStore

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dp2osr.data.crops import CropSource, to_tensor
+from dp2osr.divergence import Divergence
 from dp2osr.errors import UserError, made_of
 from dp2osr.files import save_model
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 from dp2osr.training.folder import check_folder, check_length, clear_parts, settle_run
-from dp2osr.training.guard import Divergence
 from dp2osr.training.log import TrainingLog
 
 SIDE = 128  # pixels of the crops that it is judged by, and whose statistics its latents are whitened by

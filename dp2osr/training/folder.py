@@ -5,13 +5,23 @@ import sys
 from pathlib import Path
 
 from dp2osr.errors import UserError, listed
-from dp2osr.files import as_json, check_output, put_back, read_json, settle, write_json
-from dp2osr.flags import matches, refuse_inputs
+from dp2osr.files import as_json, put_back, read_json, settle, write_json
+from dp2osr.outputs import check_output, matches, refuse_inputs
 from dp2osr.training.checkpoints import list_checkpoints
 
 POLICY_FILES = (
     "config.json", "diffusion_pytorch_model.safetensors", "model.safetensors", "sampling_settings.json", "versions.json",
     "train_log.jsonl", "checkpoint-*.pt", "best", "samples",
+)  # fmt: skip
+
+# Settings that may differ when a run goes on: a hash stands for them, or they change nothing in the weights but, at most, when a run stops.
+FREE_SETTINGS = (
+    "config", "output_dir", "force", "report_to", "checkpointing_steps", "checkpoints_total_limit",
+    "micro_batch_size", "gradient_checkpointing",
+    "validation_steps", "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates",
+    "pretrained_model_name_or_path", "reference_cache", "collapse_patience", "on_collapse",
+    "controlnet_model_name_or_path", "reference_controlnet_model_name_or_path", "candidates_dir", "scores", "candidates", "reward_config",
+    "num_inference_steps", "guidance_scale", "align_method", "upscale",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.provenance import weights_hash
 from dp2osr.rewards.chosen import as_dict
 from dp2osr.rewards.table import read_scores, scores_path
+from dp2osr.training.adapters import distance
 from dp2osr.training.folder import check_folder
 from dp2osr.training.trainer import PreferenceTrainer
 
@@ -112,7 +113,7 @@ class Probe:
             "groups_per_step": trainer.args.groups_per_step,
             "gap": float((best.mean() - worst.mean()) / stats.spread(trainer.groups.rewards).mean()),
             "accuracy": record["implicit_accuracy"],
-            "distance": trainer.distance(),
+            "distance": distance(trainer.policy, trainer.reference),
             "gain": estimate.value,
             "low": estimate.low,
             "high": estimate.high,

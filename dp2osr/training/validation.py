@@ -10,7 +10,8 @@ from dp2osr import stats
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.loading import cast
 from dp2osr.data.contact_sheet import draw_sheet
-from dp2osr.data.images import list_images, pil_to_tensor, read_image, tensor_to_pil
+from dp2osr.data.images import pil_to_tensor, read_image, tensor_to_pil
+from dp2osr.data.inputs import list_images
 from dp2osr.errors import NonFiniteSamples, UserError, listed
 from dp2osr.rewards.config import for_new_images
 from dp2osr.rewards.metrics import MetricSuite, check_modes
