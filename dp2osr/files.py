@@ -217,15 +217,15 @@ def short_name(name):
 # -- the same settings? --
 
 
-def differences(found, settings, told=(), also=None):
-    """`key is X there and Y here` of the settings that differ, but for the keys in `told`.
+def differences(found, settings, not_compared=(), also=None):
+    """`key is X there and Y here` of the settings that differ, but for the keys in `not_compared`.
 
     Args:
         found, settings: as JSON holds them.
         also: {key: a function that gives another value that stands for the same}, as an earlier formula of a hash.
     """
     also = also or {}
-    keys = [key for key in {**found, **settings} if key not in told and found.get(key) != settings.get(key)]
+    keys = [key for key in {**found, **settings} if key not in not_compared and found.get(key) != settings.get(key)]
     keys = [key for key in keys if key not in also or found.get(key) != also[key]()]
     return [f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here" for key in keys]
 
@@ -235,11 +235,11 @@ def as_json(settings):
     return json.loads(json.dumps(settings, default=str))
 
 
-def settle(path, settings, told=(), force=False, way="", also=None):
+def keep_settings(path, settings, not_compared=(), force=False, way="", also=None):
     """Write a run's `settings` to the JSON at `path`, or check that the run already there has the same.
 
     Args:
-        told: keys that are written and not compared: where a model lies does not matter, its hash does.
+        not_compared: keys that are written and not compared: where a model lies does not matter, its hash does.
         force: other settings are shown and replace those that were there.
         way: what the user may do beside taking the same settings or another folder, as "--force goes on with these".
         also: as in `differences`.
@@ -254,7 +254,7 @@ def settle(path, settings, told=(), force=False, way="", also=None):
         return
     found = read_json(path)
     check_same_program(path, found, settings)
-    differing = differences(found, settings, told, also)
+    differing = differences(found, settings, not_compared, also)
     if differing and force:
         print(f"warning: {path.parent}: goes on with other settings ({'; '.join(differing)})", file=sys.stderr)
         write_json(path, settings)

@@ -210,7 +210,7 @@ def test_nan_is_kept_and_told_and_the_rest_goes_on(store, gt_path, tmp_path, cap
     assert np.argwhere(np.isnan(table.scores["piqe"])).tolist() == [[1, 1]] and np.isfinite(table.scores["gmsd"]).all()
     groups = PreferenceGroups(store, table, RewardConfig("r", [MetricSpec("gmsd")], [MetricSpec("piqe")]), None, 1)
     assert groups.image_ids == ["a", "c", "d"] and len(groups.rewards) == 3
-    assert groups.oddities() == ["1 of 4 groups have a NaN or infinite score and are passed over (b)"]
+    assert groups.warnings() == ["1 of 4 groups have a NaN or infinite score and are passed over (b)"]
     assert len(PreferenceGroups(store, table, RewardConfig("r", [MetricSpec("gmsd")], []), None, 1)) == 4
     decoder, _ = label(store, suite, gt_path, tmp_path / "scores.parquet")  # it is tried again, alone
     assert decoder.decoded == ["b"] and np.isfinite(read_scores(tmp_path / "scores.parquet").scores["piqe"]).all()

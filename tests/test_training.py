@@ -676,9 +676,9 @@ def test_validation_samples_as_the_candidates_were_sampled(kind, labelled, tmp_p
 
 def test_empty_prompts_beside_candidates_with_tags_are_said():
     sampled = SimpleNamespace(**options.candidates_settings({}, SD2Backbone), prompt_file=None)
-    [line] = options.told_differences(sampled, {"prompt_source": "ram"}, SD2Backbone)
+    [line] = options.sampling_differences(sampled, {"prompt_source": "ram"}, SD2Backbone)
     assert "--validation_prompt_file" in line
-    assert not options.told_differences(sampled, {"prompt_source": "none"}, SD2Backbone)
+    assert not options.sampling_differences(sampled, {"prompt_source": "none"}, SD2Backbone)
 
 
 @one_kind

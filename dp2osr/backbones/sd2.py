@@ -66,7 +66,7 @@ class SD2Backbone:
             self.tokenizer = source.load(CLIPTokenizer, "tokenizer")
             self.text_encoder = source.load(CLIPTextModel, "text_encoder", dtype=dtype).to(self.device).eval()
         if "denoiser" in parts:
-            self.unet = settled(source.load(UNet2DConditionModel, "unet", torch_dtype=dtype), self.device).eval()
+            self.unet = laid_out_on(source.load(UNet2DConditionModel, "unet", torch_dtype=dtype), self.device).eval()
         for name in ("vae", "text_encoder", "unet"):
             if hasattr(self, name):
                 getattr(self, name).requires_grad_(False)
@@ -247,7 +247,7 @@ class SD2Backbone:
                 f"autoencoder scales by {self.vae_scale}, which takes {needed}: give so many, or leave the flag out"
             )
         controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=tuple(conditioning_channels))
-        return settled(controlnet, self.device)
+        return laid_out_on(controlnet, self.device)
 
     def controlnet_options(self, path):
         """What `new_controlnet` must be told for a ControlNet like the one in a folder, hub model or safetensors file.
@@ -288,10 +288,10 @@ class SD2Backbone:
             controlnet = cast(self.new_controlnet(channels), dtype or self.dtype)
             load_weights(controlnet, files.tensors, path)
         check_finite(controlnet, path)
-        return settled(controlnet, self.device).eval()
+        return laid_out_on(controlnet, self.device).eval()
 
 
-def settled(network, device):
+def laid_out_on(network, device):
     """`network` on the device, its convolutions in the layout in which they are fast, and all of it in memory of its own.
 
     A file that weights are mapped from stays in memory whole as long as one of them lies in it, beside the copies of those laid out anew.

@@ -118,7 +118,7 @@ def find_inputs(folder, recursive=False, skip_unreadable=False, choose=None, lea
     if told and not quiet:
         print(f"note: {listing.where}: {'; '.join(told)}", file=sys.stderr)
     if not good and not problems:
-        raise UserError(f"{listing.where}: holds no image of {', '.join(sorted(EXTENSIONS))}{_aside(told)}")
+        raise UserError(f"{listing.where}: holds no image of {', '.join(sorted(EXTENSIONS))}{_passed_over(told)}")
     if problems and not (skip_unreadable and good):
         what = listed(
             [f"{path.relative_to(listing.where) if path.is_relative_to(listing.where) else path}: {why}" for path, why in problems.items()],
@@ -149,7 +149,7 @@ def scan(folder, recursive=False, leave_out=None):
         passed_over.append(f"results of an earlier run are no inputs: {listed([path.name for path in results], 8)}")
     paths = [path for path in paths if path not in set(results)]
     if not paths:
-        raise UserError(f"{folder}: holds no image of {', '.join(sorted(EXTENSIONS))}{_aside(passed_over)}")
+        raise UserError(f"{folder}: holds no image of {', '.join(sorted(EXTENSIONS))}{_passed_over(passed_over)}")
     files, problems, twins = {}, {}, []
     for path in sorted(paths, key=lambda path: path.suffix.lower() in OPTIONAL):
         file = ImageFile(path, *_named(path, root, recursive))
@@ -168,8 +168,8 @@ def scan(folder, recursive=False, leave_out=None):
     return Listing(folder, sorted(files.values(), key=lambda file: file.path), problems, passed_over)
 
 
-def _aside(told):
-    return f" ({'; '.join(told)})" if told else ""
+def _passed_over(lines):
+    return f" ({'; '.join(lines)})" if lines else ""
 
 
 def _named(path, root, recursive):

@@ -177,7 +177,7 @@ def earlier_hashes(args):
     return {key: partial(legacy_weights_hash, path) for key, path in paths.items() if path}
 
 
-def told_settings(sampler):
+def settings_not_compared(sampler):
     """Keys of `sampling_record` that are written and not compared: hashes stand for paths, each image's prompt for a file of them."""
     told = ("model", "model_files", "controlnet", "versions", "variant", "revision")
     return (*told, "prompts") if sampler.prompts.kind == "file" else told
@@ -221,7 +221,7 @@ def generate_candidates(args):
     say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
     with state.main_process_first():
         record = sampling_record(sampler, num_candidates=args.num_candidates)
-        store = CandidateStore(args.output_dir, record, told_settings(sampler), earlier_hashes(args), begin=False)
+        store = CandidateStore(args.output_dir, record, settings_not_compared(sampler), earlier_hashes(args), begin=False)
         prompts = {file.id: sampler.prompts.tags.get(file.id, "") for file in files} if sampler.prompts.kind == "file" else {}
         have = store.survey({file.id: file for file in files}, prompts, args.adopt, args.save_images == "all")
     todo = {file.id: args.num_candidates - have[file.id] for file in files if have[file.id] < args.num_candidates}

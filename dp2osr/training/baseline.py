@@ -25,7 +25,7 @@ from dp2osr.errors import UserError, listed
 from dp2osr.files import save_model, write_text
 from dp2osr.prompts.source import read_tags
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
-from dp2osr.training.folder import check_folder, check_length, clear_parts, settle_run
+from dp2osr.training.folder import check_folder, check_length, clear_parts, keep_run_settings
 from dp2osr.training.log import TrainingLog
 from dp2osr.training.options import check_schedule
 from dp2osr.training.settings import STEADY_SCHEDULES
@@ -111,7 +111,7 @@ def train_baseline(args):
     if accelerator.is_main_process:
         used = {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
         steady = args.lr_scheduler in STEADY_SCHEDULES and args.full_window_share in (0, 1)
-        settle_run(output, {**vars(args), **used}, ("config", "checkpointing_steps", "output_dir"), steady)
+        keep_run_settings(output, {**vars(args), **used}, ("config", "checkpointing_steps", "output_dir"), steady)
         clear_parts(output)
     accelerator.wait_for_everyone()
     pool = PairPool(backbone, source, degradation, prompts, args.pool_size, args.seed)

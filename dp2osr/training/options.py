@@ -154,7 +154,7 @@ def sampling_options(args, settings, backbone):
     )
 
 
-def told_differences(options, settings, backbone):
+def sampling_differences(options, settings, backbone):
     """Lines on what of validation's sampling is not as the candidates were sampled."""
     sampled, prompts = candidates_settings(settings, backbone), settings.get("prompt_source")
     pairs = {name: (getattr(options, name), value) for name, value in sampled.items() if name != "tiling"}

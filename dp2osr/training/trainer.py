@@ -31,7 +31,7 @@ from dp2osr.sampling.defaults import NAMES
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.adapters import WithoutAdapters, add_adapters, distance, merged
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint, save_controlnet
-from dp2osr.training.folder import FREE_SETTINGS, POLICY_FILES, check_folder, check_length, clear_parts, settle_run
+from dp2osr.training.folder import FREE_SETTINGS, POLICY_FILES, check_folder, check_length, clear_parts, keep_run_settings
 from dp2osr.training.gradient import GradientSum
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.log import TrainingLog, start_tracker
@@ -90,8 +90,8 @@ class PreferenceTrainer:
         self.validator = self.make_validator() if main and self.validates else None
         cache = self.reference_cache(store) if args.reference_cache else None
         if main:
-            self.settle(store, forced=False)
-            for line in self.groups.oddities():
+            self.keep_settings(store, forced=False)
+            for line in self.groups.warnings():
                 print(f"warning: {store.folder}: {line}", file=sys.stderr)
         self.accelerator.wait_for_everyone()
         if args.gradient_checkpointing:
@@ -138,7 +138,7 @@ class PreferenceTrainer:
             self.reference = self.backbone.load_controlnet(other, torch.float32).requires_grad_(False) if other else deepcopy(start)
             self.policy = start.requires_grad_(True).train()
 
-    def settle(self, store, forced):
+    def keep_settings(self, store, forced):
         """Write the run's settings, or compare them with those that are there; with --force, once its checkpoint is known to fit."""
         args = self.args
         if args.force != forced:
@@ -156,7 +156,7 @@ class PreferenceTrainer:
             "start_hash": partial(legacy_weights_hash, args.controlnet_model_name_or_path),
             "reference_hash": partial(legacy_weights_hash, self.reference_path),
         }
-        settle_run(self.output, settings, FREE_SETTINGS, steady, args.force, also)
+        keep_run_settings(self.output, settings, FREE_SETTINGS, steady, args.force, also)
 
     def reference_cache(self, store):
         """The cache of the reference's errors, filed under all that decides them beside group, timestep and noise."""
@@ -237,7 +237,7 @@ class PreferenceTrainer:
         if args.force:
             self.restart_schedule()
             if main:
-                self.settle(self.groups.store, forced=True)
+                self.keep_settings(self.groups.store, forced=True)
         log = TrainingLog(self.output / "train_log.jsonl", self.step) if main else None
         start_tracker(self.accelerator, args)
         guard = CollapseGuard(args.collapse_patience, log.records if main else ())
