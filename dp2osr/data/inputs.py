@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from dp2osr.data.images import open_image
-from dp2osr.digests import MEMORY
+from dp2osr.digests import MEMORY, digest
 from dp2osr.errors import UserError, listed
-from dp2osr.files import digest, read_text
+from dp2osr.files import read_text
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 

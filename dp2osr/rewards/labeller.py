@@ -13,8 +13,9 @@ from scipy.stats import kendalltau
 from tqdm import tqdm
 
 from dp2osr.data.images import pil_to_tensor, read_image
+from dp2osr.digests import digest
 from dp2osr.errors import UserError, listed
-from dp2osr.files import LONGEST_NAME, digest, short_name
+from dp2osr.files import LONGEST_NAME, short_name
 from dp2osr.rewards.chosen import record_reward
 from dp2osr.rewards.draws import share_of_flips
 from dp2osr.rewards.metrics import bad_score, pyiqa_version
