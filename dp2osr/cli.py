@@ -238,8 +238,7 @@ def _flag(argument):
 def _reason(event):
     """Why a value is refused."""
     if isinstance(event, _errors.InvalidChoice):
-        choices = ", ".join(choice for choice in event.choices if choice != "None")
-        return f"is {event.value!r}, must be one of {choices}"
+        return f"is {event.value!r}, must be one of {', '.join(map(str, get_args(_plain(event.argument.field.type))))}"
     if isinstance(event, _errors.BadValue):
         return "expected a value" if event.offending_value is None else f"takes no value, not {event.offending_value!r}"
     message = str(getattr(event, "message", type(event).__name__))
