@@ -161,3 +161,6 @@ def save_noise(path, size, seed=0):
 
 def read_log(path):
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+from trainings import trained  # noqa: E402, F401 - a fixture that several files share
