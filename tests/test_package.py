@@ -14,7 +14,7 @@ else:
     import tomli as tomllib  # pytest brings it
 
 READ_FROM_ELSEWHERE = """
-from dp2osr.data.degradation import load_degradation
+from dp2osr.data.degradation_settings import load_degradation
 from dp2osr.places import PACKAGE, ROOT
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.metrics import MetricSuite
