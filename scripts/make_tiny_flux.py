@@ -13,7 +13,7 @@ def parse_args(argv=None):
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--vae", required=True, help="folder of a trained AutoencoderKL")
-    parser.add_argument("--manifest", default="configs/tiny_sd2/photographs.csv", help="its prompts are the tokenizers' corpus")
+    parser.add_argument("--manifest", default="configs/photographs.csv", help="its prompts are the tokenizers' corpus")
     parser.add_argument("--output_dir", required=True, help="the diffusers folder")
     parser.add_argument("--width", type=at_least(1), default=192, help="width of the transformer; a multiple of 16 × the number of heads")
     parser.add_argument("--num_attention_heads", type=at_least(1), default=6, help="attention heads")

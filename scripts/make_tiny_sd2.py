@@ -13,7 +13,7 @@ def parse_args(argv=None):
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--vae", required=True, help="folder of a trained AutoencoderKL")
-    parser.add_argument("--manifest", default="configs/tiny_sd2/photographs.csv", help="its prompts are the tokenizer's corpus")
+    parser.add_argument("--manifest", default="configs/photographs.csv", help="its prompts are the tokenizer's corpus")
     parser.add_argument("--output_dir", required=True, help="the diffusers folder")
     parser.add_argument("--block_out_channels", type=at_least(1), nargs="+", default=[32, 64, 128], help="UNet channels a level")
     parser.add_argument(
