@@ -13,7 +13,7 @@ class TinyFluxSettings(Settings):
 
     vae: str
     """Folder of a trained AutoencoderKL."""
-    manifest: str = "configs/tiny_sd2/photographs.csv"
+    manifest: str = "configs/photographs.csv"
     """Its prompts are the tokenizers' corpus."""
     output_dir: str
     """The diffusers folder."""

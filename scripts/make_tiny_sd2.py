@@ -13,7 +13,7 @@ class TinySD2Settings(Settings):
 
     vae: str
     """Folder of a trained AutoencoderKL."""
-    manifest: str = "configs/tiny_sd2/photographs.csv"
+    manifest: str = "configs/photographs.csv"
     """Its prompts are the tokenizer's corpus."""
     output_dir: str
     """The diffusers folder."""

@@ -97,7 +97,7 @@ def _add_outputs():
     )
 
 
-MANIFEST = str(ROOT / "configs/tiny_sd2/photographs.csv")
+MANIFEST = str(ROOT / "configs/photographs.csv")
 _add_outputs()
 
 
