@@ -24,15 +24,15 @@ BRISQUE_PARAMETERS = "preset/metrics/brisque.safetensors"
 
 
 class LocalMetric(torch.nn.Module):
-    """A metric of this repository with the attributes of pyiqa's: `network` maps (B, 3, H, W) in [0, 1] to (B,)."""
+    """A metric of this repository with the attributes of pyiqa's: `network` maps (B, 3, H, W) in [0, 1], and GTs if FR, to (B,)."""
 
-    def __init__(self, network, lower_better):
+    def __init__(self, network, lower_better, mode="NR"):
         super().__init__()
-        self.net, self.lower_better, self.metric_mode = network.eval(), lower_better, "NR"
+        self.net, self.lower_better, self.metric_mode = network.eval(), lower_better, mode
 
     @torch.no_grad()
-    def forward(self, images):
-        return self.net(images)
+    def forward(self, images, *gt):
+        return self.net(images, *gt)
 
 
 def _brisque(parameters):
@@ -47,11 +47,31 @@ def _dp2o_rank(weights="preset/metrics/tiny_rank.safetensors"):
     return LocalMetric(load_rank_metric(REPOSITORY / weights), lower_better=False)
 
 
+def _perceptual(form, network):
+    def build(weights=None):
+        from dp2osr.rewards import perceptual
+
+        path = weights and REPOSITORY / weights
+        return LocalMetric(getattr(perceptual, form)(network, path), lower_better=True, mode="FR")
+
+    return build
+
+
+LOCAL_METRICS = {
+    "dp2o_rank": _dp2o_rank,
+    "dp2o_lpips": _perceptual("lpips_form", "efficientnet_lite0"),
+    "dp2o_dists": _perceptual("dists_form", "efficientnet_lite0"),
+    # On another network, for evaluation alone: a model that was trained with the two above is judged by others.
+    "dp2o_lpips2": _perceptual("lpips_form", "efficientnet_lite2"),
+    "dp2o_dists2": _perceptual("dists_form", "efficientnet_lite2"),
+}
+
+
 def _local_builder(spec):
-    """The builder of a metric that needs no pyiqa weights: `dp2o_rank`, and `brisque` where its parameters are a file."""
-    if spec.name == "dp2o_rank":
-        return _dp2o_rank
-    return _brisque if spec.name == "brisque" and "parameters" in spec.options else None
+    """The builder of a metric that needs no pyiqa weights: a name in `LOCAL_METRICS`, and `brisque` where its parameters are a file."""
+    if spec.name == "brisque":
+        return _brisque if "parameters" in spec.options else None
+    return LOCAL_METRICS.get(spec.name)
 
 
 @contextmanager
@@ -266,7 +286,7 @@ def create_metric(spec, device, weights_dir=None):
 
     if spec.name not in DEFAULT_CONFIGS:
         own = "for a metric of your own see docs/OWN_METRICS.md"
-        raise UserError(f"unknown metric '{spec.name}'{nearest(spec.name, [*DEFAULT_CONFIGS, 'dp2o_rank'])}; {own}")
+        raise UserError(f"unknown metric '{spec.name}'{nearest(spec.name, [*DEFAULT_CONFIGS, *LOCAL_METRICS])}; {own}")
     kind = _checked_entry(spec.name, DEFAULT_CONFIGS[spec.name])
     try:
         with metric_weights(kind, metrics_folder(weights_dir)), redirect_stdout(io.StringIO()):
