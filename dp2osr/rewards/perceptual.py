@@ -14,14 +14,15 @@ from dp2osr.rewards.efficientnet import Features
 class LpipsForm(nn.Module):
     """Squared distance of features that are normalised along channels, mean over positions, weighted mean over stages.
 
-    The channels of a stage count the same (LPIPS without its linear weights).
+    The channels of a stage count the same (LPIPS without its linear weights), and so do the stages at strides 4 to 32. The stage at stride 2
+    is left out: alone it prefers a blur to texture that is moved by two pixels, as PSNR does (preset/metrics/README.md).
 
     Args:
         features: `Features`.
         weights: a weight for each of the five stages, finest first; they are divided by their sum.
     """
 
-    def __init__(self, features, weights=(1.0, 1.0, 1.0, 1.0, 1.0)):
+    def __init__(self, features, weights=(0.0, 1.0, 1.0, 1.0, 1.0)):
         super().__init__()
         self.features = features
         self.weights = [weight / sum(weights) for weight in weights]
@@ -38,6 +39,8 @@ class LpipsForm(nn.Module):
 class DistsForm(nn.Module):
     """1 − weighted similarity of means (texture) and of correlations (structure) of each channel, from the image to the coarsest stage.
 
+    Stages count the same. Texture counts five times what structure does: with more structure the form does not forgive texture drawn anew.
+
     Args:
         features: `Features`.
         texture, structure: a weight of each term for the image and the five stages, finest first; all are divided by their sum.
@@ -45,7 +48,7 @@ class DistsForm(nn.Module):
 
     EPSILON = 1e-6
 
-    def __init__(self, features, texture=(1.0,) * 6, structure=(1.0,) * 6):
+    def __init__(self, features, texture=(1.0,) * 6, structure=(0.2,) * 6):
         super().__init__()
         self.features = features
         total = sum(texture) + sum(structure)
