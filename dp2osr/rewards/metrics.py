@@ -24,11 +24,15 @@ BRISQUE_PARAMETERS = "preset/metrics/brisque.safetensors"
 
 
 class LocalMetric(torch.nn.Module):
-    """A metric of this repository with the attributes of pyiqa's: `network` maps (B, 3, H, W) in [0, 1], and GTs if FR, to (B,)."""
+    """A metric of this repository with the attributes of pyiqa's: `network` maps (B, 3, H, W) in [0, 1], and GTs if FR, to (B,).
 
-    def __init__(self, network, lower_better, mode="NR"):
+    Attributes:
+        weights: hash of the weights, where they are made anew now and then: scores of other weights are computed again.
+    """
+
+    def __init__(self, network, lower_better, mode="NR", weights=None):
         super().__init__()
-        self.net, self.lower_better, self.metric_mode = network.eval(), lower_better, mode
+        self.net, self.lower_better, self.metric_mode, self.weights = network.eval(), lower_better, mode, weights
 
     @torch.no_grad()
     def forward(self, images, *gt):
@@ -47,6 +51,14 @@ def _dp2o_rank(weights="preset/metrics/tiny_rank.safetensors"):
     return LocalMetric(load_rank_metric(REPOSITORY / weights), lower_better=False)
 
 
+def _dp2o_naturalness(weights="preset/metrics/naturalness.safetensors"):
+    from dp2osr.rewards.efficientnet import content_hash
+    from dp2osr.rewards.naturalness import load_naturalness
+
+    network = load_naturalness(REPOSITORY / weights)
+    return LocalMetric(network, lower_better=False, weights=content_hash(network.head.state_dict()))
+
+
 def _perceptual(form, network):
     def build(weights=None):
         from dp2osr.rewards import perceptual
@@ -59,6 +71,7 @@ def _perceptual(form, network):
 
 LOCAL_METRICS = {
     "dp2o_rank": _dp2o_rank,
+    "dp2o_naturalness": _dp2o_naturalness,
     "dp2o_lpips": _perceptual("lpips_form", "efficientnet_lite0"),
     "dp2o_dists": _perceptual("dists_form", "efficientnet_lite0"),
     # On another network, for evaluation alone: a model that was trained with the two above is judged by others.
@@ -132,6 +145,9 @@ class MetricSuite:
         self.lower_better = {name: bool(metric.lower_better) for name, metric in metrics.items()}
         self.modes = {name: metric.metric_mode for name, metric in metrics.items()}
         self.code = {name: code_hash(type(metric.net)) for name, metric in metrics.items() if is_foreign(type(metric.net))}
+        self.weights = {
+            name: getattr(metric, "weights", None) if isinstance(metric, LocalMetric) else None for name, metric in metrics.items()
+        }
         self.seed, self.drawing = 0, set()
         self._metrics = {}
         for name, metric in metrics.items():
@@ -141,9 +157,10 @@ class MetricSuite:
                 compile_network(metric.net)
 
     def describe(self):
-        """name → {"lower_better", "mode", "options", "precision", "code"}, for the score table's metadata.
+        """name → {"lower_better", "mode", "options", "precision", "code", "weights"}, for the score table's metadata.
 
-        fp32 goes without saying, so does the precision of a metric that has its own; "code" is there for a metric of the user's.
+        fp32 goes without saying, so does the precision of a metric that has its own; "code" is there for a metric of the user's, "weights"
+        for a metric whose weights are made anew now and then.
         """
         about = {}
         for name, spec in self.specs.items():
@@ -152,6 +169,8 @@ class MetricSuite:
                 about[name]["precision"] = self.precision
             if self.code.get(name):
                 about[name]["code"] = self.code[name]
+            if self.weights[name]:
+                about[name]["weights"] = self.weights[name]
         return about
 
     def networks(self):
