@@ -1,7 +1,7 @@
 """Train dp2o_naturalness, the head that tells photographs from what degradations, bicubic and SR models make of them.
 
     python scripts/fetch_photographs.py
-    python scripts/train_naturalness.py --models preset/models/tiny-flux:preset/models/c-tiny-flux preset/models/tiny-sd2:preset/models/c-tiny-sd2
+    python scripts/train_naturalness.py
 
 Run the same command again after an interruption: the pairs and the samples that are there are kept.
 """

@@ -1,4 +1,4 @@
-"""Training of `dp2o_naturalness`: images whose order is known, a head that learns the orders, and a judgement on models that it never saw."""
+"""Training of `dp2o_naturalness`: images whose order is known, a head that learns them, and its judgement on models that it never saw."""
 
 import argparse
 import json
@@ -90,7 +90,7 @@ class Material:
     """All the images of a split as pooled features, and the pairs.
 
     Attributes:
-        pooled: (N, D); sorts: N names; crop: (N,) the crop that each was made of; pairs: (P, 2), better and worse, the photograph's included.
+        pooled: (N, D); sorts: N names; crop: (N,) the crop that each was made of; pairs: (P, 2), better and worse, with the photograph's.
     """
 
     pooled: torch.Tensor

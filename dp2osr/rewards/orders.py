@@ -6,7 +6,7 @@ order for an eye is known, and a metric is asked for the share of the crops that
 - texture: GT > its texture shifted by two pixels > a blur with the same PSNR as the shifted one;
 - shift: the same with the whole crop shifted;
 - lost: GT > its texture shifted > its texture taken away, which has the better PSNR;
-- redrawn: a texture > another draw of the same texture > the first one, blurred; both have the spectrum of the crop's detail and random phases;
+- redrawn: a texture > another draw of the same texture > the first one, blurred; textures are the crop's detail with random phases;
 - sharpening: GT > a model's sample > that sample over-sharpened;
 - noise_gt, noise_sample, noise_blur: an image > that image with white noise; three strengths, each added to the clean one.
 """
@@ -19,8 +19,8 @@ import torch
 from tqdm import tqdm
 
 from dp2osr.data.crops import to_tensor
-from dp2osr.data.images import find_gt, list_images, read_image
-from dp2osr.errors import UserError
+from dp2osr.data.images import list_images, read_image
+from dp2osr.errors import UserError, listed
 from dp2osr.rewards.distortions import blur, noise
 
 SHIFT = 2  # pixels
@@ -73,7 +73,7 @@ def make_series(gt, sample=None, seed=0):
 
 
 def make_texture_series(gt, seed=0):
-    """`Series` of the order `redrawn`: two textures with the spectrum of the detail of a (H, W, 3) uint8 crop, and the first one blurred."""
+    """`Series` of the order `redrawn`: two draws of the texture of a (H, W, 3) uint8 crop, and the first one blurred."""
     first, second = (draw_texture(gt, np.random.default_rng((seed, draw))) for draw in range(2))
     return Series(np.stack([first, second, blur(first, BLUR_SIGMA)]), {"redrawn": [[0, 1, 2]]})
 
@@ -166,7 +166,10 @@ def read_series(gt_path, sr_path=None):
         UserError: a GT without its sample, sizes that differ, or images that cannot be read.
     """
     paths = list_images(gt_path)
-    samples = find_gt(sr_path, [path.stem for path in paths]) if sr_path else {}
+    samples = {path.stem: path for path in list_images(sr_path)} if sr_path else {}
+    missing = [path.stem for path in paths if path.stem not in samples] if sr_path else []
+    if missing:
+        raise UserError(f"{sr_path}: no sample of {len(missing)} of {len(paths)} GT images: {listed(missing)}; a sample has its GT's name")
     crops = []
     for index, path in enumerate(paths):
         gt = np.asarray(read_image(path))

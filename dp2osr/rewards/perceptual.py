@@ -14,8 +14,8 @@ from dp2osr.rewards.efficientnet import Features
 class LpipsForm(nn.Module):
     """Squared distance of features that are normalised along channels, mean over positions, weighted mean over stages.
 
-    The channels of a stage count the same (LPIPS without its linear weights), and so do the stages at strides 4 to 32. The stage at stride 2
-    is left out: alone it prefers a blur to texture that is moved by two pixels, as PSNR does (preset/metrics/README.md).
+    Channels count the same (LPIPS without its linear weights), and so do the stages at strides 4 to 32. The stage at stride 2 is left out:
+    alone it prefers a blur to texture that is moved by two pixels, as SSIM does (preset/metrics/README.md).
 
     Args:
         features: `Features`.
