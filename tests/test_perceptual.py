@@ -10,9 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from dp2osr.errors import UserError
 from dp2osr.rewards.config import MetricSpec
+from dp2osr.rewards.distortions import blur
 from dp2osr.rewards.efficientnet import NETWORKS, Features, content_hash, convert_wheel, read_weights, read_wheel, shipped_file
 from dp2osr.rewards.metrics import MetricSuite
-from dp2osr.rewards.orders import blur, draw_texture
+from dp2osr.rewards.orders import draw_texture
 from dp2osr.rewards.perceptual import DistsForm, LpipsForm, dists_form, lpips_form
 
 FORMS = ["dp2o_lpips", "dp2o_dists", "dp2o_lpips2", "dp2o_dists2"]

@@ -54,7 +54,7 @@ def _dp2o_naturalness(weights="preset/metrics/naturalness.safetensors"):
     from dp2osr.rewards.efficientnet import content_hash
     from dp2osr.rewards.naturalness import load_naturalness
 
-    network = load_naturalness(REPOSITORY / weights)
+    network = load_naturalness(ROOT / weights)
     return LocalMetric(network, lower_better=False, weights=content_hash(network.head.state_dict()))
 
 
@@ -62,7 +62,7 @@ def _perceptual(form, network):
     def build(weights=None):
         from dp2osr.rewards import perceptual
 
-        path = weights and REPOSITORY / weights
+        path = weights and ROOT / weights
         return LocalMetric(getattr(perceptual, form)(network, path), lower_better=True, mode="FR")
 
     return build

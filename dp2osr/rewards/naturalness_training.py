@@ -13,10 +13,12 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dp2osr.data.crops import to_tensor
-from dp2osr.data.images import list_images, read_image
+from dp2osr.data.images import read_image
+from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError
-from dp2osr.files import check_output, save_tensors
+from dp2osr.files import save_tensors
 from dp2osr.flags import refuse_inputs
+from dp2osr.outputs import check_output
 from dp2osr.rewards.distortions import DISTORTIONS, distort
 from dp2osr.rewards.efficientnet import NETWORKS, Features
 from dp2osr.rewards.naturalness import NETWORK, Head, pool
@@ -241,7 +243,7 @@ def prepare(args):
     Returns:
         {"train": [(model's name, its candidate folder)], "val": ...} and family → the names of its models.
     """
-    from dp2osr.data.degradation import load_degradation
+    from dp2osr.data.degradation_settings import load_degradation
     from dp2osr.data.pairs import PairSettings, make_pairs, report_line
 
     settings = PairSettings(load_degradation("resshift"), args.crop_size, args.crops_per_image, args.min_detail, args.seed)
