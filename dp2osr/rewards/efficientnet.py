@@ -17,8 +17,7 @@ from torch import nn
 
 from dp2osr.errors import UserError
 from dp2osr.files import save_tensors
-from dp2osr.flags import refuse_inputs
-from dp2osr.outputs import check_output
+from dp2osr.outputs import check_output, refuse_inputs
 
 MIN_SIDE = 32  # pixels; a position of the coarsest stage stands for 32 x 32
 MEAN, STD = 0.498, 0.502  # of the pixels in [0, 1], as the weights were trained: (x - 127) / 128

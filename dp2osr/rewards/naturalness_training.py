@@ -17,8 +17,7 @@ from dp2osr.data.images import read_image
 from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError
 from dp2osr.files import save_tensors
-from dp2osr.flags import refuse_inputs
-from dp2osr.outputs import check_output
+from dp2osr.outputs import check_output, refuse_inputs
 from dp2osr.rewards.distortions import DISTORTIONS, distort
 from dp2osr.rewards.efficientnet import NETWORKS, Features
 from dp2osr.rewards.naturalness import NETWORK, Head, pool
