@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 HERE = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}  # this checkout, whichever is installed
+os.environ.update(HERE)  # of every process that a test starts
 QUIET = {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
 LIBRARIES = ["torch", "accelerate", "diffusers", "transformers", "pyiqa", "preloaded"]
 READ_AT_IMPORT = ("HF_", "PYTHON", "OMP_", "PATH", "TORCH", "CUDA", "http")  # beginnings of variables that libraries read when imported

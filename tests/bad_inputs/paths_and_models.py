@@ -69,6 +69,10 @@ def _add_outputs():
         "scripts/prepare_data.py",
         lambda p: ["RealLR200", "--source", "hr", "--any_count", "--output_dir", "OUT"],
     )
+    return of
+
+
+def _add_files(of):
     of("a metrics folder", two_images, "scripts/fetch_metrics.py", lambda p: ["--reward_config", "nr_only", "--metrics_dir", "OUT"])
     of(
         "a table",
@@ -98,7 +102,7 @@ def _add_outputs():
 
 
 MANIFEST = str(ROOT / "configs/photographs.csv")
-_add_outputs()
+_add_files(_add_outputs())
 
 
 @case(6, "`--output` is a folder", LABEL, refused("gt"))

@@ -1,0 +1,3 @@
+"""What the tests of degradation share: fixtures and helpers."""
+
+NAMES = ("resshift", "resshift_second_order")
