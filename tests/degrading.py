@@ -11,3 +11,6 @@ def photograph(height, width, seed=0):
     image[:, width // 2 :] += 1
     image = (image - image.min()) / (image.max() - image.min())
     return (np.rint(image * 255) / 255).astype(np.float32)
+
+
+NAMES = ("resshift", "resshift_second_order")

@@ -7,8 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import yaml
-from degrading import photograph
-from degrading2 import NAMES
+from degrading import NAMES, photograph
 from scipy import special
 
 from dp2osr.data import degradation as module

@@ -5,8 +5,7 @@ import hashlib
 import cv2
 import numpy as np
 import pytest
-from degrading import photograph
-from degrading2 import NAMES
+from degrading import NAMES, photograph
 from scipy import ndimage
 
 from dp2osr.data import degradation as module

@@ -1,3 +1,0 @@
-"""What the tests of degradation share: fixtures and helpers."""
-
-NAMES = ("resshift", "resshift_second_order")
