@@ -5,8 +5,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,8 +20,8 @@ from safetensors.torch import load_file
 from dp2osr.config import given_flags, parse_args
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.errors import UserError
-from dp2osr.training.baseline import check_baseline, train_baseline
-from dp2osr.training.options import check_baseline_given
+from dp2osr.training.baseline import BaselineTrainer, train_baseline
+from dp2osr.training.baseline_options import check_baseline, check_baseline_given
 
 sys.path.insert(0, str(ROOT / "scripts"))  # the programs, which are called in this process
 
@@ -102,7 +104,7 @@ def test_prompts_change_the_prediction(sd2):
 
 def test_errors_are_weighed_as_the_image_feels_them():
     """A linear decoder: the weighted error of a latent is the squared error of its image, up to one factor."""
-    from dp2osr.training.baseline import image_metric
+    from dp2osr.training.regression import image_metric
 
     generator = torch.Generator().manual_seed(0)
     matrix = torch.randn(12, 4, generator=generator)
@@ -113,7 +115,6 @@ def test_errors_are_weighed_as_the_image_feels_them():
     weighted, felt = torch.einsum("bc,cd,bd->b", errors, metric, errors), (errors @ matrix.T).square().sum(1)
     assert torch.allclose(weighted / felt, torch.full((50,), 4 / matrix.square().sum().item()), rtol=1e-3)
     assert metric.trace() == pytest.approx(4)
-    assert torch.equal(image_metric(decoder, latents, 0.0), torch.eye(4))
     assert torch.allclose(image_metric(decoder, latents, 0.3), 0.3 * metric + 0.7 * torch.eye(4), atol=1e-5)
 
 
@@ -128,8 +129,8 @@ def test_crops_follow_from_seed_and_step_alone():
 
 BASELINE = [
     "scripts/train_controlnet.py", "--pretrained_model_name_or_path", MODEL, "--train_dir", str(ROOT / "preset/train/gt"),
-    "--resolution", "64", "--window", "8", "--full_window_share", "0.5", "--pool_size", "6", "--train_batch_size", "4",
-    "--learning_rate", "1e-3", "--lr_warmup_steps", "1",
+    "--resolution", "64", "--window", "8", "--full_window_share", "0.5", "--train_batch_size", "4",
+    "--learning_rate", "1e-3", "--lr_warmup_steps", "1", "--dataloader_num_workers", "0", "--report_to", "none",
     "--conditioning_channels", "8", "16", "32", "--negative_share", "0.2", "--train_backbone", "--checkpointing_steps", "2",
 ]  # fmt: skip
 
@@ -163,16 +164,16 @@ def test_a_guidance_range_upside_down_is_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(sd2):
-    from dp2osr.data.degradation import load_degradation
-    from dp2osr.training.baseline import PairPool
-
-    source = CropSource(ROOT / "preset/train/gt", 128, 0)
-    pool = PairPool(sd2, source, load_degradation("resshift"), {}, 3, 0)
-    latents, control, prompts = pool.draw(0, 4, 16, seed=0)
-    assert latents.shape == (4, 4, 16, 16) and control.shape == (4, 3, 64, 64) and prompts == [""] * 4
-    decoded = sd2.decode_latents(latents)
-    coarse = [torch.nn.functional.avg_pool2d(images, 16).flatten(1) for images in (decoded, control)]
+def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(kind, tmp_path):
+    trainer = made_trainer(tmp_path, kind, "--pool_size", 3, "--resolution", 128, "--window", 16, "--drop_share", 0)
+    numbers, latents, control, prompts = next(trainer.batches(0))
+    backbone = trainer.backbone
+    assert list(numbers) == [0, 1, 2, 3] and latents.shape == (4, backbone.latent_channels, 16, 16) and prompts == [0] * 4
+    if backbone.encodes_control:
+        control = backbone.decode_latents(backbone.cut_control(control, 16, 0, 0, 16).reshape(4, 8, 8, -1, 2, 2).permute(0, 3, 1, 4, 2, 5)
+                                          .reshape(4, -1, 16, 16))  # fmt: skip
+    assert control.shape == (4, 3, 64, 64)
+    coarse = [torch.nn.functional.avg_pool2d(images, 16).flatten(1) for images in (backbone.decode_latents(latents), control)]
     assert all(np.corrcoef(a, b)[0, 1] > 0.8 for a, b in zip(*coarse, strict=True))
 
 
@@ -223,15 +224,40 @@ def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
     assert old.tile_size is None and old.upscale == 4
 
 
-def train_controlnet(*more):
-    """The program in this process."""
+def parsed(*more):
+    """The program's flags, checked, in this process."""
     import train_controlnet as program
 
     parser = program.build_parser()
     argv = [str(word) for word in [*BASELINE[1:], *more]]
     args = parse_args(parser, argv)
     check_baseline_given(args, given_flags(parser, argv))
-    train_baseline(args)
+    return args
+
+
+def train_controlnet(*more):
+    """The program in this process."""
+    train_baseline(parsed(*more))
+
+
+def made_trainer(tmp_path, kind, *more):
+    """A trainer of a kind's tiny model with its ControlNet, not started yet."""
+    import train_controlnet as program
+
+    words = [
+        *kind.model_flags, "--train_dir", ROOT / "preset/train/gt", "--output_dir", tmp_path / "out", "--full_window_share", "0.5",
+        "--resolution", 64, "--window", 8, "--train_batch_size", 4, "--dataloader_num_workers", 0, "--report_to", "none",
+        "--max_train_steps", 4, *more,
+    ]  # fmt: skip
+    return BaselineTrainer(parse_args(program.build_parser(), [str(word) for word in words]))
+
+
+def weights(folder):
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def largest_difference(one, other):
+    return max((value - other[key]).abs().max().item() for key, value in one.items())
 
 
 def test_a_baseline_grows_where_its_rate_does_not_depend_on_the_steps_and_is_readable_for_the_group(tmp_path):
@@ -263,7 +289,7 @@ def test_a_baseline_grows_where_its_rate_does_not_depend_on_the_steps_and_is_rea
         (["--window", "17"], "--window 17: a crop of --resolution 64 has 16 latent pixels a side"),
         (["--resolution", "65"], "--resolution 65: a crop of this model has a multiple of 8 pixels a side; take 64"),
         (["--window", "7"], "--window 7: a window has an even number of latent pixels a side; take 8"),
-        (["--resolution", "4096"], "photographs cannot be used"),
+        (["--resolution", "4096"], "photographs looked at cannot be used"),
         (["--drop_share", "0.9"], "are above 1 together"),
         (["--num_double_layers", "2"], "--num_double_layers: would do nothing with a base model of sd2"),
         (["--guidance_range", "1", "2"], "--guidance_range: would do nothing with a base model of sd2"),
@@ -347,3 +373,259 @@ def test_a_tiny_model_is_made_in_a_new_folder_alone_and_its_sizes_are_checked(tm
     with pytest.raises(UserError, match="is not empty"):
         make()
     assert (tmp_path / "out/model_index.json").stat().st_mtime_ns == before
+
+
+# -- the stream of pairs -----------------------------------------------------------------------------------------------
+
+
+def made_stream(folder, **settings):
+    from dp2osr.data.collection import open_collection
+    from dp2osr.data.degradation import load_degradation
+    from dp2osr.data.stream import PairStream, StreamSettings
+
+    return PairStream(
+        open_collection(folder), StreamSettings(load_degradation("resshift"), **{"resolution": 32, "grid": 4, "seed": 3, **settings})
+    )
+
+
+def made_plan(**changed):
+    from dp2osr.data.stream import BatchPlan
+
+    return BatchPlan(
+        **{"micro_batch": 4, "accumulation": 1, "processes": 1, "window": 16, "whole": 32, "steps": 6, "small_steps": 4, **changed}
+    )
+
+
+def streamed(stream, plan, first=0, workers=0):
+    """{sample's number: (pixels, prompt)} of all processes, and what was told."""
+    from dp2osr.data.stream import pair_batches
+
+    found, told = {}, []
+    for rank in range(plan.processes):
+        for numbers, pixels, prompts, problems in pair_batches(stream, plan, rank, first, workers):
+            told += problems
+            for place, number in enumerate(numbers):
+                assert number not in found
+                found[number] = (pixels[:, place].numpy(), prompts[place])
+    return found, told
+
+
+def same_samples(one, other):
+    return one.keys() == other.keys() and all(np.array_equal(one[i][0], other[i][0]) and one[i][1] == other[i][1] for i in one)
+
+
+def test_samples_do_not_depend_on_workers_processes_micro_batches_or_where_a_run_begins():
+    stream = made_stream(ROOT / "preset/train/gt", crops_per_photograph=3, drop_share=0.3, negative_share=0.3)
+    whole, _ = streamed(stream, made_plan())
+    assert sorted(whole) == list(range(4 * 4 + 2 * 1)) and whole[0][0].shape == (2, 16, 16, 3) and whole[17][0].shape == (2, 32, 32, 3)
+    assert {prompt for _, prompt in whole.values()} == {0, 1}  # without captions: none, and the negative one
+    for plan in (made_plan(micro_batch=1, accumulation=4), made_plan(micro_batch=2, processes=2)):
+        split, _ = streamed(stream, plan)
+        assert all(np.array_equal(whole[i][0], split[i][0]) for i in range(16))
+    rest, _ = streamed(stream, made_plan(), first=2, workers=2)
+    assert same_samples(rest, {i: sample for i, sample in whole.items() if i >= 8})
+
+
+def test_an_epoch_draws_each_photograph_once():
+    from dp2osr.data.stream import epoch_order
+
+    stream = made_stream(ROOT / "preset/test/gt")
+    count = len(stream.collection)
+    epochs = [[stream.photograph(epoch * count + place)[0] for place in range(count)] for epoch in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(count)) and epochs[0] != epochs[1]
+    assert epochs[1] == epoch_order(3, 1, count).tolist()
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """Twelve photographs in a folder."""
+    for path in sorted((ROOT / "preset/train/gt").glob("*.png"))[:12]:
+        shutil.copy(path, tmp_path / path.name)
+    return tmp_path
+
+
+def test_a_photograph_that_breaks_within_an_epoch_is_told_skipped_and_counted(photographs, tmp_path_factory, capsys):
+    stream, epochs = made_stream(photographs), made_plan(small_steps=6)
+    before, _ = streamed(stream, epochs)
+    broken = sorted(photographs.glob("*.png"))[5]
+    broken.write_bytes(broken.read_bytes()[:2000])
+    again, told = streamed(stream, epochs)
+    assert {place for place, _ in told} == {broken.name}
+    assert sum(not np.array_equal(before[i][0], again[i][0]) for i in before) == 2  # once in each of two epochs
+    assert same_samples(again, streamed(stream, epochs, workers=2)[0])
+    out, stream_flags = tmp_path_factory.mktemp("run"), ["--train_dir", photographs, "--full_window_share", 0, "--max_train_steps", 4]
+    train_controlnet(*stream_flags, "--output_dir", out / "run")
+    said = capsys.readouterr().err
+    assert (
+        said.count("skipped\n") == 1 and f"{broken.name}: not a readable image" in said and "1 photographs or shards were skipped" in said
+    )
+    assert read_log(out / "run/train_log.jsonl")[-1]["skipped"] == 1
+    with pytest.raises(UserError, match=f"{broken.name}: not a readable image"):
+        train_controlnet(*stream_flags, "--strict", "--output_dir", out / "strict")
+
+
+def write_shards(folder, photographs, captions=None):
+    """Shards of four photographs each."""
+    import io
+    import tarfile
+
+    folder.mkdir()
+    for number in range(0, len(photographs), 4):
+        with tarfile.open(folder / f"part-{number // 4:03d}.tar", "w") as shard:
+            for path in photographs[number : number + 4]:
+                shard.add(path, path.name)
+                if captions:
+                    info = tarfile.TarInfo(f"{path.stem}.txt")
+                    info.size = len(captions[path.stem].encode())
+                    shard.addfile(info, io.BytesIO(captions[path.stem].encode()))
+    return folder
+
+
+def test_shards_a_list_and_a_folder_give_the_same_photographs(photographs):
+    from dp2osr.data.collection import open_collection
+
+    paths = sorted(photographs.glob("*.png"))
+    captions = {path.stem: f"tag {place % 3}" for place, path in enumerate(paths)}
+    shards = write_shards(photographs / "shards", paths, captions)
+    (photographs / "list.txt").write_text("\n".join(path.name for path in paths))
+    (photographs / "list.csv").write_text("file,prompt\n" + "\n".join(f"{path.name},{captions[path.stem]}" for path in paths))
+    plan = made_plan(steps=4)
+    whole, _ = streamed(made_stream(photographs), plan)
+    for where in (shards, shards / "part-{000..002}.tar", shards / "*.tar", photographs / "list.txt", photographs / "list.csv"):
+        found, told = streamed(made_stream(where), plan, workers=2)
+        assert not told and all(np.array_equal(whole[i][0], found[i][0]) for i in whole)
+    for where in (shards, photographs / "list.csv"):
+        collection = open_collection(where)
+        assert [collection.prompts[number] for number in collection.prompt_of] == list(captions.values())
+
+
+def test_a_shard_that_breaks_is_told_and_skipped(photographs):
+    from dp2osr.data.collection import open_collection
+
+    shards = write_shards(photographs / "shards", sorted(photographs.glob("*.png")))
+    stream = made_stream(shards)
+    second = shards / "part-001.tar"
+    second.write_bytes(second.read_bytes()[:1500])  # while it is read
+    found, told = streamed(stream, made_plan(steps=4))
+    assert len(found) == 16 and {place for place, _ in told} == {str(second)}
+    cut = open_collection(shards)
+    assert len(cut) == 8 and "not a whole tar file" in cut.problems[str(second)]
+    with pytest.raises(UserError, match="compressed shards"):
+        open_collection(shards / "part.tar.gz")
+
+
+# -- the trainer ---------------------------------------------------------------------------------------------------------
+
+
+def test_four_micro_batches_are_one_batch(tmp_path):
+    for name, size, micro_batches in (("wide", 4, 1), ("long", 1, 4)):
+        split = ["--train_batch_size", size, "--gradient_accumulation_steps", micro_batches]
+        train_controlnet("--full_window_share", 0, "--max_train_steps", 2, *split, "--output_dir", tmp_path / name)
+    assert largest_difference(weights(tmp_path / "wide/controlnet"), weights(tmp_path / "long/controlnet")) < 1e-6
+    wide, long = (read_log(tmp_path / name / "train_log.jsonl")[-1]["loss"] for name in ("wide", "long"))
+    assert wide == pytest.approx(long, rel=1e-5)
+
+
+def test_noise_follows_from_seed_and_sample(backbone):
+    from dp2osr.training.regression import draw_noise
+
+    def drawn(numbers, seed=0):
+        return draw_noise(backbone, numbers, (4, 8, 8), seed, {}, (1.0, 3.0))
+
+    together, apart = drawn([5, 6]), drawn([6])
+    assert all(torch.equal(a[1:], b) for a, b in zip(together, apart, strict=True))
+    assert not torch.equal(drawn([6], seed=1)[0], apart[0]) and 1 <= apart[2] <= 3
+
+
+def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    """SIGKILL in the middle, with two loading processes; the whole run loads by itself."""
+    flags = ["--max_train_steps", 6, "--checkpointing_steps", 2, "--use_ema"]
+    train_controlnet(*flags, "--output_dir", tmp_path / "whole")
+    words = [*BASELINE, *flags, "--dataloader_num_workers", "2", "--output_dir", tmp_path / "cut"]
+    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "cut").glob("checkpoint-*.pt")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    train_controlnet(*flags, "--dataloader_num_workers", 2, "--output_dir", tmp_path / "cut")
+    for part in ("controlnet", "model/unet", "model/text_encoder"):
+        name = "model.safetensors" if "text" in part else "diffusion_pytorch_model.safetensors"
+        whole, cut = (load_file(tmp_path / run / part / name) for run in ("whole", "cut"))
+        assert all(torch.equal(value, cut[key]) for key, value in whole.items())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(tmp_path, monkeypatch, capsys, name):
+    from dp2osr.training.guard import Divergence
+
+    number, see = getattr(signal, name), Divergence.see
+
+    def send(self, step, loss):
+        if step == 1:
+            os.kill(os.getpid(), number)  # while step 2 begins
+        see(self, step, loss)
+
+    flags = ["--max_train_steps", 4, "--checkpointing_steps", 100, "--output_dir", tmp_path / "out"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Divergence, "see", send)
+        with pytest.raises(SystemExit) as stop:
+            train_controlnet(*flags)
+    assert stop.value.code == 128 + number
+    assert f"{name} came; step 2 of 4 is saved" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-2.pt"]
+    train_controlnet(*flags)
+    assert "goes on from step 2" in capsys.readouterr().err and read_log(tmp_path / "out/train_log.jsonl")[-1]["step"] == 4
+
+
+def test_the_mean_of_the_weights_is_what_is_saved(tmp_path):
+    flags = ["--max_train_steps", 4, "--output_dir"]
+    train_controlnet(*flags, tmp_path / "plain")
+    train_controlnet("--use_ema", *flags, tmp_path / "mean")
+    train_controlnet("--use_ema", "--ema_decay", 0, *flags, tmp_path / "none")
+    plain, mean, none = (weights(tmp_path / name / "controlnet") for name in ("plain", "mean", "none"))
+    assert largest_difference(plain, none) < 1e-8 < 1e-5 < largest_difference(plain, mean)
+    assert torch.load(tmp_path / "mean/checkpoint-4.pt", weights_only=True)["ema"]["optimization_step"] == 4
+
+
+def test_frozen_parts_are_in_bf16_and_the_controlnet_is_not(kind, tmp_path):
+    trainer = made_trainer(tmp_path, kind, "--mixed_precision", "bf16", "--gradient_checkpointing")
+    assert {parameter.dtype for parameter in trainer.backbone.denoiser.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in trainer.controlnet.parameters()} == {torch.float32}
+    assert trainer.controlnet.is_gradient_checkpointing and trainer.backbone.denoiser.is_gradient_checkpointing
+
+
+def test_prompts_are_embedded_once_and_their_encoders_freed(kind, tmp_path):
+    stems = sorted(path.stem for path in (ROOT / "preset/train/gt").glob("*.png"))
+    (tmp_path / "tags.json").write_text(json.dumps({stem: f"tag {place % 5}" for place, stem in enumerate(stems)}))
+    trainer = made_trainer(tmp_path, kind, "--prompt_file", tmp_path / "tags.json")
+    assert not hasattr(trainer.backbone, "text_encoder") and len(trainer.prompts.known) == 7
+    kept = made_trainer(tmp_path, kind, "--prompt_file", tmp_path / "tags.json", "--text_cache_gb", "1e-6")
+    assert hasattr(kept.backbone, "text_encoder")
+    for one, other in zip(*(book.embed([4, 2, 4]).values() for book in (trainer.prompts, kept.prompts)), strict=True):
+        assert torch.allclose(one, other, atol=1e-5) and len(kept.prompts.known) <= 2
+
+
+def test_validation_pictures_are_drawn_of_the_weights_as_they_are(kind, tmp_path):
+    image = sorted((ROOT / "preset/test/lr").glob("*.png"))[0]
+    more = ["--validation_image", image, "--validation_prompt", "a tree", "--validation_steps", 1, "--num_inference_steps", 1]
+    made_trainer(tmp_path, kind, *more, "--max_train_steps", 2, "--use_ema").train()
+    assert sorted(path.name for path in (tmp_path / "out/samples").iterdir()) == ["000001.png", "000002.png"]
+
+
+def test_8_bit_adam_without_its_package_is_one_line(tmp_path, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "bitsandbytes" else found(name, *rest))
+    with pytest.raises(UserError, match="--use_8bit_adam: the package bitsandbytes is not installed; pip install bitsandbytes"):
+        train_controlnet("--use_8bit_adam", "--output_dir", tmp_path / "out")
+
+
+def test_another_set_of_photographs_is_another_run(photographs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "out"
+    flags = ["--train_dir", photographs, "--max_train_steps", 1, "--output_dir", out]
+    train_controlnet(*flags)
+    sorted(photographs.glob("*.png"))[0].unlink()
+    with pytest.raises(UserError, match="photographs is '12 photographs"):
+        train_controlnet(*flags)

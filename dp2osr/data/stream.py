@@ -14,6 +14,7 @@ from PIL import Image
 
 from dp2osr.data.collection import Unusable
 from dp2osr.data.degradation import DegradationConfig, degrade, image_rng
+from dp2osr.errors import UserError, listed
 
 TRIES = 64  # photographs drawn in place of one that cannot be used
 EMPTY, NEGATIVE, FIRST = 0, 1, 2  # numbers of prompts: none, the negative one, the collection's first
@@ -183,7 +184,7 @@ def pair_batches(stream, plan, rank, first, workers=0, prefetch=2):
         prefetch: batches that they prepare ahead.
 
     Raises:
-        Unusable: no photograph out of `TRIES` could be used.
+        UserError: no photograph out of `TRIES` could be used.
     """
     crops = stream.settings.crops_per_photograph
     ahead = max(2, -(-prefetch * plan.micro_batch // (crops * workers))) if workers else None
@@ -204,8 +205,8 @@ def pair_batches(stream, plan, rank, first, workers=0, prefetch=2):
                 item = next(items)
                 problems += item["problems"]
                 if item.get("failed"):
-                    place, reason = problems[-1]
-                    raise Unusable(place, f"{reason}; nor could the {TRIES - 1} drawn before it")
+                    told = listed([f"{place}: {reason}" for place, reason in problems[-3:]])
+                    raise UserError(f"{stream.collection.where}: {TRIES} photographs in a row cannot be used, among them {told}; mend them")
                 pixels.append(item["pixels"])
                 prompts += item["prompts"]
             yield numbers, torch.from_numpy(np.concatenate(pixels, axis=1)), prompts, problems

@@ -18,15 +18,14 @@ from tqdm import tqdm
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.backbones.loading import cast, find_model_index
 from dp2osr.config import timestep_options
-from dp2osr.data.collection import Unusable, open_collection
+from dp2osr.data.collection import open_collection
 from dp2osr.data.degradation import load_degradation
 from dp2osr.data.stream import BatchPlan, PairStream, StreamSettings, pair_batches
 from dp2osr.device import DTYPES, compute_device, usable_precision
-from dp2osr.errors import UserError, listed, stop
+from dp2osr.errors import UserError, stop
 from dp2osr.files import save_model, write_text
-from dp2osr.prompts.source import read_tags
-from dp2osr.training.baseline_options import check_baseline, check_sizes
-from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
+from dp2osr.training.baseline_options import FREE_SETTINGS, check_baseline, check_sizes
+from dp2osr.training.checkpoints import check_agreement, restore_checkpoint, save_checkpoint
 from dp2osr.training.folder import clear_parts, settle_run
 from dp2osr.training.guard import Divergence
 from dp2osr.training.log import TrainingLog
@@ -35,17 +34,10 @@ from dp2osr.training.pictures import Pictures, read_validation
 from dp2osr.training.pool import LatentPool
 from dp2osr.training.regression import Regression, draw_noise, image_metric
 from dp2osr.training.signals import noted_signals
+from dp2osr.training.skipped import Skipped, check_photographs, take_tags
 from dp2osr.training.text import PromptBook
 
 CONTROLNET_FLAGS = ("conditioning_channels", "num_double_layers", "num_single_layers")  # each kind of backbone takes its own
-# Settings that may differ when a run goes on: they change nothing in the weights but rounding, or stand in another setting.
-FREE_SETTINGS = (
-    "config", "output_dir", "checkpointing_steps", "checkpoints_total_limit", "report_to", "gradient_checkpointing", "strict",
-    "text_cache_gb", "dataloader_num_workers", "dataloader_prefetch_factor", "train_batch_size",
-    "gradient_accumulation_steps", "num_processes",
-    "validation_image", "validation_prompt", "validation_steps", "num_validation_images", "num_inference_steps", "guidance_scale",
-)  # fmt: skip
-LINES_OF_SKIPPED = 20  # then they are counted alone
 METRIC_CROPS = 16  # from which `image_metric` learns how an image feels a latent's error
 
 
@@ -85,7 +77,6 @@ class BaselineTrainer:
         self.pictures = None
         if validation and self.main:
             self.pictures = Pictures(args, self.backbone, validation, self.prompts, self.stream.settings.degradation.scale)
-        self.skipped = {}
         self.make_optimizer()
 
     # -- what a run is made of -----------------------------------------------------------------------------------------
@@ -119,6 +110,7 @@ class BaselineTrainer:
             raise UserError(f"--resolution {args.resolution}: must be a multiple of the degradation's scale {degradation.scale}")
         with self.accelerator.main_process_first():  # the others find the shards' index remembered
             collection = open_collection(args.train_dir, args.recursive)
+        self.skipped = Skipped(args.train_dir, args.strict)
         check_photographs(collection, args, self.main)
         if args.prompt_file:
             take_tags(collection, args.prompt_file, self.main)
@@ -219,7 +211,8 @@ class BaselineTrainer:
         if first == args.max_train_steps and self.main:  # a stop between its checkpoint and its models
             self.save_models()
         accelerator.end_training()
-        self.tell_skipped()
+        if self.main:
+            self.skipped.sum_up(self.output)
 
     def train_step(self, step, batches, request):
         """One optimizer step over all micro-batches: (the mean loss of the whole batch, whether a signal has come to any process)."""
@@ -257,12 +250,9 @@ class BaselineTrainer:
         loaded = pair_batches(
             self.stream, plan, self.accelerator.process_index, first, args.dataloader_num_workers, args.dataloader_prefetch_factor
         )
-        try:
-            for numbers, pixels, prompts, problems in loaded:
-                self.note_skipped(problems)
-                yield numbers, *self.encode(pixels), prompts
-        except Unusable as error:
-            raise UserError(f"{args.train_dir}: {error.place}: {error.reason}; look at the photographs") from None
+        for numbers, pixels, prompts, problems in loaded:
+            self.skipped.note(problems)
+            yield numbers, *self.encode(pixels), prompts
 
     def encode(self, pixels):
         """(2, B, w, w, 3) uint8 GT and upsampled LR → (latents (B, C, h, w), control input)."""
@@ -277,10 +267,10 @@ class BaselineTrainer:
         from accelerate.utils import gather_object
 
         check_agreement(self.step, self.accelerator)
-        found = gather_object(list(self.skipped.items()))
+        found = gather_object(list(self.skipped.found.items()))
         if self.main:
-            self.skipped.update(found)
-            log.write({**record, **({"skipped": len(self.skipped)} if self.skipped else {})})
+            self.skipped.found.update(found)
+            log.write({**record, **({"skipped": len(self.skipped.found)} if self.skipped.found else {})})
             save_checkpoint(self.output, self.step, self.parts, self.args.checkpoints_total_limit)
             self.save_models()
 
@@ -325,6 +315,7 @@ class BaselineTrainer:
     def end_early(self, number):
         """End the program by the signal's own exit code; the step is saved."""
         self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
         name = signal.Signals(number).name if number else "a signal to another process"
         code = 128 + (number or signal.SIGTERM)
         if not self.main:
@@ -332,23 +323,6 @@ class BaselineTrainer:
         stop(
             f"{self.output}: {name} came; step {self.step} of {self.args.max_train_steps} is saved, the same command goes on from it", code
         )
-
-    def note_skipped(self, problems):
-        """Tell once of each photograph or shard that cannot be used; with --strict it ends the training (`UserError`)."""
-        for place, reason in problems:
-            if place in self.skipped:
-                continue
-            if self.args.strict:
-                raise UserError(f"{place}: {reason}; mend or remove it, or leave --strict out to go on without it")
-            self.skipped[place] = reason
-            if len(self.skipped) <= LINES_OF_SKIPPED:
-                last = "; further ones are counted alone" if len(self.skipped) == LINES_OF_SKIPPED else ""
-                print(f"\nwarning: {place}: {reason}; skipped{last}", file=sys.stderr)
-
-    def tell_skipped(self):
-        if self.skipped and self.main:
-            told = listed(list(self.skipped), 8)
-            print(f"{self.output}: {len(self.skipped)} photographs or shards could not be used: {told}", file=sys.stderr)
 
 
 def train_baseline(args):
@@ -372,44 +346,3 @@ def adam(args, parameters):
 def as_images(pixels):
     """(B, H, W, 3) uint8 → (B, 3, H, W) float32 in [0, 1]."""
     return pixels.permute(0, 3, 1, 2).float().div(255)
-
-
-def check_agreement(step, accelerator):
-    """Raise `UserError` unless all processes are at the same step."""
-    from accelerate.utils import gather_object
-
-    steps = gather_object([step])
-    if len(set(steps)) > 1:
-        raise UserError(
-            f"the processes go on from different steps ({listed([str(found) for found in sorted(set(steps))])}); --output_dir must lie "
-            "on a file system that they share"
-        )
-
-
-def check_photographs(collection, args, told):
-    """Look at some of the photographs before anything expensive; what is wrong is told, and an error with --strict or where all are.
-
-    Raises:
-        UserError: as said.
-    """
-    found, count = collection.look(args.resolution)
-    problems = {**collection.problems, **found}
-    if not problems:
-        return
-    lines = listed([f"{place}: {reason}" for place, reason in problems.items()], 20)
-    if args.strict or len(found) == count:
-        of = f"{len(found)} of {count} photographs looked at" if found else f"{len(problems)} shards"
-        raise UserError(f"{args.train_dir}: {of} cannot be used: {lines}; mend or remove them, or take a smaller --resolution")
-    if told:
-        print(f"warning: {args.train_dir}: {len(problems)} cannot be used and are skipped: {lines}", file=sys.stderr)
-
-
-def take_tags(collection, path, told):
-    """Give the photographs the prompts of a file; those that it lacks are said, and where it has none it is refused (`UserError`)."""
-    missing = collection.take_tags(read_tags(path))
-    if len(missing) == len(collection):
-        raise UserError(
-            f"--prompt_file {path}: names none of the {len(missing)} photographs, as {listed(missing, 3)}; its keys are their stems"
-        )
-    if missing and told:
-        print(f"warning: --prompt_file {path}: lacks {len(missing)} of {len(collection)} photographs ({listed(missing)})", file=sys.stderr)

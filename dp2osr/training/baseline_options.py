@@ -10,6 +10,14 @@ from dp2osr.training.options import OF_FLOW, SCHEDULES, check_schedule, check_tr
 
 WRITTEN = ("controlnet", "model", "train_log.jsonl", "checkpoint-*.pt", "samples", "dp2osr-baseline")
 
+# Settings that may differ when a run goes on: they change nothing in the weights but rounding, or stand in another setting.
+FREE_SETTINGS = (
+    "config", "output_dir", "checkpointing_steps", "checkpoints_total_limit", "report_to", "gradient_checkpointing", "strict",
+    "text_cache_gb", "dataloader_num_workers", "dataloader_prefetch_factor", "train_batch_size",
+    "gradient_accumulation_steps", "num_processes",
+    "validation_image", "validation_prompt", "validation_steps", "num_validation_images", "num_inference_steps", "guidance_scale",
+)  # fmt: skip
+
 
 def add_data_flags(add):
     """Which photographs, how they are degraded, who loads them."""
@@ -162,8 +170,6 @@ def check_baseline_given(args, given):
         refuse_ignored(given, OF_PICTURES, "without --validation_image")
     if not args.dataloader_num_workers:
         refuse_ignored(given, ("dataloader_prefetch_factor",), "with --dataloader_num_workers 0")
-    if args.full_window_share == 1:
-        refuse_ignored(given, ("window",), "with --full_window_share 1: all steps train on whole crops")
     if args.train_backbone:
         refuse_ignored(given, ("text_cache_gb",), "with --train_backbone, which trains the text encoders too")
 
