@@ -1328,7 +1328,20 @@ def _(place):
 
 def controlnet_training(*more, channels=True):
     sizes = ["--conditioning_channels", "8", "16", "32"] if channels else []
-    run = ["--report_to", "none", "--dataloader_num_workers", "0", "--train_batch_size", "1", "--max_train_steps", "1", "--resolution", "32", "--window", "8"]
+    run = [
+        "--report_to",
+        "none",
+        "--dataloader_num_workers",
+        "0",
+        "--train_batch_size",
+        "1",
+        "--max_train_steps",
+        "1",
+        "--resolution",
+        "32",
+        "--window",
+        "8",
+    ]
     return [*BASE, "--train_dir", "hr", "--output_dir", "out", *run, *sizes, *more]
 
 

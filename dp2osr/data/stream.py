@@ -14,6 +14,7 @@ from PIL import Image
 
 from dp2osr.data.collection import Unusable
 from dp2osr.data.degradation import DegradationConfig, degrade, image_rng
+from dp2osr.device import keep_freed_memory
 from dp2osr.errors import UserError, listed
 
 TRIES = 64  # photographs drawn in place of one that cannot be used
@@ -174,6 +175,7 @@ def start_worker(_):
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
     cv2.setNumThreads(0)
+    keep_freed_memory()  # a decoded photograph is 48 MB that the next one takes again
 
 
 def pair_batches(stream, plan, rank, first, workers=0, prefetch=2):
