@@ -629,3 +629,23 @@ def test_another_set_of_photographs_is_another_run(photographs, tmp_path_factory
     sorted(photographs.glob("*.png"))[0].unlink()
     with pytest.raises(UserError, match="photographs is '12 photographs"):
         train_controlnet(*flags)
+
+
+def test_a_training_from_a_pool_resumes_to_the_same_weights(kind, tmp_path):
+    """Text encoders are trained too, and T5 has dropout: what it drops must follow from the sample's number as well."""
+    more = ["--train_backbone", "--pool_size", 5, "--checkpointing_steps", 2, "--max_train_steps", 3, "--learning_rate", 1e-3]
+    for name in ("whole", "cut"):
+        made_trainer(tmp_path / name, kind, *more).train()
+    (tmp_path / "cut/out/checkpoint-3.pt").unlink()
+    made_trainer(tmp_path / "cut", kind, *more).train()
+    names = sorted(path.relative_to(tmp_path / "whole/out") for path in (tmp_path / "whole/out").rglob("*.safetensors"))
+    assert len(names) >= 4
+    for name in names:
+        whole, cut = (load_file(tmp_path / run / "out" / name) for run in ("whole", "cut"))
+        assert all(torch.equal(value, cut[key]) for key, value in whole.items()), name
+
+
+def test_prompts_of_validation_pictures_are_one_for_all_or_one_each(kind, tmp_path):
+    images = sorted((ROOT / "preset/test/lr").glob("*.png"))[:3]
+    with pytest.raises(UserError, match="--validation_prompt: 2 prompts for 3 images"):
+        made_trainer(tmp_path, kind, "--validation_image", *images, "--validation_prompt", "a", "b")

@@ -69,9 +69,9 @@ class BaselineTrainer:
         self.main = self.accelerator.is_main_process
         if args.allow_tf32:
             torch.backends.cuda.matmul.allow_tf32 = True
+        validation = read_validation(args.validation_image, args.validation_prompt)
         self.load_networks()
         self.open_data()
-        validation = read_validation(args.validation_image, args.validation_prompt)
         self.settle()
         self.prompts = self.embed_prompts([prompt for _, _, prompt in validation])
         self.pictures = None

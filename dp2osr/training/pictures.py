@@ -9,7 +9,7 @@ from PIL import Image
 
 from dp2osr.backbones.loading import cast
 from dp2osr.data.images import list_images, read_image, save_image, tensor_to_pil
-from dp2osr.errors import NonFiniteSamples
+from dp2osr.errors import NonFiniteSamples, UserError
 from dp2osr.evaluation.contact_sheet import draw_sheet
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.settings import published_settings
@@ -19,10 +19,13 @@ def read_validation(images, prompts):
     """[(name, LR as RGB PIL image, prompt)] of files or folders; `prompts`: none, one for all, or one each.
 
     Raises:
-        UserError: an image that cannot be read.
+        UserError: an image that cannot be read, another number of prompts.
     """
     paths = [found for path in images or () for found in list_images(path)]
-    prompts = (prompts or [""]) if len(prompts or [""]) > 1 else (prompts or [""]) * len(paths)
+    prompts = prompts or [""]
+    if len(prompts) not in (1, len(paths)):
+        raise UserError(f"--validation_prompt: {len(prompts)} prompts for {len(paths)} images; give one for all, or one each")
+    prompts = prompts * len(paths) if len(prompts) == 1 else prompts
     return [(path.stem, read_image(path), prompt) for path, prompt in zip(paths, prompts, strict=True)]
 
 
