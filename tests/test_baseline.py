@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -546,6 +547,7 @@ def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(tmp_path):
     while not list((tmp_path / "cut").glob("checkpoint-*.pt")):
         assert process.poll() is None
         time.sleep(0.02)
+    workers = children_of(process.pid)
     process.kill()
     process.wait()
     train_controlnet(*flags, "--dataloader_num_workers", 2, "--output_dir", tmp_path / "cut")
@@ -553,6 +555,11 @@ def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(tmp_path):
         name = "model.safetensors" if "text" in part else "diffusion_pytorch_model.safetensors"
         whole, cut = (load_file(tmp_path / run / part / name) for run in ("whole", "cut"))
         assert all(torch.equal(value, cut[key]) for key, value in whole.items())
+    assert len(workers) >= 2 and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def children_of(process):
+    return [int(word) for task in Path(f"/proc/{process}/task").iterdir() for word in (task / "children").read_text().split()]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])

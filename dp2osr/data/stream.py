@@ -4,6 +4,7 @@ So a training goes on at any sample, exactly, with any number of loading process
 draw i // crops_per_photograph; every epoch draws each photograph once. Crop, flips, window, degradation and prompt follow from (seed, i).
 """
 
+import os
 import signal
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,7 +16,7 @@ from PIL import Image
 from dp2osr.data.collection import Unusable
 from dp2osr.data.degradation import DegradationConfig, degrade, image_rng
 from dp2osr.device import keep_freed_memory
-from dp2osr.errors import UserError, listed
+from dp2osr.errors import UserError, end_with_parent, listed
 
 TRIES = 64  # photographs drawn in place of one that cannot be used
 EMPTY, NEGATIVE, FIRST = 0, 1, 2  # numbers of prompts: none, the negative one, the collection's first
@@ -169,12 +170,13 @@ class Requests:
 
 
 def start_worker(_):
-    """A loading process leaves signals to the training, which ends it, and its threads to the others."""
+    """A loading process leaves signals to the training and ends with it, however that ends; one thread is all it takes."""
     import cv2
 
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(name, signal.SIG_IGN)
     cv2.setNumThreads(0)
+    end_with_parent(os.getppid())  # a killed training's would wait for ever for somebody to take what they have made
     keep_freed_memory()  # a decoded photograph is 48 MB that the next one takes again
 
 
