@@ -97,27 +97,6 @@ def check_given(args, given):
         refuse_ignored(given, ("logit_mean", "logit_std"), "with --timestep_sampling uniform")
 
 
-def check_baseline_given(args, given):
-    """The same for a baseline's training; which flags a ControlNet has depends on the kind of its base model."""
-    from dp2osr.backbones import PIPELINES, model_source
-
-    low, high = args.guidance_range
-    if low > high:
-        raise UserError(f"--guidance_range {low:g} {high:g}: LOW is above HIGH; swap them")
-    kind = args.backbone or PIPELINES.get(model_source(args).pipeline())
-    of_kinds = {"sd2": ("conditioning_channels",), "flux": ("num_double_layers", "num_single_layers", "guidance_range", *OF_FLOW)}
-    for other, flags in of_kinds.items():
-        if kind and other != kind:
-            refuse_ignored(given, flags, f"with a base model of {kind}: it is of {other}")
-    if args.controlnet_model_name_or_path:
-        named = ("conditioning_channels", "num_double_layers", "num_single_layers")
-        refuse_ignored(given, named, "with --controlnet_model_name_or_path, which has its own")
-    if not args.negative_share:
-        refuse_ignored(given, ("negative_prompt",), "without --negative_share")
-    if args.lr_scheduler == "constant" and args.lr_warmup_steps:
-        refuse_ignored(given, ("lr_warmup_steps",), "with --lr_scheduler constant; take constant_with_warmup")
-
-
 # -- validation samples as the candidates were sampled -----------------------------------------------------------------
 
 
