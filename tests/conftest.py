@@ -163,5 +163,4 @@ def read_log(path):
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
 
 
-from baselines import photographs  # noqa: F401 - fixtures
 from trainings import trained  # noqa: E402, F401 - a fixture that several files share

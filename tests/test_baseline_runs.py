@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from baselines import BASELINE, made_trainer, train_controlnet
+from baselines import BASELINE, made_trainer, photographs, train_controlnet  # noqa: F401 - fixtures
 from conftest import ROOT, read_log
 from safetensors.torch import load_file
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from baselines import train_controlnet
+from baselines import photographs, train_controlnet  # noqa: F401 - fixtures
 from conftest import ROOT, read_log
 
 from dp2osr.errors import UserError
