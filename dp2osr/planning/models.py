@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dp2osr.backbones import PIPELINES
+from dp2osr.backbones.kinds import PIPELINES
 from dp2osr.backbones.loading import ModelSource, cast, load_part
 from dp2osr.errors import UserError
 from dp2osr.files import read_yaml

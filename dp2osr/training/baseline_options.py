@@ -2,9 +2,10 @@
 
 import importlib.util
 
+from dp2osr.backbones.kinds import PIPELINES, not_read_by
 from dp2osr.cli import refuse_ignored
 from dp2osr.errors import UserError
-from dp2osr.training.options import OF_FLOW, check_schedule, check_tracker
+from dp2osr.training.options import check_schedule, check_tracker
 
 WRITTEN = ("controlnet", "model", "train_log.jsonl", "checkpoint-*.pt", "samples", "dp2osr-baseline")
 
@@ -22,16 +23,14 @@ OF_PICTURES = ("validation_prompt", "validation_steps", "num_validation_images",
 
 def check_baseline_given(args, given):
     """Raise `UserError` where a flag would do nothing beside the others; which flags a ControlNet has depends on its base model's kind."""
-    from dp2osr.backbones import PIPELINES, model_source
+    from dp2osr.backbones import model_source
 
     low, high = args.guidance_range
     if low > high:
         raise UserError(f"--guidance_range {low:g} {high:g}: LOW is above HIGH; swap them")
     kind = args.backbone or PIPELINES.get(model_source(args).pipeline())
-    of_kinds = {"sd2": ("conditioning_channels",), "flux": ("num_double_layers", "num_single_layers", "guidance_range", *OF_FLOW)}
-    for other, flags in of_kinds.items():
-        if kind and other != kind:
-            refuse_ignored(given, flags, f"with a base model of {kind}: it is of {other}")
+    for other, own in not_read_by(kind).items():
+        refuse_ignored(given, own, f"with a base model of {kind}: it is of {other}")
     if args.controlnet_model_name_or_path:
         named = ("conditioning_channels", "num_double_layers", "num_single_layers")
         refuse_ignored(given, named, "with --controlnet_model_name_or_path, which has its own")
