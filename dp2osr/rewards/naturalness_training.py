@@ -242,7 +242,7 @@ def prepare(args):
         {"train": [(model's name, its candidate folder)], "val": ...} and family → the names of its models.
     """
     from dp2osr.data.degradation_settings import load_degradation
-    from dp2osr.data.pairs import PairSettings, make_pairs, report_line
+    from dp2osr.data.lr_pairs import PairSettings, make_pairs, report_line
 
     settings = PairSettings(load_degradation("resshift"), args.crop_size, args.crops_per_image, args.min_detail, args.seed)
     work, samples, families = Path(args.work_dir), {"train": [], "val": []}, {}

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from dp2osr.backbones.loading import cast
+from dp2osr.data.contact_sheet import draw_sheet
 from dp2osr.data.images import read_image, save_image, tensor_to_pil
 from dp2osr.data.inputs import list_images
 from dp2osr.errors import NonFiniteSamples, UserError
-from dp2osr.data.contact_sheet import draw_sheet
 from dp2osr.sampling.defaults import published_settings
 from dp2osr.sampling.sampler import GroupSampler
 
