@@ -5,14 +5,24 @@ from typing import Annotated, Literal
 
 from dp2osr.backbones.settings import ModelSettings
 from dp2osr.cli import Settings
-from dp2osr.fields import Count, Finite, Natural, NonNegative, Positive, RegularExpression, Share, at_least, default_is, metavar
+from dp2osr.fields import Count, Finite, Natural, NonNegative, Positive, RegularExpression, Share, at_least, checked, default_is, metavar
 from dp2osr.preference.settings import Weighting
 
-Loss = Literal["sigmoid", "ipo", "hinge", "plackett_luce"]  # of preference.loss
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]  # of diffusers.optimization
+PAPERS_LOSS = "sigmoid"
 STEADY_SCHEDULES = ("constant", "constant_with_warmup")  # do not depend on the number of steps: a longer run begins as a shorter one
+
+
+def known_loss(word):
+    """A name in `preference.loss.LOSSES`; ValueError for another. The paper's is known without torch, for --help's sake."""
+    if word != PAPERS_LOSS:
+        from dp2osr.preference.loss import LOSSES
+
+        if word not in LOSSES:
+            raise ValueError(f"is {word!r}, must be one of {', '.join(LOSSES)}")
+    return word
 
 
 @dataclass(kw_only=True)
@@ -57,8 +67,8 @@ class TrainSettings(TimestepSettings, ModelSettings):
     """β of Diffusion-DPO."""
     sft_weight: NonNegative = 0.0
     """λ of the winners' own errors beside the preference."""
-    loss: Loss = "sigmoid"
-    """Sigmoid is the paper's."""
+    loss: Annotated[str, checked(known_loss, str)] = PAPERS_LOSS
+    """A loss of `dp2osr/preference/loss.py`: sigmoid (the paper's), ipo, hinge, plackett_luce."""
     label_smoothing: NonNegative = 0.0
     """Share of pairs whose label is taken to be wrong, below 0.5, with --loss sigmoid."""
     weighting: Weighting = "both"
