@@ -2,7 +2,7 @@
 
 import importlib
 
-from dp2osr.backbones.kinds import KINDS, PIPELINES
+from dp2osr.backbones.kinds import KINDS, kind_of
 from dp2osr.backbones.loading import ModelSource
 from dp2osr.errors import UserError
 
@@ -21,9 +21,9 @@ def load_backbone(source, device="cpu", dtype=None, parts=("vae", "text", "denoi
         library.utils.logging.disable_progress_bar()
     source = source if isinstance(source, ModelSource) else ModelSource(str(source))
     path, name = source.path, source.pipeline()
-    if name not in PIPELINES:
-        raise UserError(f"{path}: is a {name}; supported are {', '.join(PIPELINES)}")
-    found = PIPELINES[name]
+    found = kind_of(name)
+    if found is None:
+        raise UserError(f"{path}: is a {name}; supported are {', '.join(kind.pipeline for kind in KINDS.values())}")
     if kind and found != kind:
         raise UserError(f"{path}: is a {name}, {found}, where {kind} is wanted; give another model or use the script for {found}")
     module, name = KINDS[found].implementation.split(":")

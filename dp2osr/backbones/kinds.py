@@ -28,7 +28,11 @@ KINDS = {
         "FluxPipeline", "dp2osr.backbones.flux:FluxBackbone", ("num_double_layers", "num_single_layers", "guidance_range", *OF_FLOW)
     ),
 }
-PIPELINES = {kind.pipeline: name for name, kind in KINDS.items()}
+
+
+def kind_of(pipeline):
+    """The kind whose pipeline has this name in diffusers, or None."""
+    return next((name for name, kind in KINDS.items() if kind.pipeline == pipeline), None)
 
 
 def not_read_by(name):

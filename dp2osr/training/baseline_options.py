@@ -2,7 +2,7 @@
 
 import importlib.util
 
-from dp2osr.backbones.kinds import PIPELINES, not_read_by
+from dp2osr.backbones.kinds import kind_of, not_read_by
 from dp2osr.cli import refuse_ignored
 from dp2osr.errors import UserError
 from dp2osr.training.options import check_schedule, check_tracker
@@ -28,7 +28,7 @@ def check_baseline_given(args, given):
     low, high = args.guidance_range
     if low > high:
         raise UserError(f"--guidance_range {low:g} {high:g}: LOW is above HIGH; swap them")
-    kind = args.backbone or PIPELINES.get(model_source(args).pipeline())
+    kind = args.backbone or kind_of(model_source(args).pipeline())
     for other, own in not_read_by(kind).items():
         refuse_ignored(given, own, f"with a base model of {kind}: it is of {other}")
     if args.controlnet_model_name_or_path:
