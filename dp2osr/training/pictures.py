@@ -1,6 +1,5 @@
 """Validation pictures of a baseline: a handful of LR images, sampled with the weights as they are."""
 
-from argparse import Namespace
 from copy import deepcopy
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from dp2osr.data.inputs import list_images
 from dp2osr.errors import NonFiniteSamples, UserError
 from dp2osr.sampling.defaults import published_settings
 from dp2osr.sampling.sampler import GroupSampler
+from dp2osr.sampling.settings import GenerateSettings
 
 
 def read_validation(images, prompts):
@@ -43,7 +43,15 @@ class Pictures:
         settings = published_settings(backbone)
         options = {**settings, "negative_prompt": args.negative_prompt, "upscale": scale, "batch_size": args.num_validation_images}
         given = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale") if getattr(args, name) is not None}
-        options = Namespace(**{**options, **given}, prompt_source="none", prompt_file=None, seed=args.seed)
+        options = GenerateSettings(
+            pretrained_model_name_or_path=args.pretrained_model_name_or_path,
+            controlnet_model_name_or_path=args.controlnet_model_name_or_path or args.pretrained_model_name_or_path,
+            image_path=",".join(args.validation_image),
+            output_dir=args.output_dir,
+            prompt_source="none",
+            seed=args.seed,
+            **{**options, **given},
+        )
         self.images, self.count, self.book = images, args.num_validation_images, book
         self.sampler = GroupSampler(options, backbone.device, backbone, controlnet=object())
         self.sampler.prompts = lambda image_id, _: self.images[int(image_id)][2]
