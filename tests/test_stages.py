@@ -317,7 +317,7 @@ def test_stage_settings_are_flags_of_their_program(path):
 def help_of(program, blocked=None):
     env = {**os.environ, "COLUMNS": "200"}
     if blocked:
-        env["PYTHONPATH"] = blocked
+        env["PYTHONPATH"] = f"{blocked}{os.pathsep}{os.environ['PYTHONPATH']}"
     return subprocess.run([sys.executable, str(program), "--help"], cwd="/", env=env, capture_output=True, text=True, timeout=60)
 
 
