@@ -1349,7 +1349,7 @@ def _(place):
 VAE = ["--train_dir", "hr", "--val_dir", "hr", "--output_dir", "out", "--max_train_steps", "1", "--train_batch_size", "1"]
 
 
-@case(4, "photographs smaller than `--resolution`", "scripts/train_vae.py", refused("p.png|--resolution"))
+@case(4, "photographs smaller than `--resolution`", "studies/train_vae.py", refused("p.png|--resolution"))
 def _(place):
     place.shared(photographs)
     return VAE
@@ -1544,7 +1544,7 @@ ABSURD = {
         ("--lr_scheduler", "cosin"), ("--drop_share", "2"), ("--image_weight", "nan"), ("--conditioning_channels", "0"),
         ("--lr_warmup_steps", "-5"), ("--window", "999"),
     ],
-    "scripts/train_vae.py": [("--learning_rate", "nan"), ("--kl_weight", "nan"), ("--block_out_channels", "0"), ("--resolution", "33")],
+    "studies/train_vae.py": [("--learning_rate", "nan"), ("--kl_weight", "nan"), ("--block_out_channels", "0"), ("--resolution", "33")],
 }  # fmt: skip
 
 
@@ -1659,7 +1659,7 @@ def _add_outputs():
     of("an output folder", candidates, TRAIN, lambda p: training, "below /proc")
     of("an output folder", candidates, "scripts/suggest_nm.py", lambda p: [*training, "--sizes", "2"])
     of("an output folder", photographs, "scripts/train_controlnet.py", lambda p: [*controlnet_training(), "--output_dir", "OUT"])
-    of("an output folder", large_photographs, "scripts/train_vae.py", lambda p: [*VAE, "--output_dir", "OUT", "--resolution", "32"])
+    of("an output folder", large_photographs, "studies/train_vae.py", lambda p: [*VAE, "--output_dir", "OUT", "--resolution", "32"])
     of("an output folder", methods, "scripts/evaluate.py", lambda p: [*EVALUATE, "--output_dir", "OUT"])
     of(
         "an output folder",
@@ -1690,13 +1690,13 @@ def _add_outputs():
     of(
         "a model folder",
         photographs,
-        "scripts/make_tiny_sd2.py",
+        "studies/make_tiny_sd2.py",
         lambda p: ["--vae", f"{MODEL}/vae", "--manifest", MANIFEST, "--output_dir", "OUT"],
     )
     of(
         "a model folder",
         photographs,
-        "scripts/make_tiny_flux.py",
+        "studies/make_tiny_flux.py",
         lambda p: ["--vae", f"{MODEL}/vae", "--manifest", MANIFEST, "--output_dir", "OUT"],
     )
 
@@ -1925,12 +1925,12 @@ def _(place):
     return ["--manifest", place.text("mine.csv", "shot,camera\n1,Canon\n"), "--output_dir", "out", "--work_dir", "work"]
 
 
-@case(6, "no autoencoder", "scripts/make_tiny_sd2.py", refused("nowhere"))
+@case(6, "no autoencoder", "studies/make_tiny_sd2.py", refused("nowhere"))
 def _(place):
     return ["--vae", "nowhere", "--manifest", MANIFEST, "--output_dir", "out"]
 
 
-@case(6, "no autoencoder", "scripts/make_tiny_flux.py", refused("nowhere"))
+@case(6, "no autoencoder", "studies/make_tiny_flux.py", refused("nowhere"))
 def _(place):
     return ["--vae", "nowhere", "--manifest", MANIFEST, "--output_dir", "out"]
 
@@ -1948,14 +1948,14 @@ def _(place):
     return ["run", "--num_gpus", "1"]
 
 
-@case(6, "an experiment that is not there", "scripts/reproduce/fig4.py", refused("nowhere"))
+@case(6, "an experiment that is not there", "scripts/reproduce.py", refused("nowhere"))
 def _(place):
-    return ["--experiment", "nowhere.yaml", "--output_dir", "out", "--plan"]
+    return ["fig4", "--experiment", "nowhere.yaml", "--output_dir", "out", "--plan"]
 
 
-@case(6, "an experiment with a misspelt key", "scripts/reproduce/fig4.py", refused("mine.yaml"))
+@case(6, "an experiment with a misspelt key", "scripts/reproduce.py", refused("mine.yaml"))
 def _(place):
-    return ["--experiment", place.text("mine.yaml", "nmae: x\n"), "--output_dir", "out", "--plan"]
+    return ["fig4", "--experiment", place.text("mine.yaml", "nmae: x\n"), "--output_dir", "out", "--plan"]
 
 
 @case(6, "a metrics folder with a file that was cut short", LABEL, refused("x.pth"))

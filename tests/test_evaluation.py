@@ -17,9 +17,10 @@ from PIL import Image
 
 from dp2osr import stats
 from dp2osr.errors import UserError
-from dp2osr.evaluation import figures, pictures, tables
+from dp2osr.evaluation import pictures, plots, summary
+from dp2osr.evaluation.candidates import evaluate
 from dp2osr.evaluation.methods import load_methods, parse_candidates
-from dp2osr.evaluation.summary import evaluate, headline, worst_sentence
+from dp2osr.evaluation.summary import headlines, worst_sentence
 from dp2osr.evaluation.training_log import read_training_log, read_training_logs
 from dp2osr.rewards.config import MetricSpec, RewardConfig
 from dp2osr.rewards.reward import hybrid_reward
@@ -292,8 +293,7 @@ def test_from_folders_to_a_page_that_needs_nothing_but_itself(world, monkeypatch
     value = naive_gain(rewards["policy"], rewards["base"])
     improved = sum(rewards["policy"].mean(axis=1) > rewards["base"].mean(axis=1))
 
-    summary = json.loads((output / "summary.json").read_text())
-    gain = summary["comparisons"]["policy"]["G"]
+    gain = json.loads((output / "summary.json").read_text())["comparisons"]["policy"]["G"]
     assert gain["value"] == pytest.approx(value) and gain["low"] < value < gain["high"]
     line = f"G = {value:.2f} [{gain['low']:.2f}, {gain['high']:.2f}] over 4 photographs x 6 seeds: policy better on {improved} of 8 images"
     page = (output / "report.html").read_text()
@@ -345,11 +345,11 @@ def test_what_gets_worse_is_said(world):
     write_table(world / "policy", worse)
     methods, _ = load_methods([f"base={world / 'base'}", f"policy={world / 'policy'}"], CONFIG, "label {folder}")
     evaluation = evaluate(methods, CONFIG, resamples=200)
-    text = tables.terminal(evaluation)
+    text = summary.terminal(evaluation)
     assert "worse on piqe" in text
     assert "WORSE" in next(line for line in text.splitlines() if line.startswith("piqe ↓"))
-    assert text.splitlines()[-1] == headline(evaluation, evaluation.comparisons[0])
-    assert "of the distance from base's Worst to base's Mean" in worst_sentence(evaluation, evaluation.comparisons[0])
+    assert text.splitlines()[-1] == headlines(evaluation)[0]
+    assert "of the distance from base's Worst to base's Mean" in worst_sentence(evaluation, "policy")
 
 
 def test_three_methods_and_one(world, monkeypatch):
@@ -364,7 +364,7 @@ def test_three_methods_and_one(world, monkeypatch):
 def test_pictures_show_losses_too_and_the_same_seed_for_all(world):
     methods, _ = load_methods([f"base={world / 'base'}", f"policy={world / 'policy'}"], CONFIG, "label {folder}")
     evaluation = evaluate(methods, CONFIG, resamples=50)
-    gains = evaluation.comparisons[0].per_image_gain
+    gains = evaluation.gain("policy").by_image
     chosen = pictures.choose_images(evaluation, 3)
     assert chosen[0] == gains.argmax() and chosen[-1] == gains.argmin() and len(set(chosen)) == 3
     assert sorted(pictures.choose_images(evaluation, 99)) == list(range(8)) and pictures.choose_images(evaluation, 0) == []
@@ -500,9 +500,9 @@ def test_one_photograph_has_no_interval(world):
     methods, _ = load_methods([f"base={world / 'base'}", f"policy={world / 'policy'}"], CONFIG, "")
     evaluation = evaluate(methods, CONFIG, crop_suffix=r"\d_\d\d$")
     assert evaluation.num_photographs == 1 and "no interval" in evaluation.notes[0]
-    assert "[" not in headline(evaluation, evaluation.comparisons[0])
-    assert {row.changes["policy"].verdict for row in evaluation.rows} == {"unclear"}
-    assert figures.to_svg(*figures.result_plots(evaluation)[1]).startswith("<svg")
+    assert "[" not in headlines(evaluation)[0]
+    assert {change.estimate.verdict for change in evaluation.changes["policy"].values()} == {"unclear"}
+    assert plots.to_svg(*plots.result_plots(evaluation)[1]).startswith("<svg")
 
 
 def test_a_sheet_of_portraits_shows_every_picture_whole():

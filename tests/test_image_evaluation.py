@@ -5,7 +5,6 @@ import json
 import sys
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -16,9 +15,10 @@ from conftest import ROOT, assert_one_clear_line, run_program, save_noise
 from PIL import Image, ImageFilter
 
 from dp2osr.errors import UserError
-from dp2osr.evaluation import benchmark
 from dp2osr.evaluation.image_folders import pair_images, parse_folders
 from dp2osr.evaluation.image_scores import ImageScorer, protocol_specs
+from dp2osr.evaluation.images import ImageTable, table_markdown
+from dp2osr.evaluation.published import Published, load_published
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.metrics import MetricSuite
 
@@ -108,13 +108,13 @@ def test_the_p_value_is_that_of_signed_ranks_by_enumeration():
     differences = np.array([0.3, 0.5, -0.1, 0.9, 1.2, 0.7, 0.8])
     scores = {"psnr": {"a": np.full((7, 1), 20.0), "b": 20.0 + differences[:, None]}}
     suite = MetricSuite(load_reward_config_of("fr: [psnr]").metrics)
-    found = benchmark.compare(scores, ["p_00", "p_01", "q_00", "r_00", "s_00", "t_00", "u_00"], suite)
+    found = ImageTable(scores, ["p_00", "p_01", "q_00", "r_00", "s_00", "t_00", "u_00"], suite.lower_better)
     merged = np.array([differences[:2].mean(), *differences[2:]])
     ranks = np.argsort(np.argsort(np.abs(merged))) + 1
     statistic = min(ranks[merged > 0].sum(), ranks[merged < 0].sum())
     sums = [sum(rank for rank, bit in zip(ranks, f"{signs:06b}") if bit == "1") for signs in range(64)]
     expected = 2 * np.mean([value <= statistic for value in sums])
-    assert found.num_photographs == 6 and found.results["b"]["psnr"].p_value == pytest.approx(expected)
+    assert found.num_photographs == 6 and found.table.loc[("b", "psnr"), "p_value"] == pytest.approx(expected)
 
 
 def load_reward_config_of(text):
@@ -180,12 +180,11 @@ def test_a_published_value_is_marked_by_what_several_seeds_say(tmp_path):
     """Images far apart, samples of each close together: 10.5 is within the interval over images and far outside of the seeds'."""
     rng, names = np.random.default_rng(0), [f"image{number}" for number in range(20)]
     scores = np.linspace(0, 20, 20)[:, None] + 0.01 * rng.standard_normal((20, 5))
-    published = {"metrics": ["psnr"], "methods": {"a": {"psnr": 10.5}}, "spreads": {}}
+    published = Published(["psnr"], {"a": {"psnr": 10.5}})
 
     def marked(values):
-        suite = SimpleNamespace(lower_better={"psnr": False})
-        found = benchmark.compare({"psnr": {"a": values}}, names, suite, 200, 0, "", published)
-        return "!" in benchmark.benchmark_markdown(found, {}, {}).split("ours − a")[1].splitlines()[0]
+        found = ImageTable({"psnr": {"a": values}}, names, {"psnr": False}, 200, 0, "", published)
+        return "!" in table_markdown(found, {}, {}).split("ours − a")[1].splitlines()[0]
 
     assert marked(scores) and not marked(scores[:, :1])
 
@@ -194,15 +193,15 @@ def test_a_published_value_is_marked_by_what_several_seeds_say(tmp_path):
 def test_intervals_over_few_photographs_come_with_a_warning(images, told):
     rng, names = np.random.default_rng(0), [f"image{number}" for number in range(images)]
     scores = {"psnr": {name: rng.standard_normal((images, 1)) for name in ("a", "b")}}
-    found = benchmark.compare(scores, names, SimpleNamespace(lower_better={"psnr": False}), 200, 0, "", None)
-    assert (f"Intervals over {images} photographs are too narrow" in benchmark.benchmark_markdown(found, {})) == told
+    found = ImageTable(scores, names, {"psnr": False}, 200, 0, "")
+    assert (f"Intervals over {images} photographs are too narrow" in table_markdown(found, {})) == told
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/paper").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_paper_s_tables_are_readable_and_their_metrics_known(path):
-    content = benchmark.load_published(path.stem)
+    content = load_published(path.stem)
     known = {spec.name for spec in load_reward_config(ROOT / "configs/evaluation/paper.yaml").metrics}
-    assert set(content["metrics"]) <= known and {"C-SD2", "DP2O-SD2", "C-FLUX", "DP2O-FLUX"} <= set(content["methods"])
+    assert set(content.metrics) <= known and {"C-SD2", "DP2O-SD2", "C-FLUX", "DP2O-FLUX"} <= set(content.methods)
 
 
 # ---------------------------------------------------------------- run again
@@ -241,7 +240,7 @@ def test_a_second_run_scores_what_is_new_alone(photographs, tmp_path, monkeypatc
 def test_fid_is_pyiqa_s_own_of_the_two_sets_and_asks_for_enough_images(photographs, tmp_path, monkeypatch):
     from pyiqa.archs import inception
 
-    from dp2osr.evaluation import fid, run_images
+    from dp2osr.evaluation import fid, images
 
     untrained = inception._inception_v3
 
@@ -254,7 +253,7 @@ def test_fid_is_pyiqa_s_own_of_the_two_sets_and_asks_for_enough_images(photograp
     metric = fid.build_fid()
     narrow = torch.nn.Conv2d(3, 16, 5, stride=4)  # the matrix square root of 2048 features takes a minute
     metric.net.model.forward = lambda images, *_: [100 * narrow(images).mean(dim=(2, 3))]
-    monkeypatch.setattr(run_images, "build_fid", lambda *_: metric)
+    monkeypatch.setattr(images, "build_fid", lambda *_: metric)
     with pytest.raises(UserError, match="--fid: 20 images with GT; at least 100"):
         fid.frechet_distances(methods, gt, metric)
     monkeypatch.setattr(fid, "FEWEST", 20)
@@ -298,10 +297,10 @@ def test_an_image_that_a_metric_cannot_score_is_left_out_of_it_for_all_methods(p
     methods, gt = pair_images({"a": [photographs / "sharp"], "b": [photographs / "gt"]}, photographs / "gt")
     scores = ImageScorer(suite, gt, tmp_path / "scores.jsonl").score(methods)
     scores["psnr"]["b"][4, 0] = np.nan
-    found = benchmark.compare(scores, sorted(gt), suite, crop_suffix="")
+    found = ImageTable(scores, sorted(gt), suite.lower_better, crop_suffix="")
     assert found.left_out == {"psnr": [sorted(gt)[4]]}
-    assert found.results["a"]["psnr"].mean.value == pytest.approx(np.delete(scores["psnr"]["a"][:, 0], 4).mean())
-    assert f"Left out: psnr on {sorted(gt)[4]}" in benchmark.benchmark_markdown(found, {})
+    assert found.table.loc[("a", "psnr"), "mean"] == pytest.approx(np.delete(scores["psnr"]["a"][:, 0], 4).mean())
+    assert f"Left out: psnr on {sorted(gt)[4]}" in table_markdown(found, {})
 
 
 def test_a_metric_that_fails_on_an_image_is_told_and_the_others_go_on(photographs, tmp_path, monkeypatch, capsys):
@@ -375,7 +374,7 @@ def test_sizes_that_differ_are_named_with_both_sizes(photographs, tmp_path):
         (["--images", "mine=nowhere"], ["nowhere"]),
         (["--images", "a=preset/test/gt", "--published", "table9"], ["table9", "table1_realsr"]),
         (["--images", "a=preset/test/gt", "--protocol", "offlin"], ["offlin", "did you mean", "offline"]),
-        (["--images", "a=preset/test/gt", "--candidates", "a=b"], ["not allowed with"]),
+        (["--images", "a=preset/test/gt", "--candidates", "a=b"], ["--candidates", "give one of the two"]),
         (["--images", "a=preset/test/gt", "--crop_suffix", "_("], ["--crop_suffix", "not a regular expression"]),
         (["--candidates", "a=b"], ["--gt_path"]),
     ],
@@ -398,7 +397,7 @@ def test_a_published_table_of_another_form_is_named(change, tmp_path):
     content = {"metrics": ["psnr"], "methods": {"a": {"psnr": 1.0}}} | change
     (tmp_path / "table.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
     with pytest.raises(UserError, match="table.yaml: "):
-        benchmark.load_published(tmp_path / "table.yaml")
+        load_published(tmp_path / "table.yaml")
 
 
 def test_lines_that_are_no_scores_are_passed_over(photographs, protocol, tmp_path):
