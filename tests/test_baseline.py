@@ -316,7 +316,7 @@ def test_photographs_that_are_too_small_or_broken_are_all_named(tmp_path):
 
 @pytest.mark.parametrize("channels", [["4", "8", "16"], ["16", "16"], ["16", "32", "64", "128", "256", "300", "310", "320", "330"]])
 def test_an_autoencoder_of_impossible_channels_is_one_line(tmp_path, channels):
-    import train_vae
+    from studies import train_vae
 
     from studies.autoencoder import new_autoencoder
 
@@ -326,7 +326,7 @@ def test_an_autoencoder_of_impossible_channels_is_one_line(tmp_path, channels):
 
 
 def test_a_tiny_model_is_made_in_a_new_folder_alone_and_its_sizes_are_checked(tmp_path):
-    import make_tiny_sd2 as program
+    from studies import make_tiny_sd2 as program
 
     from studies.tiny_models import make_new, make_tiny_sd2
 

@@ -258,7 +258,8 @@ def experiment_without_sample(folder):
     return path
 
 
-def test_another_degradation_makes_its_own_lr_images(tmp_path):
+def test_another_degradation_makes_its_own_lr_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     path = experiment(tmp_path, arms={"clean": {"at": 1, "degradation": "bicubic"}})
     [clean] = planned(path, tmp_path / "out").shared
     assert [step.name for step in clean] == ["pairs", "sample", "label"]
