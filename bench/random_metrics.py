@@ -8,6 +8,40 @@ from unittest import mock
 import torch
 
 
+def untrained(build):
+    return lambda *args, weights=None, pretrained=None, **kwargs: build(*args, **kwargs)
+
+
+def clip_rn50(*_, **__):
+    from pyiqa.archs import clip_model
+
+    return clip_model.CLIP(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 8, 12).eval()
+
+
+def clip_vit_b_32():
+    from pyiqa.archs import afineclip_model
+
+    return afineclip_model.AFINECLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12).eval()
+
+
+def afine_file(folder):
+    from pyiqa.archs import afine_arch
+
+    path = Path(folder) / "afine.pth"
+    if path.exists():
+        return str(path)
+    parts = {
+        "finetuned_clip": clip_vit_b_32(),
+        "natural": afine_arch.AFINEQhead(),
+        "fidelity": afine_arch.AFINEDhead(),
+        "fidelity_scale": afine_arch.AFINENLM_FR_Fit_with_limit(yita3=0.5, yita4=0.15),
+        "natural_scale": afine_arch.AFINENLM_NR_Fit(),
+        "adapter": afine_arch.AFINELearnLambda(),
+    }
+    torch.save({name: part.state_dict() for name, part in parts.items()}, path)
+    return str(path)
+
+
 @contextmanager
 def random_weights(seed=0):
     """Within, `pyiqa.create_metric` builds LPIPS, DISTS, TOPIQ, A-FINE, MANIQA, MUSIQ and CLIP-IQA+ without weights files,
@@ -17,8 +51,6 @@ def random_weights(seed=0):
     import torchvision
     from pyiqa.archs import (
         afine_arch,
-        afineclip_model,
-        clip_model,
         clipiqa_arch,
         dists_arch,
         lpips_arch,
@@ -26,30 +58,6 @@ def random_weights(seed=0):
         musiq_arch,
         topiq_arch,
     )
-
-    def untrained(build):
-        return lambda *args, weights=None, pretrained=None, **kwargs: build(*args, **kwargs)
-
-    def clip_rn50(*_, **__):
-        return clip_model.CLIP(1024, 224, (3, 4, 6, 3), 64, None, 77, 49408, 512, 8, 12).eval()
-
-    def clip_vit_b_32():
-        return afineclip_model.AFINECLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12).eval()
-
-    def afine_file(folder):
-        path = Path(folder) / "afine.pth"
-        if path.exists():
-            return str(path)
-        parts = {
-            "finetuned_clip": clip_vit_b_32(),
-            "natural": afine_arch.AFINEQhead(),
-            "fidelity": afine_arch.AFINEDhead(),
-            "fidelity_scale": afine_arch.AFINENLM_FR_Fit_with_limit(yita3=0.5, yita4=0.15),
-            "natural_scale": afine_arch.AFINENLM_NR_Fit(),
-            "adapter": afine_arch.AFINELearnLambda(),
-        }
-        torch.save({name: part.state_dict() for name, part in parts.items()}, path)
-        return str(path)
 
     def seeded(*args, **kwargs):
         torch.manual_seed(seed)

@@ -186,6 +186,7 @@ def time_logging(args, steps=20):
     import torch
 
     from dp2osr.cli import parse
+    from dp2osr.training.adapters import distance
     from dp2osr.training.log import TrainingLog
     from dp2osr.training.trainer import DISTANCE_STEPS, PreferenceTrainer
 
@@ -202,7 +203,7 @@ def time_logging(args, steps=20):
             trainer.step += 1
             stepped = time.perf_counter()
             if trainer.step % DISTANCE_STEPS == 0:
-                record["distance"] = trainer.distance()
+                record["distance"] = distance(trainer.policy, trainer.reference)
             trainer.log(log, record)
             if step >= 0:
                 stepping, logging = stepping + stepped - started, logging + time.perf_counter() - stepped

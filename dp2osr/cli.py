@@ -4,8 +4,6 @@ The command line overrides the YAML wherever `--config` stands. Flags are taken 
 """
 
 import difflib
-import math
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, make_dataclass
@@ -20,7 +18,6 @@ from tyro.constructors import PrimitiveConstructorSpec
 from dp2osr.errors import UserError, stop
 from dp2osr.files import read_yaml
 
-LARGEST = 2**63 - 1  # the libraries' whole numbers
 MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.OmitSubcommandPrefixes)
 Chosen = TypeVar("Chosen")
 
@@ -28,91 +25,6 @@ Chosen = TypeVar("Chosen")
 # ---------------------------------------------------------------------------------------------------------------------
 # Types of fields: a check reads a word, and raises ValueError with what is wrong
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def checked(read, kind, metavar=None):
-    """An annotation: `read` makes a value of `kind` from a word of the command line or of a YAML, or raises ValueError."""
-    return PrimitiveConstructorSpec(
-        nargs=1,
-        metavar=metavar or {int: "INT", float: "FLOAT"}.get(kind, "STR"),
-        instance_from_str=lambda words: read(words[0]),
-        is_instance=lambda value: isinstance(value, kind) or kind is float and isinstance(value, int),
-        str_from_instance=lambda value: [f"{value:g}" if kind is float and float(f"{value:g}") == value else str(value)],
-    )
-
-
-def at_least(least, kind=int):
-    """A number of `kind` that is finite, fits into 64 bits and is not below `least`."""
-
-    def read(word):
-        value = _number(word, kind)
-        if not value >= least or value == math.inf:
-            raise ValueError(f"must be at least {least}{' and finite' if value == math.inf else ''}, not {word}")
-        if kind is int and value > LARGEST:
-            raise ValueError(f"must be at most {LARGEST}, not {word}")
-        return value
-
-    return checked(read, kind)
-
-
-def _number(word, kind):
-    try:
-        return kind(word)
-    except ValueError:
-        raise ValueError(f"{word!r} is not {'a whole number' if kind is int else 'a number'}") from None
-
-
-def _positive(word):
-    if not 0 < _number(word, float) < math.inf:
-        raise ValueError(f"must be a finite number above 0, not {word}")
-    return float(word)
-
-
-def _share(word):
-    if not 0 <= _number(word, float) <= 1:
-        raise ValueError(f"must lie between 0 and 1, not {word}")
-    return float(word)
-
-
-def _finite(word):
-    if not math.isfinite(_number(word, float)):
-        raise ValueError(f"must be a finite number, not {word}")
-    return float(word)
-
-
-def regular_expression(word):
-    """A regular expression, as it is written; ValueError where it is none."""
-    try:
-        re.compile(word)
-    except re.error as error:
-        raise ValueError(f"{word!r} is not a regular expression ({error})") from None
-    return word
-
-
-def _part_of_a_name(word):
-    if any(letter in word for letter in "/\\\0\n"):
-        raise ValueError(f"{word!r} is no part of a file's name")
-    return word
-
-
-Count = Annotated[int, at_least(1)]
-Natural = Annotated[int, at_least(0)]  # with zero
-NonNegative = Annotated[float, at_least(0, float)]
-Positive = Annotated[float, checked(_positive, float)]
-Share = Annotated[float, checked(_share, float)]
-Finite = Annotated[float, checked(_finite, float)]
-RegularExpression = Annotated[str, checked(regular_expression, str)]
-PartOfAName = Annotated[str, checked(_part_of_a_name, str)]
-
-
-def default_is(text):
-    """An annotation: what --help calls the default of a field whose value is found later."""
-    return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
-
-
-def metavar(text):
-    """An annotation: how --help calls a field's value."""
-    return tyro.conf.arg(metavar=text)
 
 
 @dataclass(kw_only=True)
@@ -185,7 +97,7 @@ def parse(settings: type[Chosen], argv=None, description: str | None = None, **d
             tuple(Annotated[kind, tyro.conf.subcommand(name)] for name, kind in commands.items())
         ]
     )
-    names = flags_of(chosen) if chosen is not None else list(commands)
+    names = flags_of(chosen) if chosen is not None else list(commands or ())
     with _errors.on_parse_error(lambda event: stop(f"error: {_told(event, names)} (see --help)", 2)):
         return tyro.cli(wanted, args=argv, description=_with_config(description), use_underscores=True, config=MARKERS)
 
@@ -326,8 +238,7 @@ def _flag(argument):
 def _reason(event):
     """Why a value is refused."""
     if isinstance(event, _errors.InvalidChoice):
-        choices = ", ".join(choice for choice in event.choices if choice != "None")
-        return f"is {event.value!r}, must be one of {choices}"
+        return f"is {event.value!r}, must be one of {', '.join(map(str, get_args(_plain(event.argument.field.type))))}"
     if isinstance(event, _errors.BadValue):
         return "expected a value" if event.offending_value is None else f"takes no value, not {event.offending_value!r}"
     message = str(getattr(event, "message", type(event).__name__))

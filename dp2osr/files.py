@@ -1,26 +1,19 @@
-"""Files that are whole or absent, what was learnt of them, and what made them.
+"""Files that are whole or absent, and what made them.
 
-Three ideas, each in one place:
+Two ideas, each in one place:
 
 - *Whole or absent*: `whole` gives a path beside the file, and renames it when it is complete; `replace_folder` does so for a folder.
-- *Learnt once*: `digest` and `Memory` remember what was found out about a file by its path, size and times, in the user's cache folder.
 - *Made by whom*: `same_settings` compares a run's settings with those that are there; `dp2osr.results` says of which files a program knows
   that it wrote them itself.
 """
 
-import atexit
 import contextlib
-import functools
 import hashlib
 import json
 import os
 import shutil
 import socket
-import sqlite3
 import sys
-import tempfile
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dp2osr.errors import UserError
@@ -221,143 +214,18 @@ def short_name(name):
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
 
-def check_output(path, flag="--output_dir", is_file=False):
-    """Raise `UserError` unless `path` can be written: a folder (made when it is needed), or with `is_file` a file in one."""
-    if not str(path):  # as a shell's unset variable gives it: it would be the current folder
-        raise UserError(f"{flag}: is empty; name a {'file' if is_file else 'folder'}")
-    path = Path(path)
-    if is_file and path.is_dir():
-        raise UserError(f"{flag} {path}: is a folder, a file is to be written; give the file's name too")
-    folder = path.parent if is_file else path
-    if len(path.name.encode("utf-8", "surrogateescape")) > LONGEST_NAME:
-        raise UserError(f"{flag} {path}: the name is longer than {LONGEST_NAME} bytes; give a shorter one")
-    try:
-        there = next(parent for parent in (folder, *folder.absolute().parents) if os.path.lexists(parent))
-        if not there.is_dir():
-            raise UserError(f"{flag} {path}: cannot be made a folder ({there} is a file); give another {flag}")
-        with tempfile.TemporaryFile(dir=there):
-            pass
-    except OSError as error:
-        raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); give another {flag}") from None
-
-
-def check_no_input(output, inputs, flag="--output"):
-    """Raise `UserError` if the file `output` is one of the `inputs`, also by a link or another spelling."""
-    for path in inputs:
-        if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
-            raise UserError(f"{flag} {output}: would overwrite the input {path}; give another {flag}")
-
-
-# -- what was learnt of a file --
-
-
-def cache_folder():
-    """The user's cache folder of this project: DP2OSR_CACHE_DIR, else `dp2osr` in XDG_CACHE_HOME or ~/.cache."""
-    given = os.environ.get("DP2OSR_CACHE_DIR")
-    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dp2osr"
-
-
-class Memory:
-    """What was learnt of files (digests, sizes of images), by path, size and times, in one SQLite file of the user's cache folder.
-
-    A file that changes is learnt anew. Without a cache folder that can be written, things are remembered as long as the process runs.
-    """
-
-    SETTLED_AFTER = 2.0  # seconds since the last change: within the same tick of a clock a file may change once more unseen
-    FLUSH_AT = 1000
-
-    def __init__(self, file=None):
-        self.file, self.known, self.fresh = file, {}, {}
-
-    def recall(self, path, kind, learn):
-        """`learn(path)`, a JSON-able value, or what it was when the file was the same."""
-        return self.recall_all([path], kind, learn)[0]
-
-    def recall_all(self, paths, kind, learn, workers=1):
-        """`recall` of several paths; what is not known is learnt by so many threads."""
-        paths = [os.path.abspath(path) for path in paths]
-        states = [_state(path) for path in paths]
-        found = [self.known.get((path, kind)) or self._read(path, kind) for path in paths]
-        unknown = [path for path, state, known in zip(paths, states, found, strict=True) if not known or known[0] != state]
-        with ThreadPoolExecutor(workers) as pool:
-            learnt = dict(zip(unknown, pool.map(learn, unknown) if workers > 1 else map(learn, unknown), strict=True))
-        for path, state in zip(paths, states, strict=True):
-            if path in learnt:
-                self._keep(path, kind, state, learnt[path])
-        return [learnt.get(path, known and known[1]) for path, known in zip(paths, found, strict=True)]
-
-    def _keep(self, path, kind, state, value):
-        self.known[path, kind] = state, value
-        if time.time() - max(state[1], state[2]) / 1e9 > self.SETTLED_AFTER:
-            self.fresh[path, kind] = state, value
-            if len(self.fresh) >= self.FLUSH_AT:
-                self.flush()
-
-    @functools.cached_property
-    def _database(self):
-        """A connection, or None where there can be none: no home, a full disk, a file system without locks."""
-        with contextlib.suppress(sqlite3.Error, OSError, RuntimeError):
-            file = Path(self.file or cache_folder() / "files.sqlite")
-            file.parent.mkdir(parents=True, exist_ok=True)
-            database = sqlite3.connect(file, timeout=5, check_same_thread=False)
-            database.execute("CREATE TABLE IF NOT EXISTS files (path TEXT, kind TEXT, state TEXT, value TEXT, PRIMARY KEY (path, kind))")
-            return database
-
-    def _read(self, path, kind):
-        with contextlib.suppress(sqlite3.Error, ValueError):
-            select = "SELECT state, value FROM files WHERE path = ? AND kind = ?"
-            row = self._database and self._database.execute(select, (path, kind)).fetchone()
-            return row and (json.loads(row[0]), json.loads(row[1]))
-
-    def flush(self):
-        """Keep what is new for other processes."""
-        rows = [(path, kind, json.dumps(state), json.dumps(value)) for (path, kind), (state, value) in self.fresh.items()]
-        self.fresh = {}
-        if rows and self._database:
-            with contextlib.suppress(sqlite3.Error), self._database as database:
-                database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
-
-
-def _state(path):
-    found = os.stat(path)
-    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
-
-
-MEMORY = Memory()
-atexit.register(lambda: MEMORY.flush())
-
-
-def remember(path, kind, learn):
-    """`learn(path)`, or what it was when the file was the same."""
-    return MEMORY.recall(path, kind, learn)
-
-
-def digest(path):
-    """SHA-256 of a file, hexadecimal, remembered."""
-    return remember(path, "sha256", sha256)
-
-
-def sha256(path):
-    """SHA-256 of a file as it is now, hexadecimal."""
-    found = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while block := stream.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
-
-
 # -- the same settings? --
 
 
-def differences(found, settings, told=(), also=None):
-    """`key is X there and Y here` of the settings that differ, but for the keys in `told`.
+def differences(found, settings, not_compared=(), also=None):
+    """`key is X there and Y here` of the settings that differ, but for the keys in `not_compared`.
 
     Args:
         found, settings: as JSON holds them.
         also: {key: a function that gives another value that stands for the same}, as an earlier formula of a hash.
     """
     also = also or {}
-    keys = [key for key in {**found, **settings} if key not in told and found.get(key) != settings.get(key)]
+    keys = [key for key in {**found, **settings} if key not in not_compared and found.get(key) != settings.get(key)]
     keys = [key for key in keys if key not in also or found.get(key) != also[key]()]
     return [f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here" for key in keys]
 
@@ -367,11 +235,11 @@ def as_json(settings):
     return json.loads(json.dumps(settings, default=str))
 
 
-def settle(path, settings, told=(), force=False, way="", also=None):
+def keep_settings(path, settings, not_compared=(), force=False, way="", also=None):
     """Write a run's `settings` to the JSON at `path`, or check that the run already there has the same.
 
     Args:
-        told: keys that are written and not compared: where a model lies does not matter, its hash does.
+        not_compared: keys that are written and not compared: where a model lies does not matter, its hash does.
         force: other settings are shown and replace those that were there.
         way: what the user may do beside taking the same settings or another folder, as "--force goes on with these".
         also: as in `differences`.
@@ -386,7 +254,7 @@ def settle(path, settings, told=(), force=False, way="", also=None):
         return
     found = read_json(path)
     check_same_program(path, found, settings)
-    differing = differences(found, settings, told, also)
+    differing = differences(found, settings, not_compared, also)
     if differing and force:
         print(f"warning: {path.parent}: goes on with other settings ({'; '.join(differing)})", file=sys.stderr)
         write_json(path, settings)

@@ -5,7 +5,7 @@ import importlib.metadata
 import platform
 from pathlib import Path
 
-from dp2osr.files import digest
+from dp2osr.digests import digest
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "pyiqa", "numpy", "pillow", "safetensors")
 

@@ -10,8 +10,9 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dp2osr.digests import digest, sha256
 from dp2osr.errors import UserError, listed
-from dp2osr.files import LONGEST_NAME, as_json, differences, digest, part_path, read_json, sha256, short_name, write_json
+from dp2osr.files import LONGEST_NAME, as_json, differences, part_path, read_json, short_name, write_json
 
 RECORDS = ".records"
 SHOWN = 30  # names in a message
@@ -23,13 +24,13 @@ class Results:
     Args:
         folder: where they lie; a result's name is its path below it.
         settings: all that decides a result beside its input.
-        told: keys of the settings that are recorded and not compared: a hash stands for them.
+        not_compared: keys of the settings that are recorded and not compared: a hash stands for them.
         flags: the program's flags that are ways out, for errors.
         also: {key: a function that gives another value for the same}; see `files.differences`.
     """
 
-    def __init__(self, folder, settings, told=(), also=None, flags=("--output_dir",)):
-        self.folder, self.settings, self.told, self.also = Path(folder), as_json(settings), tuple(told), also
+    def __init__(self, folder, settings, not_compared=(), also=None, flags=("--output_dir",)):
+        self.folder, self.settings, self.not_compared, self.also = Path(folder), as_json(settings), tuple(not_compared), also
         self.another = "another " + " or ".join(flag for flag in flags if flag != "--overwrite")
         self.anew = ", or make them anew by --overwrite" if "--overwrite" in flags else ""
 
@@ -80,7 +81,7 @@ class Results:
             return "foreign"
         if digest(path) != record["sha256"]:  # it was about to be replaced
             return "missing"
-        differing = differences(record["settings"], self.settings, self.told, self.also)
+        differing = differences(record["settings"], self.settings, self.not_compared, self.also)
         return differing or ("done" if record["input"] == as_json(made_of) else "missing")
 
     def read_record(self, name):
@@ -103,7 +104,7 @@ class Results:
                 record = read_json(path)
             except UserError:
                 continue
-            if not differences(record.get("settings", {}), as_json(settings), self.told):
+            if not differences(record.get("settings", {}), as_json(settings), self.not_compared):
                 return True
         return False
 

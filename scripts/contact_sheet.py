@@ -7,8 +7,9 @@ The folder is that of the example of gen_candidates.py.
 
 from dataclasses import dataclass
 
-from dp2osr.cli import Count, Settings, parse
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import UserError, run
+from dp2osr.fields import Count
 
 
 @dataclass(kw_only=True)
@@ -31,7 +32,7 @@ def main():
     args = parse(SheetSettings, description=__doc__)
     if not all("=" in word for word in args.candidates):
         raise UserError("--candidates: each must be title=FOLDER")
-    from dp2osr.data.contact_sheet import contact_sheet
+    from dp2osr.sampling.candidate_sheet import contact_sheet
 
     contact_sheet(dict(word.split("=", 1) for word in args.candidates), args.gt_path, args.output, args.columns, args.zoom)
 

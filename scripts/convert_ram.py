@@ -22,8 +22,7 @@ class ConvertSettings(Settings):
 def main():
     args = parse(ConvertSettings, description=__doc__)
     from dp2osr.errors import UserError
-    from dp2osr.files import check_output
-    from dp2osr.flags import refuse_inputs
+    from dp2osr.outputs import check_output, refuse_inputs
     from dp2osr.prompts.ram import load_tagger, write_converted
 
     output = Path(args.output)

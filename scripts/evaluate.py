@@ -22,7 +22,7 @@ def main():
     used, others = ("--images", OF_CANDIDATES) if args.images else ("--candidates", OF_IMAGES)
     refuse_ignored(given(EvaluateSettings), others, f"with {used}")
     if args.images:
-        from dp2osr.evaluation.images import run_image_evaluation
+        from dp2osr.evaluation.image_comparison import run_image_evaluation
 
         return run_image_evaluation(args)
     from dp2osr.evaluation.candidates import run_evaluation

@@ -6,12 +6,9 @@ Run it where there is a network and copy the folder. Every file's SHA-256 is kep
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from dp2osr.cli import (
-    Settings,
-    metavar,
-    parse,
-)
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import run
+from dp2osr.fields import metavar
 
 
 @dataclass(kw_only=True)
@@ -32,7 +29,7 @@ class FetchSettings(Settings):
 
 def main():
     args = parse(FetchSettings, description=__doc__)
-    from dp2osr.files import check_output
+    from dp2osr.outputs import check_output
     from dp2osr.rewards.config import MetricSpec, load_reward_config
     from dp2osr.rewards.fetch import fetch_weights
     from dp2osr.rewards.label import chosen_metrics

@@ -12,7 +12,7 @@ from dp2osr.errors import run
 
 def main():
     args = parse(PairsSettings, description=__doc__)
-    from dp2osr.data.degradation import load_degradation
+    from dp2osr.data.degradation_settings import load_degradation
     from dp2osr.data.lr_pairs import PairSettings, make_pairs, report_line
 
     settings = PairSettings(load_degradation(args.degradation), args.crop_size, args.crops_per_image, args.min_detail, args.seed)

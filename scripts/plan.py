@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dp2osr.cli import Count, Positive, Settings, default_is, metavar, parse
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import UserError, run
+from dp2osr.fields import Count, Positive, default_is, metavar
 from dp2osr.rewards.settings import LabelSettings
 from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.training.settings import TrainSettings
@@ -68,7 +69,8 @@ def metrics_of(path):
 
 def images_of(args, sampling):
     """How many LR images, and the (width, height) of one."""
-    from dp2osr.data.images import list_images, read_image
+    from dp2osr.data.images import read_image
+    from dp2osr.data.inputs import list_images
 
     paths = list_images(sampling.image_path) if Path(sampling.image_path).exists() else []
     count = args.num_images or min(len(paths), sampling.max_images or len(paths)) or sampling.max_images or 30_000

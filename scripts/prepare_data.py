@@ -15,8 +15,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dp2osr.cli import Count, Settings, default_is, given, parse
+from dp2osr.cli import Settings, given, parse
 from dp2osr.errors import run
+from dp2osr.fields import Count, default_is
 
 
 @dataclass(kw_only=True)

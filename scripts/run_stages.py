@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dp2osr.cli import Count, Settings, metavar, parse
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import run
+from dp2osr.fields import Count, metavar
 
 
 @dataclass(kw_only=True)
@@ -33,7 +34,7 @@ class StagesSettings(Settings):
 
 def main():
     args = parse(StagesSettings, description=__doc__)
-    from dp2osr.experiments.stages import run_stages
+    from dp2osr.experiments.all_stages import run_stages
 
     same_command = os.environ.get("SAME_COMMAND") or shlex.join(["python", *sys.argv])
     begun = os.environ.get("BEGUN")

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from dp2osr.cli import Count, Natural, Positive, Settings, parse
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import run
+from dp2osr.fields import Count, Natural, Positive
 from dp2osr.places import ROOT
 
 

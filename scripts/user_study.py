@@ -13,8 +13,9 @@ from typing import Annotated
 
 import tyro
 
-from dp2osr.cli import Count, Settings, default_is, metavar, parse
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import run
+from dp2osr.fields import Count, default_is, metavar
 
 
 @dataclass(kw_only=True)

@@ -12,8 +12,9 @@ from typing import Annotated
 
 import tyro
 
-from dp2osr.cli import Count, Settings, at_least, metavar, parse
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import run
+from dp2osr.fields import Count, at_least, metavar
 from dp2osr.places import ROOT
 
 
@@ -38,7 +39,8 @@ def main():
     from dataclasses import asdict
 
     from dp2osr.errors import UserError
-    from dp2osr.files import check_output, write_json
+    from dp2osr.files import write_json
+    from dp2osr.outputs import check_output
     from dp2osr.results import check_own_files, own_files
     from dp2osr.rewards.config import load_reward_config
     from dp2osr.rewards.ordering import format_table, validate_config

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dp2osr.data.crops import CropSource, to_tensor
+from dp2osr.divergence import Divergence
 from dp2osr.errors import UserError, made_of
 from dp2osr.files import save_model
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
-from dp2osr.training.folder import check_folder, check_length, clear_parts, settle_run
-from dp2osr.training.guard import Divergence
+from dp2osr.training.folder import check_folder, check_length, clear_parts, keep_run_settings
 from dp2osr.training.log import TrainingLog
 
 SIDE = 128  # pixels of the crops that it is judged by, and whose statistics its latents are whitened by
@@ -173,7 +173,7 @@ def train_autoencoder(vae, args):
     output = Path(args.output_dir)
     source = CropSource(args.train_dir, args.resolution, args.seed, at_least=SIDE)
     held_out = CropSource(args.val_dir, SIDE, args.seed)
-    settle_run(output, vars(args), ("checkpointing_steps", "output_dir", "config"), steady=False)
+    keep_run_settings(output, vars(args), ("checkpointing_steps", "output_dir", "config"), steady=False)
     clear_parts(output)
     held_out = to_tensor([crop for _, crop in held_out.draw(0, 48)])
     optimizer = torch.optim.AdamW(vae.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=1e-4)

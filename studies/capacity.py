@@ -18,13 +18,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dp2osr.cli import Count, parse
+from dp2osr.cli import parse
 from dp2osr.errors import UserError, run
 from dp2osr.evaluation import plots
 from dp2osr.evaluation.compare import REWARD
 from dp2osr.evaluation.tables import bold_if_clear, csv_text, fraction, interval, markdown
 from dp2osr.experiments.settings import JobSettings
 from dp2osr.experiments.spec import experiment_of, find_experiment
+from dp2osr.fields import Count
 from dp2osr.files import write_text
 from dp2osr.schema import build, read_lines
 from dp2osr.stats import Estimate

@@ -10,8 +10,9 @@ filters of the base can explain: a policy that does the same everywhere is a fil
 from dataclasses import dataclass
 from typing import Annotated
 
-from dp2osr.cli import Count, RegularExpression, Settings, at_least, metavar, parse
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import run
+from dp2osr.fields import Count, RegularExpression, at_least, metavar
 
 
 @dataclass(kw_only=True)

@@ -9,13 +9,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from dp2osr import stats
-from dp2osr.data.images import find_gt, pil_to_tensor, tensor_to_pil
+from dp2osr.data.images import pil_to_tensor, tensor_to_pil
+from dp2osr.data.inputs import find_gt
 from dp2osr.errors import UserError
 from dp2osr.evaluation import plots
 from dp2osr.evaluation.methods import parse_candidates, read_gt
 from dp2osr.evaluation.pictures import detail_window
 from dp2osr.evaluation.tables import csv_text, interval, markdown
-from dp2osr.files import check_output, write_json, write_text
+from dp2osr.files import write_json, write_text
+from dp2osr.outputs import check_output
 from dp2osr.results import check_own_files, own_files
 from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from dp2osr.cli import Count, Natural, Settings, parse
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import run
+from dp2osr.fields import Count, Natural
 
 
 @dataclass(kw_only=True)
@@ -12,7 +13,7 @@ class TinySD2Settings(Settings):
 
     vae: str
     """Folder of a trained AutoencoderKL."""
-    manifest: str = "configs/tiny_sd2/photographs.csv"
+    manifest: str = "configs/photographs.csv"
     """Its prompts are the tokenizer's corpus."""
     output_dir: str
     """The diffusers folder."""

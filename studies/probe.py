@@ -14,11 +14,12 @@ import torch
 from dp2osr import stats
 from dp2osr.errors import UserError
 from dp2osr.evaluation.tables import fraction
-from dp2osr.files import read_json, settle, write_json
+from dp2osr.files import keep_settings, read_json, write_json
 from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.provenance import weights_hash
 from dp2osr.rewards.chosen import as_dict
 from dp2osr.rewards.table import read_scores, scores_path
+from dp2osr.training.adapters import distance
 from dp2osr.training.folder import check_folder
 from dp2osr.training.trainer import PreferenceTrainer
 
@@ -112,7 +113,7 @@ class Probe:
             "groups_per_step": trainer.args.groups_per_step,
             "gap": float((best.mean() - worst.mean()) / stats.spread(trainer.groups.rewards).mean()),
             "accuracy": record["implicit_accuracy"],
-            "distance": trainer.distance(),
+            "distance": distance(trainer.policy, trainer.reference),
             "gain": estimate.value,
             "low": estimate.low,
             "high": estimate.high,
@@ -206,7 +207,7 @@ def run_probe(args):
         )  # fmt: skip
         hashes = {"groups_hash": trainer.groups.fingerprint(), "start_hash": weights_hash(args.controlnet_model_name_or_path)}
         settings = vars(args) | hashes | {"reward": as_dict(trainer.reward)}
-        settle(output / "settings.json", settings, FREE_SETTINGS, also={"reward": None})
+        keep_settings(output / "settings.json", settings, FREE_SETTINGS, also={"reward": None})
         print(f"{len(probe.train_on)} groups are visited, {len(probe.held_out)} judge\n")
         print("| M | N | N/M | gap, σ | accuracy | gain | |\n|---|---|---|---|---|---|---|")
         records = probe_all(probe, wanted, output / "probe.json", _show)

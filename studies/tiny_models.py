@@ -10,7 +10,8 @@ import torch
 from dp2osr.backbones.loading import load_part
 from dp2osr.data.photographs import read_manifest
 from dp2osr.errors import UserError, made_of
-from dp2osr.files import check_output, replace_folder, save_model
+from dp2osr.files import replace_folder, save_model
+from dp2osr.outputs import check_output
 
 NEGATIVE_PROMPT = "dotted, noise, blur, lowres, smooth"
 

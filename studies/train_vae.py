@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from dp2osr.cli import Count, Natural, NonNegative, Settings, parse
+from dp2osr.cli import Settings, parse
 from dp2osr.errors import run
+from dp2osr.fields import Count, Natural, NonNegative
 
 
 @dataclass(kw_only=True)

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from PIL import Image
+from programs import run_program
 
 from dp2osr.cli import parse
 from dp2osr.training.settings import TrainSettings
@@ -92,9 +91,6 @@ def sd2_controlnet(sd2):
     return sd2.load_controlnet(CONTROLNET)
 
 
-HERE = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}  # this checkout, whichever is installed
-
-
 def settings_with(kind, **values):
     """Settings of a `kind` whose required fields that are not given are "-"."""
     needed = (entry.name for entry in fields(kind) if entry.default is MISSING and entry.default_factory is MISSING)
@@ -103,16 +99,6 @@ def settings_with(kind, **values):
 
 # A test of what no backbone has a part in needs one of them only.
 one_kind = pytest.mark.parametrize("kind", ["sd2"], indirect=True)
-
-
-def run_program(*words, env=None, check=True):
-    """Run a program of the repository; returns the finished process."""
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}  # as in this process: another number rounds differently
-    environment = {**os.environ, **threads, **HERE, "PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1", **(env or {})}
-    done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True)
-    if check:
-        assert done.returncode == 0, done.stderr[-3000:]
-    return done
 
 
 def assert_one_clear_line(done, *mentions):
@@ -175,3 +161,6 @@ def save_noise(path, size, seed=0):
 
 def read_log(path):
     return [json.loads(line) for line in Path(path).read_text(encoding="utf-8").splitlines()]
+
+
+from trainings import trained  # noqa: E402, F401 - a fixture that several files share

@@ -165,7 +165,7 @@ def test_a_guidance_range_upside_down_is_one_line(tmp_path):
 
 
 def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(sd2):
-    from dp2osr.data.degradation import load_degradation
+    from dp2osr.data.degradation_settings import load_degradation
     from dp2osr.training.baseline import PairPool
 
     source = CropSource(ROOT / "preset/train/gt", 128, 0)
@@ -317,7 +317,6 @@ def test_photographs_that_are_too_small_or_broken_are_all_named(tmp_path):
 @pytest.mark.parametrize("channels", [["4", "8", "16"], ["16", "16"], ["16", "32", "64", "128", "256", "300", "310", "320", "330"]])
 def test_an_autoencoder_of_impossible_channels_is_one_line(tmp_path, channels):
     from studies import train_vae
-
     from studies.autoencoder import new_autoencoder
 
     folders = ["--train_dir", "x", "--val_dir", "x", "--output_dir", str(tmp_path / "out")]
@@ -327,7 +326,6 @@ def test_an_autoencoder_of_impossible_channels_is_one_line(tmp_path, channels):
 
 def test_a_tiny_model_is_made_in_a_new_folder_alone_and_its_sizes_are_checked(tmp_path):
     from studies import make_tiny_sd2 as program
-
     from studies.tiny_models import make_new, make_tiny_sd2
 
     def make(*more):

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 from dp2osr.backbones.footprint import decoder_numbers, encoder_numbers
-from dp2osr.backbones.tiles import Tiling, latent_tiling
+from dp2osr.backbones.tiles import Tiling, latent_tiling, samples_together
 from dp2osr.data.images import pil_to_tensor, read_image, save_image, tensor_to_pil
 from dp2osr.errors import UserError
 from dp2osr.flops import measure, weights_of
@@ -21,9 +21,9 @@ from dp2osr.planning.models import fake_tensors, read_published
 from dp2osr.planning.stages import PlannedModel, to_pretended_cpu
 from dp2osr.sampling.colour import adain_align, low_pass, wavelet_align
 from dp2osr.sampling.defaults import LoopSettings
-from dp2osr.sampling.estimate import check_cost, control_group_bytes, free_bytes, passes, peak_bytes, total
+from dp2osr.sampling.estimate import check_cost
+from dp2osr.sampling.memory import control_group_bytes, free_bytes, passes, peak_bytes, total
 from dp2osr.sampling.resize import control_image, image_sizes, round_to_8_bits
-from dp2osr.sampling.sampler import samples_together
 from dp2osr.sampling.seeds import candidate_generator
 from dp2osr.sampling.settings import GenerateSettings
 

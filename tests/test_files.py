@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from dp2osr import files
+from dp2osr.digests import Memory
 from dp2osr.errors import UserError, run
-from dp2osr.files import Memory, check_output, read_json, read_yaml, replace_folder, save_tensors, settle, whole
+from dp2osr.files import keep_settings, read_json, read_yaml, replace_folder, save_tensors, whole
+from dp2osr.outputs import check_output
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path):
@@ -123,11 +125,11 @@ def test_outputs_that_cannot_be_written_are_refused_before_anything_is_made(tmp_
 
 def test_settings_of_another_program_are_never_replaced(tmp_path):
     path = tmp_path / "settings.json"
-    settle(path, {"steps": 1, "seed": 0})
+    keep_settings(path, {"steps": 1, "seed": 0})
     with pytest.raises(UserError, match="steps is 1 there and 2 here.*--force"):
-        settle(path, {"steps": 2, "seed": 0}, way="--force goes on with these")
+        keep_settings(path, {"steps": 2, "seed": 0}, way="--force goes on with these")
     with pytest.raises(UserError, match="not of this program"):
-        settle(path, {"rate": 1, "beta": 2, "batch": 3}, force=True)
+        keep_settings(path, {"rate": 1, "beta": 2, "batch": 3}, force=True)
     assert json.loads(path.read_text()) == {"steps": 1, "seed": 0}
 
 

@@ -8,7 +8,7 @@ from conftest import KINDS, ROOT, save_noise
 from PIL import Image
 
 from dp2osr.cli import given, parse
-from dp2osr.data.images import find_gt, find_inputs, list_images, scan
+from dp2osr.data.inputs import find_gt, find_inputs, list_images, scan
 from dp2osr.errors import UserError
 from dp2osr.sampling.defaults import read_recommended, with_defaults
 from dp2osr.sampling.settings import GenerateSettings, RestoreSettings

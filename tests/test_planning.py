@@ -76,13 +76,14 @@ from copy import deepcopy
 from dp2osr.backbones import load_backbone
 from dp2osr.preference.groups import PreferenceGroup
 from dp2osr.training.objective import GroupObjective
+from dp2osr.training.settings import TrainSettings
 flags, model, path = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
 
 def gigabytes(entry):
     return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry)) / 1e6
 
-args = SimpleNamespace(**flags)
+args = TrainSettings(**flags)
 backbone = load_backbone(model)
 reference = backbone.load_controlnet(path, torch.float32).requires_grad_(False)
 policy = deepcopy(reference).requires_grad_(True).train()

@@ -92,15 +92,17 @@ def random_dape(state, generator, rank=8):
     return lora
 
 
-def reference_logits(state, lora, image):
-    """RAM's forward pass step by step in float64, the update applied beside each layer instead of merged."""
-    state, lora = ({key: value.double() for key, value in each.items()} for each in (state, lora))
+class Reference:
+    """RAM's layers in float64, the update applied beside each layer instead of merged."""
 
-    def linear(name, x):
-        out = x @ state[f"{name}.weight"].T + state.get(f"{name}.bias", 0)
-        if f"{name}.lora_A" not in lora:
+    def __init__(self, state, lora):
+        self.state, self.lora = ({key: value.double() for key, value in each.items()} for each in (state, lora))
+
+    def linear(self, name, x):
+        out = x @ self.state[f"{name}.weight"].T + self.state.get(f"{name}.bias", 0)
+        if f"{name}.lora_A" not in self.lora:
             return out
-        down, up = lora[f"{name}.lora_A"], lora[f"{name}.lora_B"]
+        down, up = self.lora[f"{name}.lora_A"], self.lora[f"{name}.lora_B"]
         if not name.endswith("qkv"):
             return out + (x @ down.T) @ up.T / 8
         width = x.shape[-1]
@@ -109,23 +111,23 @@ def reference_logits(state, lora, image):
         value = value + (x @ down[8:].T) @ up[width:].T / 8
         return torch.cat([query, key, value], -1)
 
-    def norm(name, x, eps=1e-5):
-        return F.layer_norm(x, x.shape[-1:], state[f"{name}.weight"], state[f"{name}.bias"], eps)
+    def norm(self, name, x, eps=1e-5):
+        return F.layer_norm(x, x.shape[-1:], self.state[f"{name}.weight"], self.state[f"{name}.bias"], eps)
 
-    def window_attention(name, x, heads, shift):
+    def window_attention(self, name, x, heads, shift):
         """`x` (side, side, C): attention inside windows of 12 × 12, one window after the other."""
         side, width = len(x), x.shape[-1]
         x = torch.roll(x, (-shift, -shift), (0, 1))
         region = torch.zeros(side)
         if shift:
             region[side - WINDOW : side - shift], region[side - shift :] = 1, 2
-        table, out = state[f"{name}.relative_position_bias_table"], torch.empty_like(x)
+        table, out = self.state[f"{name}.relative_position_bias_table"], torch.empty_like(x)
         rows, columns = (grid.flatten() for grid in torch.meshgrid(torch.arange(WINDOW), torch.arange(WINDOW), indexing="ij"))
         offset = (rows[:, None] - rows[None] + WINDOW - 1) * (2 * WINDOW - 1) + columns[:, None] - columns[None] + WINDOW - 1
         for top in range(0, side, WINDOW):
             for left in range(0, side, WINDOW):
                 patch = x[top : top + WINDOW, left : left + WINDOW].reshape(WINDOW**2, width)
-                query, key, value = linear(f"{name}.qkv", patch).split(width, -1)
+                query, key, value = self.linear(f"{name}.qkv", patch).split(width, -1)
                 where = 3 * region[top + rows] + region[left + columns]
                 joined = []
                 for head in range(heads):
@@ -133,9 +135,15 @@ def reference_logits(state, lora, image):
                     scores = query[:, part] @ key[:, part].T / math.sqrt(width // heads) + table[offset, head]
                     scores = scores.masked_fill(where[:, None] != where[None], -torch.inf)
                     joined.append(scores.softmax(-1) @ value[:, part])
-                patch = linear(f"{name}.proj", torch.cat(joined, -1))
+                patch = self.linear(f"{name}.proj", torch.cat(joined, -1))
                 out[top : top + WINDOW, left : left + WINDOW] = patch.view(WINDOW, WINDOW, width)
         return torch.roll(out, (shift, shift), (0, 1))
+
+
+def reference_logits(state, lora, image):
+    """RAM's forward pass step by step in float64, the update applied beside each layer instead of merged."""
+    reference = Reference(state, lora)
+    state, linear, norm, window_attention = reference.state, reference.linear, reference.norm, reference.window_attention
 
     image = F.interpolate(image[None].double(), (384, 384), mode="bilinear", antialias=True, align_corners=False)
     image = (image - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)

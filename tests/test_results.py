@@ -18,13 +18,15 @@ def make(results, name, content, made_of=CAT):
 
 @pytest.fixture
 def results(tmp_path):
-    results = Results(tmp_path / "out", {"steps": 3, "model": "here"}, told=("model",), flags=("--output_dir", "--suffix", "--overwrite"))
+    results = Results(
+        tmp_path / "out", {"steps": 3, "model": "here"}, not_compared=("model",), flags=("--output_dir", "--suffix", "--overwrite")
+    )
     make(results, "sub/a.png", "cat")
     return results
 
 
 def same(results, **changes):
-    return Results(results.folder, {**results.settings, **changes}, told=("model",), flags=("--output_dir", "--overwrite"))
+    return Results(results.folder, {**results.settings, **changes}, not_compared=("model",), flags=("--output_dir", "--overwrite"))
 
 
 def test_a_result_of_the_same_input_and_settings_is_kept(results):

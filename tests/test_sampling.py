@@ -15,12 +15,13 @@ import torch
 from conftest import MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, run_program, save_noise, settings_with
 from PIL import Image
 
-from dp2osr.data.images import evenly
+from dp2osr.backbones.tiles import samples_together
+from dp2osr.data.inputs import evenly
 from dp2osr.sampling.colour import adain_align, low_pass, wavelet_align
 from dp2osr.sampling.decode import decode_group
 from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.resize import control_image, restore_size
-from dp2osr.sampling.sampler import GroupSampler, samples_together
+from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.seeds import candidate_generator
 from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.sampling.store import CandidateStore

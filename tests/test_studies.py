@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import yaml
 from conftest import ROOT
+from fabricated import write_method
 from safetensors.torch import load_file
 from scipy.stats import spearmanr
 from small_experiment import experiment
-from test_evaluation import write_method
 
 from dp2osr.errors import UserError
 from dp2osr.experiments import run

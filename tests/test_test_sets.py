@@ -9,7 +9,7 @@ from conftest import assert_one_clear_line, run_program, save_noise
 from PIL import Image
 
 from dp2osr.data import test_sets
-from dp2osr.data.images import list_images
+from dp2osr.data.inputs import list_images
 from dp2osr.data.test_sets import check_manifest, find_pairs, prepare, write_manifest
 from dp2osr.errors import UserError
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from dp2osr.backbones.footprint import unet_numbers
 from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_part, load_weights
+from dp2osr.backbones.sd2_files import conditioning_channels, shape_of_config, shape_of_tensors
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
@@ -65,7 +66,7 @@ class SD2Backbone:
             self.tokenizer = source.load(CLIPTokenizer, "tokenizer")
             self.text_encoder = source.load(CLIPTextModel, "text_encoder", dtype=dtype).to(self.device).eval()
         if "denoiser" in parts:
-            self.unet = settled(source.load(UNet2DConditionModel, "unet", torch_dtype=dtype), self.device).eval()
+            self.unet = laid_out_on(source.load(UNet2DConditionModel, "unet", torch_dtype=dtype), self.device).eval()
         for name in ("vae", "text_encoder", "unet"):
             if hasattr(self, name):
                 getattr(self, name).requires_grad_(False)
@@ -246,7 +247,7 @@ class SD2Backbone:
                 f"autoencoder scales by {self.vae_scale}, which takes {needed}: give so many, or leave the flag out"
             )
         controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=tuple(conditioning_channels))
-        return settled(controlnet, self.device)
+        return laid_out_on(controlnet, self.device)
 
     def controlnet_options(self, path):
         """What `new_controlnet` must be told for a ControlNet like the one in a folder, hub model or safetensors file.
@@ -287,10 +288,10 @@ class SD2Backbone:
             controlnet = cast(self.new_controlnet(channels), dtype or self.dtype)
             load_weights(controlnet, files.tensors, path)
         check_finite(controlnet, path)
-        return settled(controlnet, self.device).eval()
+        return laid_out_on(controlnet, self.device).eval()
 
 
-def settled(network, device):
+def laid_out_on(network, device):
     """`network` on the device, its convolutions in the layout in which they are fast, and all of it in memory of its own.
 
     A file that weights are mapped from stays in memory whole as long as one of them lies in it, beside the copies of those laid out anew.
@@ -344,54 +345,3 @@ def unet_decode(unet, embedding, skips, hidden, context):
             inputs["encoder_hidden_states"] = context
         hidden = block(**inputs)
     return unet.conv_out(F.silu(unet.conv_norm_out(hidden)))
-
-
-def shape_of_config(config):
-    """{what: number} of a UNet's or ControlNet's configuration in which the two must agree; None where it does not say it."""
-
-    def plain(value):  # a list for what is the same in all blocks is that number
-        return value[0] if isinstance(value, list | tuple) and len(set(value)) == 1 else value
-
-    return {
-        "channels": list(config.get("block_out_channels") or []) or None,
-        "layers in a block": plain(config.get("layers_per_block")),
-        "text channels": plain(config.get("cross_attention_dim")),
-        "latent channels": config.get("in_channels"),
-        "image channels": config.get("conditioning_channels"),
-    }
-
-
-def shape_of_tensors(tensors):
-    """The same of a ControlNet's tensors."""
-
-    def size(name, axis):
-        return tensors[name].shape[axis] if name in tensors else None
-
-    blocks = []
-    while (channels := size(f"down_blocks.{len(blocks)}.resnets.0.conv1.weight", 0)) is not None:
-        blocks.append(channels)
-    layers = {name.split(".")[3] for name in tensors if name.startswith("down_blocks.0.resnets.")}
-    return {
-        "channels": blocks or None,
-        "layers in a block": len(layers) or None,
-        "text channels": next((size(name, 1) for name in tensors if name.endswith(".attn2.to_k.weight")), None),
-        "latent channels": size("conv_in.weight", 1),
-        "image channels": size("controlnet_cond_embedding.conv_in.weight", 1),
-    }
-
-
-def conditioning_channels(tensors, path):
-    """Channels of the control embedding among the tensors of the file `path`: its first convolution's, then each strided one's.
-
-    Raises:
-        UserError: the file is a ControlNet of FLUX.
-    """
-    if "controlnet_x_embedder.weight" in tensors:
-        raise UserError(f"{path}: is no ControlNet of SD2 but one of FLUX; give one of this model")
-    channels, name = [], "controlnet_cond_embedding.conv_in.weight"
-    while name in tensors:
-        channels.append(tensors[name].shape[0])
-        name = f"controlnet_cond_embedding.blocks.{2 * len(channels) - 1}.weight"
-    if not channels:
-        raise UserError(f"{path}: is no ControlNet of SD2 (it has no control embedding); give one of this model")
-    return tuple(channels)

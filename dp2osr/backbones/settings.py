@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from dp2osr.cli import Natural, Settings, default_is
+from dp2osr.cli import Settings
+from dp2osr.fields import Natural, default_is
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dp2osr.data.images import list_images, read_image
+from dp2osr.data.images import read_image
+from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError, listed
 
 

@@ -9,10 +9,13 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from dp2osr.data.degradation import DegradationConfig, degrade, image_rng, to_uint8
-from dp2osr.data.images import find_inputs, read_image
+from dp2osr.data.degradation import degrade, image_rng, to_uint8
+from dp2osr.data.degradation_settings import DegradationConfig
+from dp2osr.data.images import read_image
+from dp2osr.data.inputs import find_inputs
 from dp2osr.errors import UserError, listed
-from dp2osr.files import as_json, check_output, check_same_program, clear_parts, read_json, settle, write_json
+from dp2osr.files import as_json, check_same_program, clear_parts, keep_settings, read_json, write_json
+from dp2osr.outputs import check_output
 from dp2osr.parallel import process_map
 from dp2osr.results import RECORDS, Results
 
@@ -89,12 +92,12 @@ def make_pairs(image_path, output_dir, settings, num_workers=1, recursive=False,
         flag="--crop_size" if settings.crop_size else "",
     )
     decisive = _flatten({"image_path": str(image_path), **asdict(settings)})
-    results = Results(output_dir, decisive, told=("image_path",))
+    results = Results(output_dir, decisive, not_compared=("image_path",))
     wanted = {name: {"image": file.content} for file in files for pair_id in settings.ids(file.id) for name in _names(pair_id)}
     results.check_inputs(wanted, [file.path for file in files])
     record, found = output_dir / "settings.json", any(os.path.lexists(output_dir / name) for name in wanted) or results.any_record()
     if record.exists() and found:
-        settle(record, decisive)
+        keep_settings(record, decisive)
     elif record.exists():  # of a command that made nothing
         check_same_program(record, read_json(record), as_json(decisive))
     missing = set(results.missing(wanted, adopt=adopt))

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from dp2osr.data.images import EXTENSIONS, check_images, find_inputs, list_images, read_image, save_image, too_small
+from dp2osr.data.images import read_image, save_image
+from dp2osr.data.inputs import EXTENSIONS, check_images, find_inputs, list_images, too_small
+from dp2osr.digests import digest
 from dp2osr.errors import UserError, listed
-from dp2osr.files import check_output, digest, read_text, replace_folder, write_text
+from dp2osr.files import read_text, replace_folder, write_text
+from dp2osr.outputs import check_output
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 
 from dp2osr import stats
-from dp2osr.data.images import find_gt
+from dp2osr.data.inputs import find_gt
 from dp2osr.evaluation.compare import BICUBIC, REWARD, Comparison, metric_table, notes_on_photographs, results_of, tidy, with_reward
 from dp2osr.evaluation.methods import bicubic_scores, load_methods, parse_candidates, suites_of
 from dp2osr.evaluation.tables import csv_text
 from dp2osr.evaluation.training_log import read_training_logs
-from dp2osr.files import check_output, write_text
+from dp2osr.files import write_text
+from dp2osr.outputs import check_output
 from dp2osr.results import check_own_files, own_files
 
 FILES = ("curves.png", "metrics.csv", "summary.json", "summary.md", "report.html")

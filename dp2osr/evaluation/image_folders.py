@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from dp2osr.cli import named_folder
-from dp2osr.data.images import examine, find_gt, list_images
+from dp2osr.data.inputs import examine, find_gt, list_images
 from dp2osr.errors import UserError, listed
 from dp2osr.results import read_image_record
 

@@ -10,9 +10,9 @@ import torch
 from tqdm import tqdm
 
 from dp2osr.data.images import pil_to_tensor, read_image
+from dp2osr.digests import digest
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import check_sizes
-from dp2osr.files import digest
 from dp2osr.rewards.metrics import pyiqa_version
 
 PIXEL_METRICS = ("psnr", "ssim")  # those of which the channel and the border are settings

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dp2osr.data.images import find_gt
+from dp2osr.data.inputs import find_gt
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError
 from dp2osr.evaluation.reward_report import Pictures, write_report
-from dp2osr.files import check_output, write_text
+from dp2osr.files import write_text
+from dp2osr.outputs import check_output
 from dp2osr.preference.groups import check_same_candidates
 from dp2osr.preference.pairs import curate
 from dp2osr.provenance import versions

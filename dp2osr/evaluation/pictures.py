@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dp2osr.data.images import find_gt
+from dp2osr.data.inputs import find_gt
 from dp2osr.evaluation.compare import BICUBIC
 from dp2osr.evaluation.methods import read_gt, upsample_bicubic
 

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dp2osr.cli import Finite, nearest_of
+from dp2osr.cli import nearest_of
 from dp2osr.errors import UserError
+from dp2osr.fields import Finite
 from dp2osr.places import CONFIGS
 from dp2osr.rewards.config import nearest
 from dp2osr.schema import read_typed

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dp2osr.cli import Count, Natural, RegularExpression, Settings, at_least, default_is, metavar
+from dp2osr.cli import Settings
+from dp2osr.fields import Count, Natural, RegularExpression, at_least, default_is, metavar
 
 
 @dataclass(kw_only=True)

@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dp2osr.data.images import check_images, list_images, read_image
+from dp2osr.data.images import read_image
+from dp2osr.data.inputs import check_images, list_images
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.evaluation.report import png_data, render
-from dp2osr.files import check_output, read_json, write_json, write_text
+from dp2osr.files import read_json, write_json, write_text
+from dp2osr.outputs import check_output
 from dp2osr.results import check_own_files, own_files
 from dp2osr.stats import Estimate
 

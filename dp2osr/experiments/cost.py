@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp2osr.cli import Count, Natural, NonNegative
-from dp2osr.data.images import list_images
+from dp2osr.data.inputs import list_images
+from dp2osr.fields import Count, Natural, NonNegative
 from dp2osr.schema import read_typed
 
 COST_FILE = "cost.yaml"

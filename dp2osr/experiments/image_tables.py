@@ -17,17 +17,18 @@ from pathlib import Path
 
 from PIL import Image
 
-from dp2osr.cli import Count, Natural, NonNegative, Positive, RegularExpression
-from dp2osr.data.images import list_images, read_image, save_image
+from dp2osr.data.images import read_image, save_image
+from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError
+from dp2osr.evaluation.image_comparison import load_protocol, run_image_evaluation
 from dp2osr.evaluation.image_scores import protocol_specs
-from dp2osr.evaluation.images import load_protocol, run_image_evaluation
 from dp2osr.evaluation.published import load_published
 from dp2osr.evaluation.settings import EvaluateSettings
 from dp2osr.experiments.cost import hours_and_disk
 from dp2osr.experiments.plan import plain_name
 from dp2osr.experiments.spec import find_experiment
 from dp2osr.experiments.steps import INPUTS, Pool, Step, default_jobs
+from dp2osr.fields import Count, Natural, NonNegative, Positive, RegularExpression
 from dp2osr.schema import read_typed
 from dp2osr.stats import CROP_SUFFIX
 

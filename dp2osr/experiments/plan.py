@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from dp2osr.data.images import evenly, list_images
+from dp2osr.data.inputs import evenly, list_images
 from dp2osr.errors import UserError
 from dp2osr.evaluation.compare import BICUBIC
 from dp2osr.evaluation.image_folders import check_sizes, pair_images

@@ -1,13 +1,13 @@
 """An experiment from its YAML to its tables: say what is missing, check everything, run it, write the results."""
 
 from dp2osr.errors import UserError
+from dp2osr.experiments.arm_results import write_results
 from dp2osr.experiments.cost import expected, read_costs
 from dp2osr.experiments.image_tables import load_image_table, run_image_table
 from dp2osr.experiments.plan import plan_experiment
-from dp2osr.experiments.results import write_results
 from dp2osr.experiments.spec import experiment_of, find_experiment
 from dp2osr.experiments.steps import Pool, default_jobs, run_alone
-from dp2osr.files import check_output
+from dp2osr.outputs import check_output
 from dp2osr.schema import read_lines
 
 

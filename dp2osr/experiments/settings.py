@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from dp2osr.cli import Count, Settings, default_is, metavar
+from dp2osr.cli import Settings
+from dp2osr.fields import Count, default_is, metavar
 
 
 @dataclass(kw_only=True)

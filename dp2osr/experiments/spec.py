@@ -4,10 +4,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from dp2osr.cli import Count, Natural, Positive, RegularExpression
 from dp2osr.errors import UserError
 from dp2osr.evaluation.compare import BICUBIC
 from dp2osr.evaluation.methods import RESERVED
+from dp2osr.fields import Count, Natural, Positive, RegularExpression
 from dp2osr.places import CONFIGS
 from dp2osr.schema import build, read_lines
 from dp2osr.stats import CROP_SUFFIX

@@ -20,7 +20,7 @@ import yaml
 from tqdm import tqdm
 
 from dp2osr.cli import made
-from dp2osr.data.degradation import load_degradation
+from dp2osr.data.degradation_settings import load_degradation
 from dp2osr.data.settings import PairsSettings
 from dp2osr.errors import PARENT, UserError
 from dp2osr.files import write_text

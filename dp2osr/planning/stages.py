@@ -12,7 +12,7 @@ from PIL import Image
 
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.loading import cast
-from dp2osr.backbones.tiles import latent_tiling
+from dp2osr.backbones.tiles import latent_tiling, samples_together
 from dp2osr.device import DTYPES
 from dp2osr.errors import UserError
 from dp2osr.flops import measure, norms_in_float32, weight_bytes, weights_of
@@ -22,7 +22,6 @@ from dp2osr.rewards.qalign import weight_bytes as qalign_bytes
 from dp2osr.sampling.decode import decoded_together
 from dp2osr.sampling.defaults import with_defaults
 from dp2osr.sampling.resize import control_image
-from dp2osr.sampling.sampler import samples_together
 from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.training.adapters import WithoutAdapters, add_adapters
 from dp2osr.training.objective import GroupObjective

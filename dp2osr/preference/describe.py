@@ -24,4 +24,4 @@ def describe_preferences(args):
     lines.append(
         f"{len(groups)} groups of M = {groups.rewards.shape[1]}, {pairs} pairs with N = {args.top_n}; mean sigma {spread.mean():.3f}"
     )
-    return lines + groups.oddities()
+    return lines + groups.warnings()

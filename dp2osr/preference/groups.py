@@ -73,7 +73,7 @@ class PreferenceGroups:
     def __len__(self):
         return len(self.image_ids)
 
-    def oddities(self):
+    def warnings(self):
         """Lines about groups that teach nothing: with equal rewards (trained on, as the formula has it), or passed over."""
         flat, total = int((self.rewards.std(axis=1) == 0).sum()), len(self) + len(self.left_out)
         lines = [f"{flat} of {total} groups have equal rewards; they are trained on"] if flat else []

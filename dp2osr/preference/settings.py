@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dp2osr.cli import Count, Settings
+from dp2osr.cli import Settings
+from dp2osr.fields import Count
 
 Weighting = Literal["none", "intra", "inter", "both"]  # hierarchical weights (Sec. 4.3), the rows of the paper's ablation
 

@@ -4,7 +4,8 @@ import hashlib
 import json
 from pathlib import PurePosixPath
 
-from dp2osr.data.images import EXTENSIONS, OPTIONAL, pil_to_tensor
+from dp2osr.data.images import pil_to_tensor
+from dp2osr.data.inputs import EXTENSIONS, OPTIONAL
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_json
 from dp2osr.prompts.ram import load_tagger

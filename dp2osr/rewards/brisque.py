@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 
 from dp2osr.errors import UserError
-from dp2osr.files import check_output, save_tensors
-from dp2osr.flags import refuse_inputs
+from dp2osr.files import save_tensors
+from dp2osr.outputs import check_output, refuse_inputs
 
 
 class Brisque(torch.nn.Module):

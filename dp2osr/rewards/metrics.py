@@ -23,15 +23,19 @@ BRISQUE_PARAMETERS = "preset/metrics/brisque.safetensors"
 
 
 class LocalMetric(torch.nn.Module):
-    """A metric of this repository with the attributes of pyiqa's: `network` maps (B, 3, H, W) in [0, 1] to (B,)."""
+    """A metric of this repository with the attributes of pyiqa's: `network` maps (B, 3, H, W) in [0, 1], and GTs if FR, to (B,).
 
-    def __init__(self, network, lower_better):
+    Attributes:
+        weights: hash of the weights, where they are made anew now and then: scores of other weights are computed again.
+    """
+
+    def __init__(self, network, lower_better, mode="NR", weights=None):
         super().__init__()
-        self.net, self.lower_better, self.metric_mode = network.eval(), lower_better, "NR"
+        self.net, self.lower_better, self.metric_mode, self.weights = network.eval(), lower_better, mode, weights
 
     @torch.no_grad()
-    def forward(self, images):
-        return self.net(images)
+    def forward(self, images, *gt):
+        return self.net(images, *gt)
 
 
 def _brisque(parameters):
@@ -46,11 +50,40 @@ def _dp2o_rank(weights="preset/metrics/tiny_rank.safetensors"):
     return LocalMetric(load_rank_metric(ROOT / weights), lower_better=False)
 
 
+def _dp2o_naturalness(weights="preset/metrics/naturalness.safetensors"):
+    from dp2osr.rewards.efficientnet import content_hash
+    from dp2osr.rewards.naturalness import load_naturalness
+
+    network = load_naturalness(ROOT / weights)
+    return LocalMetric(network, lower_better=False, weights=content_hash(network.head.state_dict()))
+
+
+def _perceptual(form, network):
+    def build(weights=None):
+        from dp2osr.rewards import perceptual
+
+        path = weights and ROOT / weights
+        return LocalMetric(getattr(perceptual, form)(network, path), lower_better=True, mode="FR")
+
+    return build
+
+
+LOCAL_METRICS = {
+    "dp2o_rank": _dp2o_rank,
+    "dp2o_naturalness": _dp2o_naturalness,
+    "dp2o_lpips": _perceptual("lpips_form", "efficientnet_lite0"),
+    "dp2o_dists": _perceptual("dists_form", "efficientnet_lite0"),
+    # On another network, for evaluation alone: a model that was trained with the two above is judged by others.
+    "dp2o_lpips2": _perceptual("lpips_form", "efficientnet_lite2"),
+    "dp2o_dists2": _perceptual("dists_form", "efficientnet_lite2"),
+}
+
+
 def _local_builder(spec):
-    """The builder of a metric that needs no pyiqa weights: `dp2o_rank`, and `brisque` where its parameters are a file."""
-    if spec.name == "dp2o_rank":
-        return _dp2o_rank
-    return _brisque if spec.name == "brisque" and "parameters" in spec.options else None
+    """The builder of a metric that needs no pyiqa weights: a name in `LOCAL_METRICS`, and `brisque` where its parameters are a file."""
+    if spec.name == "brisque":
+        return _brisque if "parameters" in spec.options else None
+    return LOCAL_METRICS.get(spec.name)
 
 
 @contextmanager
@@ -111,6 +144,9 @@ class MetricSuite:
         self.lower_better = {name: bool(metric.lower_better) for name, metric in metrics.items()}
         self.modes = {name: metric.metric_mode for name, metric in metrics.items()}
         self.code = {name: code_hash(type(metric.net)) for name, metric in metrics.items() if is_foreign(type(metric.net))}
+        self.weights = {
+            name: getattr(metric, "weights", None) if isinstance(metric, LocalMetric) else None for name, metric in metrics.items()
+        }
         self.seed, self.drawing = 0, set()
         self._metrics = {}
         for name, metric in metrics.items():
@@ -120,9 +156,10 @@ class MetricSuite:
                 compile_network(metric.net)
 
     def describe(self):
-        """name → {"lower_better", "mode", "options", "precision", "code"}, for the score table's metadata.
+        """name → {"lower_better", "mode", "options", "precision", "code", "weights"}, for the score table's metadata.
 
-        fp32 goes without saying, so does the precision of a metric that has its own; "code" is there for a metric of the user's.
+        fp32 goes without saying, so does the precision of a metric that has its own; "code" is there for a metric of the user's, "weights"
+        for a metric whose weights are made anew now and then.
         """
         about = {}
         for name, spec in self.specs.items():
@@ -131,6 +168,8 @@ class MetricSuite:
                 about[name]["precision"] = self.precision
             if self.code.get(name):
                 about[name]["code"] = self.code[name]
+            if self.weights[name]:
+                about[name]["weights"] = self.weights[name]
         return about
 
     def networks(self):
@@ -265,7 +304,7 @@ def create_metric(spec, device, weights_dir=None):
 
     if spec.name not in DEFAULT_CONFIGS:
         own = "for a metric of your own see docs/OWN_METRICS.md"
-        raise UserError(f"unknown metric '{spec.name}'{nearest(spec.name, [*DEFAULT_CONFIGS, 'dp2o_rank'])}; {own}")
+        raise UserError(f"unknown metric '{spec.name}'{nearest(spec.name, [*DEFAULT_CONFIGS, *LOCAL_METRICS])}; {own}")
     kind = _checked_entry(spec.name, DEFAULT_CONFIGS[spec.name])
     try:
         with metric_weights(kind, metrics_folder(weights_dir)), redirect_stdout(io.StringIO()):

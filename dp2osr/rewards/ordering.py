@@ -11,7 +11,8 @@ import torch
 from tqdm import tqdm
 
 from dp2osr.data.crops import to_tensor
-from dp2osr.data.images import list_images, read_image
+from dp2osr.data.images import read_image
+from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError
 from dp2osr.rewards.distortions import LEVELS, distort
 

@@ -9,8 +9,8 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
+from dp2osr.digests import sha256 as file_sha256
 from dp2osr.errors import UserError
-from dp2osr.files import sha256 as file_sha256
 
 
 def import_modules(entries):

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.errors import UserError
-from dp2osr.files import check_output, save_tensors
-from dp2osr.flags import refuse_inputs
+from dp2osr.files import save_tensors
+from dp2osr.outputs import check_output, refuse_inputs
 from dp2osr.rewards.distortions import DISTORTIONS, distort
 
 # Weakest and strongest setting of a distortion; geometric in between (units: distortions.py).
@@ -129,7 +129,7 @@ def train_rank_metric(args):
 
     Returns the held-out numbers, which the file's metadata holds too, and the seconds.
     """
-    from dp2osr.training.guard import Divergence
+    from dp2osr.divergence import Divergence
 
     check_output(args.output, "--output", is_file=True)
     refuse_inputs(args.output, {"--train_dir": args.train_dir, "--val_dir": args.val_dir}, flag="--output")

@@ -228,6 +228,8 @@ def lean(metric, others=()):
         net.to(memory_format=torch.channels_last)  # a fifth off VGG's time on a CPU
     if kind == "LPIPS":
         return FullReference(metric, net.net, "forward", turn=0)
+    if kind in ("LpipsForm", "DistsForm"):
+        return FullReference(metric, net.features, "forward", turn=1)
     if kind == "DISTS":
         return FullReference(metric, net, "forward_once", turn=1)
     if kind == "CFANet" and net.use_ref and net.crops == 1 and type(net.semantic_model).__name__ == "FeatureListNet":

@@ -3,15 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from dp2osr.cli import (
-    Count,
-    Natural,
-    Positive,
-    Settings,
-    at_least,
-    default_is,
-    metavar,
-)
+from dp2osr.cli import Settings
+from dp2osr.fields import Count, Natural, Positive, at_least, default_is, metavar
 
 
 @dataclass(kw_only=True)

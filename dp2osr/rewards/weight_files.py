@@ -8,8 +8,9 @@ from functools import cache, partial
 from pathlib import Path
 from unittest import mock
 
+from dp2osr.digests import digest
 from dp2osr.errors import UserError
-from dp2osr.files import digest, write_text
+from dp2osr.files import write_text
 from dp2osr.rewards import qalign
 
 MANIFEST = "manifest.json"

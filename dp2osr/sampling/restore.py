@@ -5,10 +5,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from dp2osr.data.images import find_inputs, read_image_and_alpha, tensor_to_pil
+from dp2osr.data.images import read_image_and_alpha, tensor_to_pil
+from dp2osr.data.inputs import find_inputs
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError, listed
-from dp2osr.files import LONGEST_NAME, check_output, check_same_program, clear_parts, differences, read_json, write_json
+from dp2osr.files import LONGEST_NAME, check_same_program, clear_parts, differences, read_json, write_json
+from dp2osr.outputs import check_output
 from dp2osr.results import RECORDS, Results
 from dp2osr.sampling.defaults import describe_defaults
 from dp2osr.sampling.sampler import (
@@ -18,8 +20,8 @@ from dp2osr.sampling.sampler import (
     sampling_record,
     say,
     say_cost,
+    settings_not_compared,
     summary,
-    told_settings,
     unused_prompt,
 )
 
@@ -48,7 +50,7 @@ def restore_folder(args):
     say(state, unused_prompt(args.negative_prompt, sampler))
     say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
     record = sampling_record(sampler, sample_times=args.sample_times, process_size=args.process_size)
-    results = Results(output, record, told_settings(sampler), earlier_hashes(args), FLAGS)
+    results = Results(output, record, settings_not_compared(sampler), earlier_hashes(args), FLAGS)
     wanted = {name: about for file in files for name, about in inputs_of(file, names[file.id], sampler).items()}
     with state.main_process_first():
         check_folder(output / f"settings{args.suffix}.json", results, args)
@@ -140,7 +142,7 @@ def check_folder(path, results, args):
     check_same_program(path, found, results.settings)
     if "sample_times" not in found:
         raise UserError(f"{path}: is not of this program; nothing of that folder is touched, give another --output_dir")
-    differing = differences(found, results.settings, results.told, results.also)
+    differing = differences(found, results.settings, results.not_compared, results.also)
     if differing and not args.overwrite and (args.adopt or results.any_of(found)):
         raise UserError(
             f"{path.parent}: was made with other settings ({'; '.join(differing)}); use them, give another --output_dir, "

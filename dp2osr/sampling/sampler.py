@@ -9,15 +9,17 @@ from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.backbones.tiles import Tiling, latent_tiling, samples_together
-from dp2osr.data.images import evenly, find_inputs, read_image
+from dp2osr.data.images import read_image
+from dp2osr.data.inputs import evenly, find_inputs
 from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.errors import NonFiniteSamples, UserError, listed
-from dp2osr.files import check_output
+from dp2osr.outputs import check_output
 from dp2osr.prompts.source import PromptSource
 from dp2osr.provenance import legacy_weights_hash, versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import finish_images
 from dp2osr.sampling.defaults import LoopSettings, describe_defaults, with_defaults
-from dp2osr.sampling.estimate import check_cost, passes
+from dp2osr.sampling.estimate import check_cost
+from dp2osr.sampling.memory import passes
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed
 from dp2osr.sampling.store import CandidateGroup, CandidateStore
@@ -175,7 +177,7 @@ def earlier_hashes(args):
     return {key: partial(legacy_weights_hash, path) for key, path in paths.items() if path}
 
 
-def told_settings(sampler):
+def settings_not_compared(sampler):
     """Keys of `sampling_record` that are written and not compared: hashes stand for paths, each image's prompt for a file of them."""
     told = ("model", "model_files", "controlnet", "versions", "variant", "revision")
     return (*told, "prompts") if sampler.prompts.kind == "file" else told
@@ -219,7 +221,7 @@ def generate_candidates(args):
     say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
     with state.main_process_first():
         record = sampling_record(sampler, num_candidates=args.num_candidates)
-        store = CandidateStore(args.output_dir, record, told_settings(sampler), earlier_hashes(args), begin=False)
+        store = CandidateStore(args.output_dir, record, settings_not_compared(sampler), earlier_hashes(args), begin=False)
         prompts = {file.id: sampler.prompts.tags.get(file.id, "") for file in files} if sampler.prompts.kind == "file" else {}
         have = store.survey({file.id: file for file in files}, prompts, args.adopt, args.save_images == "all")
     todo = {file.id: args.num_candidates - have[file.id] for file in files if have[file.id] < args.num_candidates}

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dp2osr.backbones.settings import ModelSettings
-from dp2osr.cli import Count, Finite, Natural, PartOfAName, Positive, Settings, default_is
+from dp2osr.cli import Settings
 from dp2osr.data.settings import InputSettings
+from dp2osr.fields import Count, Finite, Natural, PartOfAName, Positive, default_is
 
 
 @dataclass(kw_only=True)

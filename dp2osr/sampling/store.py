@@ -51,7 +51,7 @@ class CandidateStore:
     Args:
         folder: an existing candidate folder, or with `settings` a new or matching one.
         settings: what decides the candidates, `num_candidates` among it.
-        told: keys of the settings that are written and not compared.
+        not_compared: keys of the settings that are written and not compared.
         also: {key: a function that gives another value for the same}; see `files.differences`.
         begin: whether the settings are written at once; else nothing is written before `begin` is called.
 
@@ -59,7 +59,7 @@ class CandidateStore:
         UserError: not a candidate folder, or one whose groups were made with other settings or of more candidates.
     """
 
-    def __init__(self, folder, settings=None, told=(), also=None, begin=True):
+    def __init__(self, folder, settings=None, not_compared=(), also=None, begin=True):
         self.folder = Path(folder)
         self.groups, self.record = self.folder / "groups", self.folder / "settings.json"
         there = read_json(self.record) if self.record.is_file() else None
@@ -69,11 +69,11 @@ class CandidateStore:
             self.settings = there
             return
         self.settings = as_json(settings)
-        self._check_folder(there, told, also)
+        self._check_folder(there, not_compared, also)
         if begin:
             self.begin()
 
-    def _check_folder(self, there, told, also):
+    def _check_folder(self, there, not_compared, also):
         """Raise `UserError` unless the folder is new, or a candidate folder with these settings; `there` are those that it has."""
         if there is None:
             names = self._entries()
@@ -87,11 +87,11 @@ class CandidateStore:
             raise UserError(f"{self.record}: is not of this program; nothing of that folder is touched, give another --output_dir")
         check_same_program(self.record, there, self.settings)
         if self._entries():
-            self._check_settings(there, told, also)
+            self._check_settings(there, not_compared, also)
 
-    def _check_settings(self, there, told, also):
+    def _check_settings(self, there, not_compared, also):
         asked, found = self.settings.get("num_candidates", 0), there.get("num_candidates", 0)
-        differing = differences(there, self.settings, (*told, "num_candidates"), also)
+        differing = differences(there, self.settings, (*not_compared, "num_candidates"), also)
         if differing:
             raise UserError(f"{self.folder}: was made with other settings ({'; '.join(differing)}); use them, or give another --output_dir")
         if asked < found:

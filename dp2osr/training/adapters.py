@@ -1,5 +1,6 @@
 """LoRA on a ControlNet (peft): the policy is the ControlNet with its adapters, the reference the same one with them switched off."""
 
+import math
 from copy import deepcopy
 
 import torch
@@ -59,3 +60,16 @@ def merged(controlnet):
     plain = type(controlnet).from_config(deepcopy(controlnet.config))
     plain.load_state_dict(state)
     return plain.to(controlnet.device, controlnet.dtype)
+
+
+@torch.no_grad()
+def distance(policy, reference):
+    """‖θ − θ_ref‖ / ‖θ_ref‖ over the ControlNet's parameters; `reference` is another network, or `WithoutAdapters` of the policy."""
+    if isinstance(reference, WithoutAdapters):
+        moves = [layer.get_delta_weight("default") for layer in adapters(policy).values()]
+        start = [parameter for name, parameter in policy.named_parameters() if ".lora_" not in name]
+    else:
+        start = list(reference.parameters())
+        moves = [own - other for own, other in zip(policy.parameters(), start, strict=True)]
+    moved, length = (math.fsum(float(tensor.double().square().sum()) for tensor in side) for side in (moves, start))
+    return math.sqrt(moved / length)

@@ -4,6 +4,7 @@ The full-size recipe is the paper's (batch 256, lr 2e-4, 35 k steps, frozen back
 along with it (`--train_backbone`), from random weights.
 """
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -16,14 +17,15 @@ from tqdm import tqdm
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.backbones.loading import find_model_index
 from dp2osr.data.crops import CropSource, to_tensor
-from dp2osr.data.degradation import degrade, image_rng, load_degradation
+from dp2osr.data.degradation import degrade, image_rng
+from dp2osr.data.degradation_settings import load_degradation
 from dp2osr.device import compute_device, usable_precision
+from dp2osr.divergence import Divergence
 from dp2osr.errors import UserError, listed
 from dp2osr.files import save_model, write_text
 from dp2osr.prompts.source import read_tags
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
-from dp2osr.training.folder import check_folder, check_length, clear_parts, settle_run
-from dp2osr.training.guard import Divergence
+from dp2osr.training.folder import check_folder, check_length, clear_parts, keep_run_settings
 from dp2osr.training.log import TrainingLog
 from dp2osr.training.options import check_schedule
 from dp2osr.training.settings import STEADY_SCHEDULES
@@ -109,7 +111,7 @@ def train_baseline(args):
     if accelerator.is_main_process:
         used = {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
         steady = args.lr_scheduler in STEADY_SCHEDULES and args.full_window_share in (0, 1)
-        settle_run(output, {**vars(args), **used}, ("config", "checkpointing_steps", "output_dir"), steady)
+        keep_run_settings(output, {**vars(args), **used}, ("config", "checkpointing_steps", "output_dir"), steady)
         clear_parts(output)
     accelerator.wait_for_everyone()
     pool = PairPool(backbone, source, degradation, prompts, args.pool_size, args.seed)
@@ -152,7 +154,7 @@ def train_baseline(args):
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
         scheduler.step()
-        divergence.see(index + 1, loss.item())
+        divergence.see(index + 1, math.isfinite(loss.item()))
         smoothed = loss.item() if smoothed is None else 0.98 * smoothed + 0.02 * loss.item()
         bar.set_postfix(loss=f"{smoothed:.4f}", refresh=False)
         due = (index + 1) % args.checkpointing_steps == 0 or index + 1 == args.max_train_steps

@@ -5,13 +5,23 @@ import sys
 from pathlib import Path
 
 from dp2osr.errors import UserError, listed
-from dp2osr.files import as_json, check_output, put_back, read_json, settle, write_json
-from dp2osr.flags import matches, refuse_inputs
+from dp2osr.files import as_json, keep_settings, put_back, read_json, write_json
+from dp2osr.outputs import check_output, matches, refuse_inputs
 from dp2osr.training.checkpoints import list_checkpoints
 
 POLICY_FILES = (
     "config.json", "diffusion_pytorch_model.safetensors", "model.safetensors", "sampling_settings.json", "versions.json",
     "train_log.jsonl", "checkpoint-*.pt", "best", "samples",
+)  # fmt: skip
+
+# Settings that may differ when a run goes on: a hash stands for them, or they change nothing in the weights but, at most, when a run stops.
+FREE_SETTINGS = (
+    "config", "output_dir", "force", "report_to", "checkpointing_steps", "checkpoints_total_limit",
+    "micro_batch_size", "gradient_checkpointing",
+    "validation_steps", "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates",
+    "pretrained_model_name_or_path", "reference_cache", "collapse_patience", "on_collapse",
+    "controlnet_model_name_or_path", "reference_controlnet_model_name_or_path", "candidates_dir", "scores", "candidates", "reward_config",
+    "num_inference_steps", "guidance_scale", "align_method", "upscale",
 )  # fmt: skip
 
 
@@ -53,7 +63,7 @@ def check_length(output, steps):
         )
 
 
-def settle_run(output, settings, free, steady, force=None, also=None):
+def keep_run_settings(output, settings, free, steady, force=None, also=None):
     """Write a run's settings, or check that those that are there are the same; steps may become more where the schedule is `steady`.
 
     Args:
@@ -61,7 +71,7 @@ def settle_run(output, settings, free, steady, force=None, also=None):
         free: names of settings that may differ.
         steady: whether a longer run begins as a shorter one does.
         force: value of --force; None for a program that has none.
-        also: as in `dp2osr.files.settle`.
+        also: as in `dp2osr.files.keep_settings`.
 
     Raises:
         UserError: other settings; the ways out are named.
@@ -75,7 +85,7 @@ def settle_run(output, settings, free, steady, force=None, also=None):
     if other and not steady:
         reason = f"the rates of a {settings.get('lr_scheduler', 'cosine')} schedule depend on --max_train_steps"
         way = f"{way} ({reason})" if way else f"since {reason}"
-    settle(path, settings, (*free, "max_train_steps") if grows else free, bool(force), way, also)
+    keep_settings(path, settings, (*free, "max_train_steps") if grows else free, bool(force), way, also)
     if grows:
         print(f"{output}: {there} steps become {settings['max_train_steps']}", file=sys.stderr)
         write_json(path, settings)

@@ -2,20 +2,6 @@
 
 import math
 
-from dp2osr.errors import UserError
-
-
-class Divergence:
-    """Ends a training (`UserError`) whose loss is NaN or infinite in three steps in a row."""
-
-    def __init__(self, output):
-        self.output, self.bad = output, 0
-
-    def see(self, step, loss):
-        self.bad = 0 if math.isfinite(loss) else self.bad + 1
-        if self.bad == 3:
-            raise UserError(f"{self.output}: no finite loss in three steps in a row, the last at step {step}; lower --learning_rate")
-
 
 class CollapseGuard:
     """Fed with the log's records, in order; those without a validation are passed over.

@@ -1,7 +1,8 @@
-"""Training curves on disk."""
+"""Training curves on disk, and at a tracker."""
 
 import json
 
+from dp2osr.errors import UserError
 from dp2osr.files import write_text
 
 
@@ -25,3 +26,15 @@ class TrainingLog:
     def write(self, record):
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
+
+
+def start_tracker(accelerator, settings):
+    """Tell the tracker of the run; `UserError` where it does not start, as without a login."""
+    if settings.report_to == "none":
+        return
+    plain = {key: value for key, value in vars(settings).items() if isinstance(value, int | float | str | bool)}
+    try:
+        accelerator.init_trackers("dp2o", config=plain)
+    except Exception as error:  # each tracker raises its own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"--report_to {settings.report_to}: does not start ({reason}); see to it, or give --report_to none") from None

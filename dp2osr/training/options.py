@@ -5,6 +5,7 @@ from dataclasses import fields
 
 from dp2osr.cli import refuse_ignored
 from dp2osr.errors import UserError
+from dp2osr.provenance import legacy_weights_hash, weights_hash
 from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.training.settings import TimestepSettings
 
@@ -35,6 +36,32 @@ def check_schedule(args):
         raise UserError(
             f"--learning_rate {args.learning_rate:g}: a polynomial schedule ends at 1e-7; take a higher rate, or another schedule"
         )
+
+
+def check_model(args, store):
+    """Raise `UserError` unless the candidates of `store` are latents of the base model, and of the files of it, that `args` name."""
+    settings, files = store.settings, store.settings.get("model_files", {})
+    model, vae = args.pretrained_model_name_or_path, args.pretrained_vae_model_name_or_path
+    found = {"variant": files.get("variant"), "revision": files.get("revision"), "autoencoder": settings.get("vae_hash")}
+    given = {"variant": args.variant, "revision": args.revision, "autoencoder": weights_hash(vae, part="vae") if vae else None}
+    if vae and found["autoencoder"] != given["autoencoder"] and found["autoencoder"] == legacy_weights_hash(vae):
+        given["autoencoder"] = found["autoencoder"]
+    here = weights_hash(model, args.variant, args.revision)
+    if settings["model_hash"] == here and (not args.variant or here != weights_hash(model, None, args.revision)):
+        given |= {"variant": found["variant"], "revision": found["revision"]}  # the very same weights, whatever they were called by
+    elif settings["model_hash"] not in (here, legacy_weights_hash(model)) and (args.variant, args.revision) == (
+        found["variant"],
+        found["revision"],
+    ):
+        raise UserError(
+            f"{args.candidates_dir}: was sampled with the weights of {settings['model']}, which are not those of {model}; "
+            "latents of another model cannot be trained on"
+        )
+    for name, value in found.items():
+        if given[name] != value:
+            raise UserError(
+                f"{args.candidates_dir}: was sampled with {name} {value}, not {given[name]}; give the flags that it was sampled with"
+            )
 
 
 TRACKERS = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",), "trackio": ("trackio",)}  # packages, one of which it needs
@@ -127,7 +154,7 @@ def sampling_options(args, settings, backbone):
     )
 
 
-def told_differences(options, settings, backbone):
+def sampling_differences(options, settings, backbone):
     """Lines on what of validation's sampling is not as the candidates were sampled."""
     sampled, prompts = candidates_settings(settings, backbone), settings.get("prompt_source")
     pairs = {name: (getattr(options, name), value) for name, value in sampled.items() if name != "tiling"}

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dp2osr.backbones.settings import ModelSettings
-from dp2osr.cli import Count, Finite, Natural, NonNegative, Positive, RegularExpression, Settings, Share, at_least, default_is, metavar
+from dp2osr.cli import Settings
+from dp2osr.fields import Count, Finite, Natural, NonNegative, Positive, RegularExpression, Share, at_least, default_is, metavar
 from dp2osr.preference.settings import Weighting
 
 Loss = Literal["sigmoid", "ipo", "hinge", "plackett_luce"]  # of preference.loss

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from dp2osr.backbones import load_backbone, model_source
 from dp2osr.data.images import save_image
 from dp2osr.device import DTYPES, compute_device, usable_precision
+from dp2osr.divergence import Divergence
 from dp2osr.errors import UserError
 from dp2osr.files import replace_folder, write_json
 from dp2osr.preference.groups import PreferenceGroups, groups_of_step
@@ -28,26 +29,17 @@ from dp2osr.rewards.chosen import as_dict, read_with_reward
 from dp2osr.sampling.decode import stored_tiling
 from dp2osr.sampling.defaults import NAMES
 from dp2osr.sampling.store import CandidateStore
-from dp2osr.training.adapters import WithoutAdapters, adapters, add_adapters, merged
+from dp2osr.training.adapters import WithoutAdapters, add_adapters, distance, merged
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint, save_controlnet
-from dp2osr.training.folder import POLICY_FILES, check_folder, check_length, clear_parts, settle_run
+from dp2osr.training.folder import FREE_SETTINGS, POLICY_FILES, check_folder, check_length, clear_parts, keep_run_settings
 from dp2osr.training.gradient import GradientSum
 from dp2osr.training.guard import CollapseGuard
-from dp2osr.training.log import TrainingLog
+from dp2osr.training.log import TrainingLog, start_tracker
 from dp2osr.training.objective import STATISTICS, GroupObjective
-from dp2osr.training.options import candidates_settings, check_options
+from dp2osr.training.options import candidates_settings, check_model, check_options
 from dp2osr.training.reference_cache import ReferenceCache
 from dp2osr.training.settings import STEADY_SCHEDULES
 
-# Settings that may differ when a run goes on: a hash stands for them, or they change nothing in the weights but, at most, when a run stops.
-FREE_SETTINGS = (
-    "config", "output_dir", "force", "report_to", "checkpointing_steps", "checkpoints_total_limit",
-    "micro_batch_size", "gradient_checkpointing",
-    "validation_steps", "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates",
-    "pretrained_model_name_or_path", "reference_cache", "collapse_patience", "on_collapse",
-    "controlnet_model_name_or_path", "reference_controlnet_model_name_or_path", "candidates_dir", "scores", "candidates", "reward_config",
-    "num_inference_steps", "guidance_scale", "align_method", "upscale",
-)  # fmt: skip
 GRADIENT_SUMS = {"fp32": torch.float32, "fp64": torch.float64}
 DISTANCE_STEPS = 10  # steps between two looks at how far the policy is from the reference
 
@@ -98,8 +90,8 @@ class PreferenceTrainer:
         self.validator = self.make_validator() if main and self.validates else None
         cache = self.reference_cache(store) if args.reference_cache else None
         if main:
-            self.settle(store, forced=False)
-            for line in self.groups.oddities():
+            self.keep_settings(store, forced=False)
+            for line in self.groups.warnings():
                 print(f"warning: {store.folder}: {line}", file=sys.stderr)
         self.accelerator.wait_for_everyone()
         if args.gradient_checkpointing:
@@ -146,7 +138,7 @@ class PreferenceTrainer:
             self.reference = self.backbone.load_controlnet(other, torch.float32).requires_grad_(False) if other else deepcopy(start)
             self.policy = start.requires_grad_(True).train()
 
-    def settle(self, store, forced):
+    def keep_settings(self, store, forced):
         """Write the run's settings, or compare them with those that are there; with --force, once its checkpoint is known to fit."""
         args = self.args
         if args.force != forced:
@@ -164,7 +156,7 @@ class PreferenceTrainer:
             "start_hash": partial(legacy_weights_hash, args.controlnet_model_name_or_path),
             "reference_hash": partial(legacy_weights_hash, self.reference_path),
         }
-        settle_run(self.output, settings, FREE_SETTINGS, steady, args.force, also)
+        keep_run_settings(self.output, settings, FREE_SETTINGS, steady, args.force, also)
 
     def reference_cache(self, store):
         """The cache of the reference's errors, filed under all that decides them beside group, timestep and noise."""
@@ -245,38 +237,26 @@ class PreferenceTrainer:
         if args.force:
             self.restart_schedule()
             if main:
-                self.settle(self.groups.store, forced=True)
+                self.keep_settings(self.groups.store, forced=True)
         log = TrainingLog(self.output / "train_log.jsonl", self.step) if main else None
-        self.start_tracker()
+        start_tracker(self.accelerator, args)
         guard = CollapseGuard(args.collapse_patience, log.records if main else ())
         stopped = self.validates and args.on_collapse == "stop" and self.has_collapsed(guard)  # it was stopped, and is run again
         last = self.step if stopped else args.max_train_steps
         if validator and self.step == 0 < last:
             self.validate(validator, guard, log)
-        bar = tqdm(
-            range(self.step, last),
-            initial=self.step,
-            total=args.max_train_steps,
-            unit="step",
-            desc="train",
-            disable=not main,
-        )
-        bad, smooth = 0, None
+        bar = tqdm(range(self.step, last), "train", args.max_train_steps, initial=self.step, unit="step", disable=not main)
+        divergence, smooth = Divergence(self.output), None
         for _ in bar:
             started = time.perf_counter()
             record, image_ids = self.train_step()
             self.step += 1
-            bad = 0 if record["finite"] or self.accelerator.scaler and math.isfinite(record["loss"]) else bad + 1
-            if bad == 3:
-                raise UserError(
-                    f"{self.output}: no finite loss in three steps in a row, the last at step {self.step} with the images "
-                    f"{', '.join(image_ids)}; lower --learning_rate or check their scores"
-                )
+            divergence.see(self.step, record["finite"] or self.accelerator.scaler and math.isfinite(record["loss"]), image_ids)
             seconds = time.perf_counter() - started
             record["groups_per_second"] = args.groups_per_step / seconds
             record["pairs_per_second"] = args.groups_per_step * args.timesteps_per_group * (args.pairs_per_group or args.top_n**2) / seconds
             if self.step % DISTANCE_STEPS == 0:
-                record["distance"] = self.distance()
+                record["distance"] = distance(self.policy, self.reference)
             smooth = record["implicit_accuracy"] if smooth is None else 0.9 * smooth + 0.1 * record["implicit_accuracy"]
             bar.set_postfix(loss=f"{record['loss']:.3f}", accuracy=f"{smooth:.2f}", refresh=False)
             self.log(log, record)
@@ -289,28 +269,11 @@ class PreferenceTrainer:
             if self.step % args.checkpointing_steps == 0 or self.step == args.max_train_steps:
                 self.save()
         bar.close()
-        if bad and main:
-            print(
-                f"\nwarning: {self.output}: the last {bad} steps had no finite loss and changed nothing; lower --learning_rate",
-                file=sys.stderr,
-            )
         if main:
+            divergence.warn()
             save_controlnet(merged(self.policy), self.output, self.recommended)
             write_json(self.output / "versions.json", versions())
         self.accelerator.end_training()
-
-    def start_tracker(self):
-        """Tell the tracker of the run; `UserError` where it does not start, as without a login."""
-        args = self.args
-        if args.report_to == "none":
-            return
-        try:
-            self.accelerator.init_trackers(
-                "dp2o", config={key: value for key, value in vars(args).items() if isinstance(value, (int, float, str, bool))}
-            )
-        except Exception as error:  # each tracker raises its own
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(f"--report_to {args.report_to}: does not start ({reason}); see to it, or give --report_to none") from None
 
     def restart_schedule(self):
         """Learning rate and weight decay by the flags, not by the checkpoint's settings."""
@@ -356,18 +319,6 @@ class PreferenceTrainer:
                 group["lr"] /= 2
         return action == "stop"
 
-    @torch.no_grad()
-    def distance(self):
-        """‖θ − θ_ref‖ / ‖θ_ref‖ over the ControlNet's parameters."""
-        if self.args.lora_rank:
-            moves = [layer.get_delta_weight("default") for layer in adapters(self.policy).values()]
-            start = [parameter for name, parameter in self.policy.named_parameters() if ".lora_" not in name]
-        else:
-            start = list(self.reference.parameters())
-            moves = [own - other for own, other in zip(self.policy.parameters(), start, strict=True)]
-        moved, length = (math.fsum(float(tensor.double().square().sum()) for tensor in side) for side in (moves, start))
-        return math.sqrt(moved / length)
-
     def log(self, log, record):
         if log:
             log.write(record)
@@ -377,29 +328,3 @@ class PreferenceTrainer:
         if self.accelerator.is_main_process:
             save_checkpoint(self.output, self.step, self.parts, self.args.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
-
-
-def check_model(args, store):
-    """Raise `UserError` unless the candidates of `store` are latents of the base model, and of the files of it, that `args` name."""
-    settings, files = store.settings, store.settings.get("model_files", {})
-    model, vae = args.pretrained_model_name_or_path, args.pretrained_vae_model_name_or_path
-    found = {"variant": files.get("variant"), "revision": files.get("revision"), "autoencoder": settings.get("vae_hash")}
-    given = {"variant": args.variant, "revision": args.revision, "autoencoder": weights_hash(vae, part="vae") if vae else None}
-    if vae and found["autoencoder"] != given["autoencoder"] and found["autoencoder"] == legacy_weights_hash(vae):
-        given["autoencoder"] = found["autoencoder"]
-    here = weights_hash(model, args.variant, args.revision)
-    if settings["model_hash"] == here and (not args.variant or here != weights_hash(model, None, args.revision)):
-        given |= {"variant": found["variant"], "revision": found["revision"]}  # the very same weights, whatever they were called by
-    elif settings["model_hash"] not in (here, legacy_weights_hash(model)) and (args.variant, args.revision) == (
-        found["variant"],
-        found["revision"],
-    ):
-        raise UserError(
-            f"{args.candidates_dir}: was sampled with the weights of {settings['model']}, which are not those of {model}; "
-            "latents of another model cannot be trained on"
-        )
-    for name, value in found.items():
-        if given[name] != value:
-            raise UserError(
-                f"{args.candidates_dir}: was sampled with {name} {value}, not {given[name]}; give the flags that it was sampled with"
-            )

@@ -10,13 +10,14 @@ from dp2osr import stats
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.loading import cast
 from dp2osr.data.contact_sheet import draw_sheet
-from dp2osr.data.images import list_images, pil_to_tensor, read_image, tensor_to_pil
+from dp2osr.data.images import pil_to_tensor, read_image, tensor_to_pil
+from dp2osr.data.inputs import list_images
 from dp2osr.errors import NonFiniteSamples, UserError, listed
 from dp2osr.rewards.config import for_new_images
 from dp2osr.rewards.metrics import MetricSuite, check_modes
 from dp2osr.rewards.reward import finite_groups_of, hybrid_reward, with_fixed_weights
 from dp2osr.sampling.sampler import GroupSampler
-from dp2osr.training.options import sampling_options, told_differences
+from dp2osr.training.options import sampling_differences, sampling_options
 
 
 class RewardValidator:
@@ -38,7 +39,7 @@ class RewardValidator:
     def __init__(self, args, backbone, reference, config, settings, shown=6):
         options = sampling_options(args, settings, backbone)
         self.images = read_validation_images(args.validation_image_path, args.validation_gt_path, options.upscale)
-        for line in told_differences(options, settings, backbone):
+        for line in sampling_differences(options, settings, backbone):
             print(f"warning: validation: {line}", file=sys.stderr)
         config = for_new_images(config, "validation samples")
         self.config, self.reference, self.count, self.shown = config, reference, args.validation_candidates, shown

@@ -17,7 +17,7 @@ from pathlib import Path
 from dp2osr.cli import read_settings
 from dp2osr.errors import PARENT, UserError
 from dp2osr.experiments.rounds import further_round, reference_of, round_suffix
-from dp2osr.files import check_output
+from dp2osr.outputs import check_output
 from dp2osr.places import ROOT
 from dp2osr.rewards.table import SCORES
 

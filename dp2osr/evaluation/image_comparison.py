@@ -14,7 +14,8 @@ from dp2osr.evaluation.image_folders import pair_images, parse_folders
 from dp2osr.evaluation.image_scores import ImageScorer, protocol_specs
 from dp2osr.evaluation.published import load_published
 from dp2osr.evaluation.tables import bold_if_clear, csv_text, interval, markdown, number, with_direction, with_spread
-from dp2osr.files import check_output, write_json, write_text
+from dp2osr.files import write_json, write_text
+from dp2osr.outputs import check_output
 from dp2osr.provenance import versions
 from dp2osr.results import check_own_files, own_files
 from dp2osr.rewards.config import CONFIG_DIR, load_reward_config, nearest

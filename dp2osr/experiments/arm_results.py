@@ -7,8 +7,7 @@ import numpy as np
 import pandas as pd
 
 from dp2osr import stats
-from dp2osr.data.contact_sheet import contact_sheet
-from dp2osr.data.images import find_gt
+from dp2osr.data.inputs import find_gt
 from dp2osr.evaluation import plots
 from dp2osr.evaluation.compare import BICUBIC, REWARD, Comparison, metric_table, results_of, with_reward
 from dp2osr.evaluation.image_folders import pair_images
@@ -19,6 +18,7 @@ from dp2osr.experiments.spec import BASE
 from dp2osr.files import write_json, write_text
 from dp2osr.provenance import versions
 from dp2osr.rewards.config import load_reward_config
+from dp2osr.sampling.candidate_sheet import contact_sheet
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,239 @@
+"""Settings of a degradation: each field carries the check of its YAML value; a check returns the value or raises ValueError."""
+
+import difflib
+import math
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+from dp2osr.data.degradation import RESIZE_MODES
+from dp2osr.errors import UserError
+from dp2osr.files import read_yaml
+from dp2osr.places import CONFIGS
+
+CONFIG_DIR = CONFIGS / "degradation"
+
+
+KERNEL_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
+
+
+RESIZE_DIRECTIONS = ("up", "down", "keep")
+
+
+def _number(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise ValueError(f"must be a number, not {value!r}")
+    return float(value)
+
+
+def _probability(value):
+    if not 0 <= _number(value) <= 1:
+        raise ValueError(f"must be a probability in [0, 1], not {value!r}")
+    return float(value)
+
+
+def _whole(value, least):
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"must be a whole number of at least {least}, not {value!r}")
+    return value
+
+
+def _range(least, most, around=None):
+    """A check for `[low, high]` within [least, most]; if `around` is given, low ≤ around ≤ high."""
+
+    def check(value):
+        if not isinstance(value, list) or len(value) != 2:
+            raise ValueError(f"must be [low, high], not {value!r}")
+        low, high = map(_number, value)
+        if not least <= low <= high <= most:
+            raise ValueError(f"must be [low, high] with {least:g} <= low <= high <= {most:g}, not {value!r}")
+        if around is not None and not low <= around <= high:
+            raise ValueError(f"must contain {around:g}, not {value!r}")
+        return low, high
+
+    return check
+
+
+def _choices(allowed):
+    """A check for a list out of `allowed`, drawn from with equal probability."""
+
+    def check(value):
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"must be a list out of {', '.join(allowed)}, not {value!r}")
+        for entry in value:
+            if entry not in allowed:
+                raise ValueError(f"has the unknown entry {entry!r}{_nearest(entry, allowed)}")
+        return tuple(value)
+
+    return check
+
+
+def _distribution(allowed):
+    """A check for a mapping `kind: probability` over `allowed` with sum 1; a kind left out has probability 0."""
+
+    def check(value):
+        if not isinstance(value, dict) or not value:
+            raise ValueError(f"must map {', '.join(allowed)} to probabilities, not {value!r}")
+        for kind in value:
+            if kind not in allowed:
+                raise ValueError(f"has the unknown entry {kind!r}{_nearest(kind, allowed)}")
+        pairs = tuple((kind, _probability(value[kind])) for kind in allowed if kind in value)
+        if abs(sum(probability for _, probability in pairs) - 1) > 1e-6:
+            raise ValueError(f"must sum to 1, not {sum(probability for _, probability in pairs):g}")
+        return pairs
+
+    return check
+
+
+def _odd_sizes(value):
+    if not isinstance(value, list) or not value or any(_whole(size, 3) % 2 == 0 for size in value):
+        raise ValueError(f"must be a list of odd kernel sizes of at least 3, not {value!r}")
+    return tuple(value)
+
+
+def _value(check):
+    return field(metadata={"check": check})
+
+
+def _section(kind, optional=False):
+    return field(metadata={"section": kind, "optional": optional})
+
+
+@dataclass(frozen=True)
+class BlurConfig:
+    """One blur: with `sinc_prob` a sinc kernel, else one of `kernel_probs`."""
+
+    prob: float = _value(_probability)
+    kernel_sizes: tuple = _value(_odd_sizes)
+    kernel_probs: tuple = _value(_distribution(KERNEL_KINDS))
+    sigma: tuple = _value(_range(1e-3, 100))  # pixels, each axis
+    rotation: tuple = _value(_range(-360, 360))  # degrees, anisotropic kernels
+    betag: tuple = _value(_range(1e-2, 20, around=1))  # shape of the generalized Gaussian; half of the draws lie below 1
+    betap: tuple = _value(_range(1e-2, 20, around=1))  # shape of the plateau kernel
+    sinc_prob: float = _value(_probability)
+    sinc_large_from: int = _value(lambda value: _whole(value, 3))  # kernel size from which `sinc_cutoff_large` holds
+    sinc_cutoff_small: tuple = _value(_range(1e-2, 1))  # units of pi
+    sinc_cutoff_large: tuple = _value(_range(1e-2, 1))
+
+
+@dataclass(frozen=True)
+class ResizeConfig:
+    """One random resize; the factor is drawn from [1, high] when up, [low, 1] when down."""
+
+    probs: tuple = _value(_distribution(RESIZE_DIRECTIONS))
+    range: tuple = _value(_range(1e-2, 10, around=1))
+    modes: tuple = _value(_choices(RESIZE_MODES))
+
+
+@dataclass(frozen=True)
+class NoiseConfig:
+    """Gaussian noise with `gaussian_prob`, else Poisson noise; one noise for the three channels with `gray_prob`."""
+
+    gaussian_prob: float = _value(_probability)
+    gaussian_sigma: tuple = _value(_range(0, 255))  # of 255
+    poisson_scale: tuple = _value(_range(0, 100))
+    gray_prob: float = _value(_probability)
+
+
+@dataclass(frozen=True)
+class JpegConfig:
+    quality: tuple = _value(_range(1, 100))
+
+
+@dataclass(frozen=True)
+class FirstPassConfig:
+    blur: BlurConfig = _section(BlurConfig)
+    resize: ResizeConfig = _section(ResizeConfig)
+    noise: NoiseConfig = _section(NoiseConfig)
+    jpeg: JpegConfig | None = _section(JpegConfig, optional=True)
+
+
+@dataclass(frozen=True)
+class SecondPassConfig:
+    """No JPEG: the final one closes the second pass. Resize factors are relative to the LR size."""
+
+    blur: BlurConfig = _section(BlurConfig)
+    resize: ResizeConfig = _section(ResizeConfig)
+    noise: NoiseConfig = _section(NoiseConfig)
+
+
+@dataclass(frozen=True)
+class FinalSincConfig:
+    prob: float = _value(_probability)
+    kernel_sizes: tuple = _value(_odd_sizes)
+    cutoff: tuple = _value(_range(1e-2, 1))
+
+
+@dataclass(frozen=True)
+class FinalJpegConfig:
+    quality: tuple = _value(_range(1, 100))
+    resize_first_prob: float = _value(_probability)  # resize to LR, then JPEG; else JPEG, then resize
+
+
+@dataclass(frozen=True)
+class FinalConfig:
+    """The resize to LR size with its sinc filter, and a last JPEG before or after it."""
+
+    resize_modes: tuple = _value(_choices(RESIZE_MODES))
+    sinc: FinalSincConfig | None = _section(FinalSincConfig, optional=True)
+    jpeg: FinalJpegConfig | None = _section(FinalJpegConfig, optional=True)
+
+
+@dataclass(frozen=True)
+class DegradationConfig:
+    scale: int = _value(lambda value: _whole(value, 1))
+    first: FirstPassConfig = _section(FirstPassConfig)
+    second_order_prob: float = _value(_probability)
+    second: SecondPassConfig | None = _section(SecondPassConfig, optional=True)
+    final: FinalConfig = _section(FinalConfig)
+
+
+def load_degradation(name_or_path):
+    """Read a degradation by name (`configs/degradation/<name>.yaml`) or from a YAML file.
+
+    Raises:
+        UserError: no such degradation; a key that is unknown, missing or out of range (named, with the nearest known key).
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIG_DIR / f"{name_or_path}.yaml"
+        known = sorted(entry.stem for entry in CONFIG_DIR.glob("*.yaml"))
+        if str(name_or_path) not in known:
+            raise UserError(f"degradation '{name_or_path}': not one of {', '.join(known)}; give one of these or a .yaml file")
+    settings = read_yaml(path, "valid YAML")
+    config = _build(DegradationConfig, settings, path, "")
+    if config.second_order_prob > 0 and config.second is None:
+        raise UserError(f"{path}: 'second_order_prob' needs the section 'second'")
+    if config.second_order_prob == 0 and config.second is not None:
+        raise UserError(f"{path}: 'second_order_prob' is 0, so the section 'second' would never be read; set it to null")
+    return config
+
+
+def _build(kind, settings, path, prefix):
+    """The dataclass `kind` from a YAML mapping whose keys are exactly its fields."""
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: {f'{prefix[:-1]!r}' if prefix else 'the file'} must map keys to values")
+    known = [entry.name for entry in fields(kind)]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{prefix}{key}'{_nearest(key, known)}")
+    values = {}
+    for entry in fields(kind):
+        name = prefix + entry.name
+        if entry.name not in settings:
+            way_out = "; give it, or null to leave the step out" if entry.metadata.get("optional") else "; give it"
+            raise UserError(f"{path}: missing key '{name}'{way_out}")
+        value = settings[entry.name]
+        if "section" in entry.metadata:
+            absent = value is None and entry.metadata["optional"]
+            values[entry.name] = None if absent else _build(entry.metadata["section"], value, path, f"{name}.")
+            continue
+        try:
+            values[entry.name] = entry.metadata["check"](value)
+        except ValueError as error:
+            raise UserError(f"{path}: '{name}' {error}") from None
+    return kind(**values)
+
+
+def _nearest(key, known):
+    match = difflib.get_close_matches(str(key), [str(entry) for entry in known], n=1, cutoff=0)
+    return f"; the nearest known is '{match[0]}'"

@@ -1,0 +1,342 @@
+"""Folders of images as a program's inputs: what is there, what is passed over, all that cannot be used at once."""
+
+import csv
+import io
+import os
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from dp2osr.data.images import open_image
+from dp2osr.digests import MEMORY, digest
+from dp2osr.errors import UserError, listed
+from dp2osr.files import read_text
+
+EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+OPTIONAL = {".jpe", ".jfif", ".gif", ".avif", ".jp2"}  # taken where Pillow can read the file, and told
+
+
+# What a user may take for an image that is read here: it is told when it is passed over.
+LIKE_IMAGES = {
+    ".heic", ".heif", ".hif", ".j2k", ".jxl", ".svg", ".psd", ".xcf", ".tga", ".ico", ".exr", ".hdr", ".dng",
+    ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pdf", ".mp4", ".mov", ".avi",
+}  # fmt: skip
+
+
+SHOWN = 40  # names in a message
+
+
+READERS = min(8, os.cpu_count() or 1)  # threads that decode inputs for a check
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An input: its path, its id (the stem; sub-folders and `__` before it), the sub-folder below the folder that was named, its size.
+
+    Attributes:
+        size: (width, height) upright, pixels.
+    """
+
+    path: Path
+    id: str
+    folder: str = ""
+    size: tuple = (0, 0)
+
+    @property
+    def name(self):
+        """The file's path below the folder that was named: sub-folders may hold files of one name."""
+        return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
+
+    @property
+    def stem(self):
+        return self.path.stem
+
+    @property
+    def content(self):
+        """SHA-256 of the file."""
+        return digest(self.path)
+
+
+@dataclass
+class Listing:
+    """The images of a folder by their names, before one is opened.
+
+    Attributes:
+        files: `ImageFile`s, sorted by path; their sizes are not known yet.
+        problems: {path: what is wrong with its name}.
+        passed_over: lines about what is not taken, for the user.
+    """
+
+    where: Path
+    files: list
+    problems: dict = field(default_factory=dict)
+    passed_over: list = field(default_factory=list)
+
+
+def find_inputs(folder, recursive=False, skip_unreadable=False, choose=None, leave_out=None, least=1, flag="", quiet=False):
+    """The images to work on, all of them decoded once (and remembered); what is not taken is told on stderr.
+
+    Args:
+        folder: a folder, a manifest.csv (column `file`, paths from its own folder) or one image.
+        recursive: take sub-folders too.
+        skip_unreadable: go on without those that cannot be used.
+        choose: list of `ImageFile` → those to take, as `evenly` does; only they are opened.
+        leave_out: path → whether it is a result that lies among the inputs.
+        least: shortest side allowed, pixels; flag: that says so.
+        quiet: tell nothing: another process does.
+
+    Returns:
+        (list of `ImageFile`, {path: why it was skipped}).
+
+    Raises:
+        UserError: no image; images that cannot be used, all of them at once.
+    """
+    listing = scan(folder, recursive, leave_out)
+    files = choose(listing.files) if choose else listing.files
+    problems, frames, read, unread = dict(listing.problems), [], [], []
+    good = []
+    for file, found in zip(files, examine([file.path for file in files], show=not quiet), strict=True):
+        problem = found["problem"] or too_small(found["size"], least, flag)
+        if file.path.suffix.lower() in OPTIONAL:
+            (unread if found["problem"] else read).append(file.path.name)
+        if found["problem"] and file.path.suffix.lower() in OPTIONAL:
+            continue
+        if problem:
+            problems[file.path] = problem
+        else:
+            good.append(ImageFile(file.path, file.id, file.folder, tuple(found["size"])))
+        if found["frames"] > 1:
+            frames.append(f"{file.path.name} ({found['frames']})")
+    told = list(listing.passed_over)
+    told += [f"{len(unread)} not of a format that is read here: {listed(unread, SHOWN)}"] if unread else []
+    told += [f"read too: {listed(read, SHOWN)}"] if read else []
+    told += [f"only the first frame is taken of {listed(frames, SHOWN)}"] if frames else []
+    if told and not quiet:
+        print(f"note: {listing.where}: {'; '.join(told)}", file=sys.stderr)
+    if not good and not problems:
+        raise UserError(f"{listing.where}: holds no image of {', '.join(sorted(EXTENSIONS))}{_passed_over(told)}")
+    if problems and not (skip_unreadable and good):
+        what = listed(
+            [f"{path.relative_to(listing.where) if path.is_relative_to(listing.where) else path}: {why}" for path, why in problems.items()],
+            SHOWN,
+        )
+        ways = "mend or remove them" + ("" if skip_unreadable else ", or go on without them by --skip_unreadable where a program has it")
+        raise UserError(f"{listing.where}: {len(problems)} of {len(files) + len(listing.problems)} images cannot be used: {what}; {ways}")
+    return good, problems
+
+
+def scan(folder, recursive=False, leave_out=None):
+    """`Listing` of a folder, a manifest or one file.
+
+    Raises:
+        UserError: no such path, no image in it, or an unreadable manifest.
+    """
+    folder, passed_over = Path(folder), []
+    if folder.suffix == ".csv" and folder.is_file():
+        root, paths = folder.parent, _listed_in(folder)
+    elif folder.is_dir():
+        root, (paths, passed_over) = folder, _images_below(folder, recursive)
+    elif os.path.lexists(folder):
+        root, paths = folder.parent, [folder]
+    else:
+        raise UserError(f"{folder}: no such folder of images")
+    results = [path for path in paths if leave_out and leave_out(path)]
+    if results:
+        passed_over.append(f"results of an earlier run are no inputs: {listed([path.name for path in results], 8)}")
+    paths = [path for path in paths if path not in set(results)]
+    if not paths:
+        raise UserError(f"{folder}: holds no image of {', '.join(sorted(EXTENSIONS))}{_passed_over(passed_over)}")
+    files, problems, twins = {}, {}, []
+    for path in sorted(paths, key=lambda path: path.suffix.lower() in OPTIONAL):
+        file = ImageFile(path, *_named(path, root, recursive))
+        problem = _name_problem(file)
+        if not problem and file.id in files and path.suffix.lower() in OPTIONAL:
+            twins.append(path.name)
+            continue
+        if not problem and file.id in files:
+            problem = f"it and {files[file.id].path.name} share the stem '{file.path.stem}', which is the image id; rename one"
+        if problem:
+            problems[path] = problem
+        else:
+            files[file.id] = file
+    if twins:
+        passed_over.append(f"{len(twins)} with the name of another image: {listed(twins, SHOWN)}")
+    return Listing(folder, sorted(files.values(), key=lambda file: file.path), problems, passed_over)
+
+
+def _passed_over(lines):
+    return f" ({'; '.join(lines)})" if lines else ""
+
+
+def _named(path, root, recursive):
+    """(image id, sub-folder) of an image."""
+    if not recursive or not path.is_relative_to(root):
+        return path.stem, ""
+    folder = path.relative_to(root).parent.as_posix()
+    folder = "" if folder == "." else folder
+    return "__".join([*folder.split("/"), path.stem] if folder else [path.stem]), folder
+
+
+def _name_problem(file):
+    name = file.path.name
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    if name.startswith("."):
+        return "a hidden file, which later stages would not see; rename it"
+    if any(ord(letter) < 32 for letter in name):
+        return "a control character in its name; rename it"
+    return None
+
+
+def _images_below(folder, recursive):
+    """(sorted image paths of a folder, lines about what is not taken)."""
+    paths, like, hidden, folders = [], [], [], []
+    for path in sorted(folder.iterdir()):
+        suffix = path.suffix.lower()
+        if path.is_dir():
+            if not path.name.startswith("."):
+                folders.append(path)
+        elif suffix in EXTENSIONS | OPTIONAL | LIKE_IMAGES:
+            if path.name.startswith("."):
+                hidden += [] if path.name.startswith("._") else [path]  # `._photo.png` is macOS's note about photo.png
+            elif suffix in EXTENSIONS | OPTIONAL:
+                paths.append(path)
+            else:
+                like.append(path)
+    told = []
+    if like:
+        told.append(f"{len(like)} not of a format that is read here: {listed([path.name for path in like], SHOWN)}")
+    if hidden:
+        told.append(f"{len(hidden)} hidden: {listed([path.name for path in hidden], SHOWN)}")
+    if recursive:
+        for sub in folders:
+            more, also = _images_below(sub, recursive)
+            paths += more
+            told += [f"in {sub.name}: {line}" for line in also]
+        return paths, told
+    full = [sub for sub in folders if any(entry.suffix.lower() in EXTENSIONS for entry in _entries(sub))]
+    if full:
+        told.append(f"{len(full)} sub-folders with images are not entered without --recursive: {listed([sub.name for sub in full], SHOWN)}")
+    return paths, told
+
+
+def _entries(folder):
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []
+
+
+def examine(paths, show=False):
+    """What is known of each image: {"size": [width, height], "frames": int, "problem": what is wrong or None}, remembered."""
+    from tqdm import tqdm
+
+    found, todo = {}, []
+    for path in paths:
+        todo.append(path) if os.path.exists(path) else found.update(
+            {path: _unusable("a broken link" if path.is_symlink() else "not there")}
+        )
+    parts = [todo[start : start + 64] for start in range(0, len(todo), 64)]
+    for part in tqdm(parts, desc="check images", unit="x 64", delay=3, disable=not show):
+        found.update(zip(part, MEMORY.recall_all(part, "image", _examine, READERS), strict=True))
+    return [found[path] for path in paths]
+
+
+def _examine(path):
+    """Decode one image."""
+    try:
+        if not os.path.getsize(path):
+            return _unusable("an empty file")
+        with Image.open(path) as image:
+            frames = getattr(image, "n_frames", 1)
+        return {"size": list(open_image(path).size), "frames": frames, "problem": None}
+    except UserError as error:
+        return _unusable(str(error).removeprefix(f"{path}: ").removesuffix("; replace or remove it"))
+    except Exception as error:  # a decoder of Pillow may raise anything on a broken file
+        return _unusable(f"not a readable image ({' '.join(str(error).split())[:120]})")
+
+
+def _unusable(problem):
+    return {"size": [0, 0], "frames": 1, "problem": problem}
+
+
+def too_small(size, least, flag=""):
+    """What is wrong with an image of this size, or None."""
+    if min(size) >= least:
+        return None
+    return f"{size[0]}x{size[1]} pixels, a side of at least {least} is needed{' by ' + flag if flag else ''}"
+
+
+def list_images(folder, recursive=False):
+    """Image paths of a folder, of a manifest.csv or the one file named, sorted; none is opened.
+
+    Raises:
+        UserError: no such path, no image in it, images with one name (all are listed), or an unreadable manifest.
+    """
+    listing = scan(folder, recursive)
+    if listing.problems:
+        what = listed([f"{path.name}: {why}" for path, why in listing.problems.items()], SHOWN)
+        raise UserError(f"{folder}: {len(listing.problems)} images cannot be used: {what}")
+    return [file.path for file in listing.files]
+
+
+def check_images(paths, where):
+    """Raise `UserError` that names all of `paths` that cannot be decoded; returns their sizes, (width, height)."""
+    found = examine(list(paths))
+    bad = [f"{path.name}: {about['problem']}" for path, about in zip(paths, found, strict=True) if about["problem"]]
+    if bad:
+        raise UserError(f"{where}: {len(bad)} of {len(found)} images cannot be used: {listed(bad, SHOWN)}; mend or remove them")
+    return [tuple(about["size"]) for about in found]
+
+
+def evenly(paths, count, offset=0):
+    """`count` of the sorted paths, evenly spaced, so that a part of a folder still holds every photograph; all if None.
+
+    Offsets 0, 1, 2 ... give parts without a common path until all are used, if `count` divides their number.
+    """
+    if count is None or count >= len(paths):
+        return paths
+    return [paths[(index * len(paths) // count + offset) % len(paths)] for index in range(count)]
+
+
+def find_gt(gt_path, image_ids):
+    """{image id: path of its GT}, all of them decoded once. Ids of sub-folders (`folder__name`) are looked for there.
+
+    Raises:
+        UserError: images without a GT, or GT that cannot be read; all are named.
+    """
+    paths = {path.stem: path for path in list_images(gt_path)} if not _only_folders(gt_path) else {}
+    missing = [image_id for image_id in image_ids if image_id not in paths]
+    if any("__" in image_id for image_id in missing) and Path(gt_path).is_dir():
+        paths = {file.id: file.path for file in scan(gt_path, recursive=True).files} | paths
+        missing = [image_id for image_id in image_ids if image_id not in paths]
+    if missing:
+        count = f"{len(missing)} of {len(image_ids)} images"
+        raise UserError(f"{gt_path}: no GT for {count}: {listed(missing, SHOWN)}; a GT has the name of its LR image")
+    check_images([paths[image_id] for image_id in image_ids], gt_path)
+    return {image_id: paths[image_id] for image_id in image_ids}
+
+
+def _only_folders(path):
+    """Whether a folder has images in its sub-folders alone."""
+    path = Path(path)
+    return path.is_dir() and not _images_below(path, False)[0] and any(entry.is_dir() for entry in path.iterdir())
+
+
+def _listed_in(manifest):
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_text(manifest), newline="")))
+        paths = sorted(manifest.parent / row["file"] for row in rows)
+    except (KeyError, TypeError, UnicodeDecodeError, csv.Error):
+        raise UserError(f"{manifest}: not a manifest with a column 'file'; scripts/prepare_data.py writes one") from None
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        some = listed([str(path) for path in missing], SHOWN)
+        raise UserError(f"{manifest}: {len(missing)} of its {len(paths)} images are not there: {some}")
+    return paths

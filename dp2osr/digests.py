@@ -1,0 +1,107 @@
+"""Digests of files, and a memory of what was learnt of a file, by its path, size, times and inode."""
+
+import atexit
+import contextlib
+import functools
+import hashlib
+import json
+import os
+import sqlite3
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+
+def cache_folder():
+    """The user's cache folder of this project: DP2OSR_CACHE_DIR, else `dp2osr` in XDG_CACHE_HOME or ~/.cache."""
+    given = os.environ.get("DP2OSR_CACHE_DIR")
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dp2osr"
+
+
+class Memory:
+    """What was learnt of files (digests, sizes of images), by path, size and times, in one SQLite file of the user's cache folder.
+
+    A file that changes is learnt anew. Without a cache folder that can be written, things are remembered as long as the process runs.
+    """
+
+    SETTLED_AFTER = 2.0  # seconds since the last change: within the same tick of a clock a file may change once more unseen
+    FLUSH_AT = 1000
+
+    def __init__(self, file=None):
+        self.file, self.known, self.fresh = file, {}, {}
+
+    def recall(self, path, kind, learn):
+        """`learn(path)`, a JSON-able value, or what it was when the file was the same."""
+        return self.recall_all([path], kind, learn)[0]
+
+    def recall_all(self, paths, kind, learn, workers=1):
+        """`recall` of several paths; what is not known is learnt by so many threads."""
+        paths = [os.path.abspath(path) for path in paths]
+        states = [_state(path) for path in paths]
+        found = [self.known.get((path, kind)) or self._read(path, kind) for path in paths]
+        unknown = [path for path, state, known in zip(paths, states, found, strict=True) if not known or known[0] != state]
+        with ThreadPoolExecutor(workers) as pool:
+            learnt = dict(zip(unknown, pool.map(learn, unknown) if workers > 1 else map(learn, unknown), strict=True))
+        for path, state in zip(paths, states, strict=True):
+            if path in learnt:
+                self._keep(path, kind, state, learnt[path])
+        return [learnt.get(path, known and known[1]) for path, known in zip(paths, found, strict=True)]
+
+    def _keep(self, path, kind, state, value):
+        self.known[path, kind] = state, value
+        if time.time() - max(state[1], state[2]) / 1e9 > self.SETTLED_AFTER:
+            self.fresh[path, kind] = state, value
+            if len(self.fresh) >= self.FLUSH_AT:
+                self.flush()
+
+    @functools.cached_property
+    def _database(self):
+        """A connection, or None where there can be none: no home, a full disk, a file system without locks."""
+        with contextlib.suppress(sqlite3.Error, OSError, RuntimeError):
+            file = Path(self.file or cache_folder() / "files.sqlite")
+            file.parent.mkdir(parents=True, exist_ok=True)
+            database = sqlite3.connect(file, timeout=5, check_same_thread=False)
+            database.execute("CREATE TABLE IF NOT EXISTS files (path TEXT, kind TEXT, state TEXT, value TEXT, PRIMARY KEY (path, kind))")
+            return database
+
+    def _read(self, path, kind):
+        with contextlib.suppress(sqlite3.Error, ValueError):
+            select = "SELECT state, value FROM files WHERE path = ? AND kind = ?"
+            row = self._database and self._database.execute(select, (path, kind)).fetchone()
+            return row and (json.loads(row[0]), json.loads(row[1]))
+
+    def flush(self):
+        """Keep what is new for other processes."""
+        rows = [(path, kind, json.dumps(state), json.dumps(value)) for (path, kind), (state, value) in self.fresh.items()]
+        self.fresh = {}
+        if rows and self._database:
+            with contextlib.suppress(sqlite3.Error), self._database as database:
+                database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
+
+
+def _state(path):
+    found = os.stat(path)
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+MEMORY = Memory()
+atexit.register(lambda: MEMORY.flush())
+
+
+def remember(path, kind, learn):
+    """`learn(path)`, or what it was when the file was the same."""
+    return MEMORY.recall(path, kind, learn)
+
+
+def digest(path):
+    """SHA-256 of a file, hexadecimal, remembered."""
+    return remember(path, "sha256", sha256)
+
+
+def sha256(path):
+    """SHA-256 of a file as it is now, hexadecimal."""
+    found = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while block := stream.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()

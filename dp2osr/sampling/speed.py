@@ -1,0 +1,97 @@
+"""How long a pass of a network takes here, found by a few passes on little."""
+
+import io
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from dp2osr.data.images import tensor_to_pil
+from dp2osr.sampling.colour import ALIGN
+from dp2osr.sampling.resize import round_to_8_bits
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds on this machine."""
+
+    latent_pixel: float  # a sample's, in a pass
+    decoded_pixel: float
+    finished_pixel: float  # colour fix and file
+
+    def seconds(self, work, steps, count, encodes_control, save_images=True):
+        """Of `count` samples of one image."""
+        seconds = steps * work.tiles * math.prod(work.tile) * count * self.latent_pixel
+        decoded = count if save_images else 0
+        coded = (decoded + (0.6 if encodes_control else 0)) * work.decode_tiles  # an encoder takes a little more than half of a decoder
+        seconds += coded * math.prod(work.decode_tile) * (math.prod(work.padded) / math.prod(work.latent[1:])) * self.decoded_pixel
+        return seconds + decoded * math.prod(work.asked) * self.finished_pixel
+
+
+def seconds_of(function):
+    """Of one call."""
+    started = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def probe(small, large, ratio, patience=1.0):
+    """Seconds of `large()` after `small()`, which is 1/`ratio` of it and warms up; from the latter alone where it took long already."""
+    first = seconds_of(small)
+    return first * ratio if first > patience else seconds_of(large)
+
+
+@torch.no_grad()
+def seconds_a_pass(backbone, controlnet, settings, tile, together):
+    """Of one `predict` for `together` samples on a tile of (h, w) latents, after a warm-up."""
+    generator = torch.Generator().manual_seed(0)
+    side = [length * backbone.vae_scale for length in tile]
+    prompt = backbone.encode_prompts([""])
+    control = torch.rand((1, 3, *side), generator=generator)
+    if backbone.encodes_control:  # the packed latents' shape is all that counts
+        control = torch.rand((1, math.prod(tile) // 4, 4 * backbone.latent_channels), generator=generator)
+    control = control.to(backbone.device, backbone.dtype)
+    scheduled = backbone.sampling_schedule(settings, (backbone.latent_channels, *tile)).timesteps[0]
+    scheduled = scheduled.to(backbone.dtype) / 1000 if backbone.encodes_control else scheduled
+
+    def call(count):
+        count *= backbone.passes_a_step(settings.guidance_scale)
+        noisy = torch.randn((count, backbone.latent_channels, *tile), generator=generator).to(backbone.device, backbone.dtype)
+        backbone.predict([controlnet], noisy, scheduled, prompt, control, settings.control_scale)
+
+    return probe(partial(call, 1), partial(call, together), together)
+
+
+@torch.no_grad()
+def measure_speed(backbone, controlnet, settings, work, align_method):
+    """The `Speed` by one pass over a tile of `work`, the decoding of a small image and its colour fix."""
+    network = seconds_a_pass(backbone, controlnet, settings, work.tile, work.together)
+    side = min(backbone.native_size // backbone.vae_scale, *work.decode_tile)
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn((1, backbone.latent_channels, side, side), generator=generator)
+    half = latents[..., : max(1, side // 2), : max(1, side // 2)]
+    decoding = probe(lambda: backbone.decode_latents(half), lambda: backbone.decode_latents(latents), 4)
+    image = torch.rand((1, 3, 2 * side * backbone.vae_scale, 2 * side * backbone.vae_scale), generator=generator).to(backbone.device)
+
+    def finish(image):
+        image = round_to_8_bits(ALIGN[align_method](image, image)).cpu()
+        tensor_to_pil(image[0]).save(io.BytesIO(), format="PNG")
+
+    finishing = probe(lambda: finish(image[..., ::2, ::2]), lambda: finish(image), 4)
+    return Speed(
+        network / (work.together * math.prod(work.tile)),
+        decoding / (side * backbone.vae_scale) ** 2,
+        finishing / math.prod(image.shape[2:]),
+    )
+
+
+def in_words(seconds):
+    """`12 s`, `3 min 20 s`, `2 h 5 min`."""
+    seconds = max(1, round(seconds))
+    units = [(seconds // 3600, "h"), (seconds % 3600 // 60, "min"), (seconds % 60, "s")]
+    first = next(index for index, (number, _) in enumerate(units) if number)
+    return " ".join(f"{number} {unit}" for number, unit in units[first : first + 2] if number)

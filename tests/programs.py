@@ -1,0 +1,99 @@
+"""Programs of the repository as a user runs them, without the ten seconds in which each would import the libraries.
+
+A server that has imported them forks a process for each program (`multiprocessing`'s forkserver): its own memory, working folder, output
+and exit code, and the state of a fresh interpreter but for what the libraries' imports leave.
+"""
+
+import atexit
+import contextlib
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+HERE = {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}  # this checkout, whichever is installed
+os.environ.update(HERE)  # of every process that a test starts
+QUIET = {"PYTHONWARNINGS": "ignore", "HF_HUB_OFFLINE": "1"}
+LIBRARIES = ["torch", "accelerate", "diffusers", "transformers", "pyiqa", "preloaded"]
+READ_AT_IMPORT = ("HF_", "PYTHON", "OMP_", "PATH", "TORCH", "CUDA", "http")  # beginnings of variables that libraries read when imported
+
+
+def run_program(*words, env=None, check=True, cwd=ROOT):
+    """Run a program of the repository; returns the finished process."""
+    words = [str(word) for word in words]
+    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}  # as in this process: another number rounds differently
+    environment = {**os.environ, **threads, **HERE, **QUIET, **(env or {})}
+    forks = words[0].endswith(".py") and not any(name.startswith(READ_AT_IMPORT) for name in env or {})
+    if forks:
+        done = run_forked(words, environment, cwd)
+    else:
+        done = subprocess.run([sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True)
+    if check:
+        assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def run_forked(words, environment, cwd):
+    """`subprocess.CompletedProcess` of a program in a fork of the server."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [f"{folder}/out", f"{folder}/err"]
+        process = server().Process(target=_run, args=(words, environment, str(cwd), paths))
+        process.start()
+        process.join()
+        out, err = (Path(path).read_bytes().decode("utf-8", "replace") if os.path.exists(path) else "" for path in paths)
+    return subprocess.CompletedProcess([sys.executable, *words], process.exitcode, out, err)
+
+
+_SERVER = []
+
+
+def server():
+    """The context whose processes are forks of a process that has imported `LIBRARIES`; started at the first call."""
+    if not _SERVER:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(LIBRARIES)
+        with _environment({**QUIET, **HERE, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}):
+            multiprocessing.forkserver.ensure_running()
+        _SERVER.append(context)
+    return _SERVER[0]
+
+
+@contextlib.contextmanager
+def _environment(changes):
+    before = dict(os.environ)
+    os.environ.update(changes)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _run(words, environment, cwd, paths):
+    """In the fork: the program as `__main__`, its output in two files."""
+    for number, path in zip((1, 2), paths, strict=True):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(file, number)
+    sys.stdout = open(1, "w", encoding="utf-8")  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    sys.argv, sys.path[0:0] = words, [str((Path(cwd) / words[0]).resolve().parent), str(ROOT)]
+    code = 0
+    try:
+        runpy.run_path(words[0], run_name="__main__")
+    except SystemExit as ended:
+        code = ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
