@@ -199,18 +199,8 @@ def _slopes(axis, best, sizes):
 
 def points_frame(points, sizes):
     """A row a point."""
-    return pd.DataFrame(
-        {
-            "model": point.model,
-            "trained_parameters": sizes[point.model],
-            "line": point.line,
-            "at": point.at,
-            "change": point.change.value,
-            "low": point.change.low,
-            "high": point.change.high,
-        }
-        for point in points
-    )
+    rows = [(point.model, sizes[point.model], point.line, point.at, *vars(point.change).values()) for point in points]
+    return pd.DataFrame(rows, columns=["model", "trained_parameters", "line", "at", "change", "low", "high"])
 
 
 def draw_capacity(points, axis, output):

@@ -12,7 +12,7 @@ import torch
 import yaml
 from conftest import ROOT, assert_one_clear_line, run_program, save_noise
 from PIL import Image
-from sr_folders import SIDE, rows_of
+from sr_folders import SIDE, photographs, protocol, rows_of  # noqa: F401 - fixtures
 
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_comparison import ImageTable, table_markdown

@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 from conftest import ROOT, assert_one_clear_line, run_program, save_noise
-from sr_folders import SIDE, rows_of
+from sr_folders import SIDE, photographs, protocol, rows_of  # noqa: F401 - fixtures
 
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import pair_images, parse_folders
