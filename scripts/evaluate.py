@@ -22,10 +22,10 @@ def main():
     used, others = ("--images", OF_CANDIDATES) if args.images else ("--candidates", OF_IMAGES)
     refuse_ignored(given(EvaluateSettings), others, f"with {used}")
     if args.images:
-        from dp2osr.evaluation.run_images import run_image_evaluation
+        from dp2osr.evaluation.image_comparison import run_image_evaluation
 
         return run_image_evaluation(args)
-    from dp2osr.evaluation.run import run_evaluation
+    from dp2osr.evaluation.candidates import run_evaluation
 
     if not args.gt_path:
         raise UserError("--gt_path: is needed with --candidates")

@@ -27,7 +27,7 @@ if ! [[ "$rounds" =~ ^[1-9][0-9]?$ ]]; then fail "ROUNDS is '$rounds', must be 1
 if [ "$reference" != moved ] && [ "$reference" != fixed ]; then
     fail "REFERENCE is '$reference', must be moved (each round's is the policy that it starts from) or fixed (the base); $usage"
 fi
-check_stages "$configs" "$output" "$rounds" "$reference"
+check_folders "$configs" "$output"
 
 source scripts/environment.sh
 

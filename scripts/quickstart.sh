@@ -13,7 +13,7 @@ case "$*" in
     "--backbone flux") configs=configs/tiny_flux/quickstart output=runs/quickstart_flux ;;
     *) fail "'$*' is not understood; usage: bash scripts/quickstart.sh [--backbone sd2|flux]" ;;
 esac
-check_stages "$configs" "$output"
+check_folders "$configs" "$output"
 
 source scripts/environment.sh
 

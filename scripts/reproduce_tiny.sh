@@ -13,21 +13,22 @@ make_folder "$output" OUTPUT_DIR
 
 source scripts/environment.sh
 
-# reproduce NAME [FLAGS...]: scripts/reproduce/NAME.py
-reproduce() {
+# program SCRIPT [WORDS...]
+program() {
     echo "== $*"
-    "$PY" "scripts/reproduce/$1.py" "${@:2}" --output_dir "$output"
+    "$PY" "$@" --output_dir "$output"
 }
 
 bash scripts/quickstart.sh                        # its policies are the rows of the image tables
 bash scripts/quickstart.sh --backbone flux
-for name in table1 table2 table3 reward_sets aggregation groups_per_step degradation fig1b fig4 predict_nm capacity fig5 rounds; do
-    reproduce "$name"
+for name in table1 table2 table3 reward_sets aggregation groups_per_step degradation fig1b fig1b_flux fig4 fig5 rounds; do
+    program scripts/reproduce.py "$name"
 done
-reproduce predict_nm --experiment capacity
-reproduce fig1b --experiment fig1b_flux
+program studies/predict_nm.py
+program studies/capacity.py
+program studies/predict_nm.py --experiment capacity
 for runs in quickstart quickstart_flux; do
     echo "== fig6, $runs"
-    "$PY" scripts/reproduce/fig6.py --candidates "base=runs/$runs/test/base" "policy=runs/$runs/test/policy" --gt_path preset/test/gt \
+    "$PY" studies/fig6.py --candidates "base=runs/$runs/test/base" "policy=runs/$runs/test/policy" --gt_path preset/test/gt \
         --output_dir "$output/tiny/fig6_$runs"
 done

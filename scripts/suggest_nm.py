@@ -15,7 +15,7 @@ from dp2osr.training.settings import ProbeSettings
 
 def main():
     args = parse(ProbeSettings, description=__doc__, report_to="none")
-    from dp2osr.training.probe import run_probe
+    from studies.probe import run_probe
 
     run_probe(args)
 

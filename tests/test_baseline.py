@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT / "scripts"))  # the programs, which are called in t
 def untrained_vae(start):
     from diffusers import AutoencoderKL
 
-    from dp2osr.training.autoencoder import linear_start
+    from studies.autoencoder import linear_start
 
     torch.manual_seed(0)
     vae = AutoencoderKL(
@@ -42,7 +42,7 @@ def untrained_vae(start):
 
 
 def test_the_linear_start_is_an_interpolated_block_mean():
-    from dp2osr.training.autoencoder import evaluate_autoencoder
+    from studies.autoencoder import evaluate_autoencoder
 
     crops = to_tensor([crop for _, crop in CropSource(ROOT / "preset/test/gt", 128, 0).draw(0, 6)])
     started, random = (evaluate_autoencoder(untrained_vae(start), crops) for start in (True, False))
@@ -51,7 +51,7 @@ def test_the_linear_start_is_an_interpolated_block_mean():
 
 
 def test_whitening_changes_the_latents_and_not_the_images():
-    from dp2osr.training.autoencoder import whiten_latents
+    from studies.autoencoder import whiten_latents
 
     crops = to_tensor([crop for _, crop in CropSource(ROOT / "preset/test/gt", 128, 0).draw(0, 12)])
     vae = untrained_vae(start=True)
@@ -71,7 +71,7 @@ def test_whitening_changes_the_latents_and_not_the_images():
 def test_the_linear_start_of_a_controlnet_shows_the_unet_the_colours_of_the_lr(sd2):
     from diffusers import ControlNetModel
 
-    from dp2osr.backbones.tiny import linear_control_start
+    from studies.tiny_models import linear_control_start
 
     controlnet = ControlNetModel.from_unet(sd2.unet, conditioning_embedding_out_channels=(8, 16, 32))
     linear_control_start(controlnet)
@@ -82,7 +82,7 @@ def test_the_linear_start_of_a_controlnet_shows_the_unet_the_colours_of_the_lr(s
 
 
 def test_the_embedded_autoencoder_keeps_light_and_colour(sd2):
-    from dp2osr.training.autoencoder import evaluate_autoencoder
+    from studies.autoencoder import evaluate_autoencoder
 
     crops = to_tensor([crop for _, crop in CropSource(ROOT / "preset/test/gt", 128, 0).draw(0, 26)])
     scores = evaluate_autoencoder(sd2.vae, crops)
@@ -300,9 +300,8 @@ def test_photographs_that_are_too_small_or_broken_are_all_named(tmp_path):
 
 @pytest.mark.parametrize("channels", [["4", "8", "16"], ["16", "16"], ["16", "32", "64", "128", "256", "300", "310", "320", "330"]])
 def test_an_autoencoder_of_impossible_channels_is_one_line(tmp_path, channels):
-    import train_vae
-
-    from dp2osr.training.autoencoder import new_autoencoder
+    from studies import train_vae
+    from studies.autoencoder import new_autoencoder
 
     folders = ["--train_dir", "x", "--val_dir", "x", "--output_dir", str(tmp_path / "out")]
     with pytest.raises(UserError, match="--block_out_channels"):
@@ -310,9 +309,8 @@ def test_an_autoencoder_of_impossible_channels_is_one_line(tmp_path, channels):
 
 
 def test_a_tiny_model_is_made_in_a_new_folder_alone_and_its_sizes_are_checked(tmp_path):
-    import make_tiny_sd2 as program
-
-    from dp2osr.backbones.tiny import make_new, make_tiny_sd2
+    from studies import make_tiny_sd2 as program
+    from studies.tiny_models import make_new, make_tiny_sd2
 
     def make(*more):
         words = ["--vae", f"{MODEL}/vae", "--output_dir", str(tmp_path / "out"), *map(str, more)]

@@ -1,4 +1,4 @@
-"""Evaluation: order statistics, gains, intervals and normalisation against naive loops; the report from folders to page."""
+"""Models by their candidates, from folders to a page: numbers against naive loops, and what is refused."""
 
 import csv
 import json
@@ -7,226 +7,23 @@ import re
 import shutil
 import sys
 from html.parser import HTMLParser
-from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
+from conftest import ROOT
+from fabricated import CONFIG, IMAGE_IDS, METRICS, SIDE, naive_gain, naive_rewards, raw_scores, write_method, write_table
 from PIL import Image
 
-from dp2osr import stats
 from dp2osr.errors import UserError
-from dp2osr.evaluation import figures, pictures, tables
+from dp2osr.evaluation import pictures, plots, summary
+from dp2osr.evaluation.candidates import evaluate
 from dp2osr.evaluation.methods import load_methods, parse_candidates
-from dp2osr.evaluation.summary import evaluate, headline, worst_sentence
+from dp2osr.evaluation.summary import headlines, worst_sentence
 from dp2osr.evaluation.training_log import read_training_log, read_training_logs
 from dp2osr.rewards.config import MetricSpec, RewardConfig
-from dp2osr.rewards.reward import hybrid_reward
-from dp2osr.rewards.table import write_scores
-from dp2osr.sampling.store import CandidateGroup, CandidateStore
-from dp2osr.stats import Estimate
+from dp2osr.sampling.store import CandidateStore
 
-ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "scripts"))
-
-CONFIG = RewardConfig("small", [MetricSpec("psnr"), MetricSpec("gmsd")], [MetricSpec("piqe")])
-METRICS = {
-    "psnr": {"lower_better": False, "mode": "FR", "options": {}},
-    "gmsd": {"lower_better": True, "mode": "FR", "options": {}},
-    "piqe": {"lower_better": True, "mode": "NR", "options": {}},
-    "ssim": {"lower_better": False, "mode": "FR", "options": {}},
-    "entropy": {"lower_better": False, "mode": "NR", "options": {}},
-}
-SIDE = 32
-
-
-# ---------------------------------------------------------------- oracles
-
-
-def best_by_enumeration(row, m):
-    return np.mean([max(subset) for subset in combinations(row, m)])
-
-
-def worst_by_enumeration(row, m):
-    return np.mean([min(subset) for subset in combinations(row, m)])
-
-
-def naive_rewards(scores, config, lower_better):
-    """The paper's sentence, one candidate at a time, normalised over the candidates of all methods."""
-    rewards = {}
-    for method in scores:
-        groups, total = next(iter(scores[method].values())).shape
-        rewards[method] = np.zeros((groups, total))
-        for g in range(groups):
-            for m in range(total):
-                halves = []
-                for specs in (config.fr, config.nr):
-                    terms = []
-                    for spec in specs:
-                        pool = [value for other in scores for value in scores[other][spec.name][g]]
-                        share = (scores[method][spec.name][g, m] - min(pool)) / (max(pool) - min(pool))
-                        terms.append(1 - share if lower_better[spec.name] else share)
-                    halves.append(sum(terms) / len(terms))
-                rewards[method][g, m] = 0.5 * halves[0] + 0.5 * halves[1]
-    return rewards
-
-
-def naive_gain(policy, base):
-    groups, total = base.shape
-    difference = spread = 0.0
-    for g in range(groups):
-        difference += sum(policy[g]) / len(policy[g]) - sum(base[g]) / total
-        mean = sum(base[g]) / total
-        spread += math.sqrt(sum((value - mean) ** 2 for value in base[g]) / (total - 1))
-    return difference / spread
-
-
-# ---------------------------------------------------------------- statistics
-
-
-def test_best_and_worst_of_m_equal_the_mean_over_all_subsets():
-    rewards = np.random.default_rng(0).random((3, 7))
-    rewards[1, 2] = rewards[1, 5]  # ties
-    for m in range(1, 8):
-        assert stats.expected_best(rewards, m) == pytest.approx([best_by_enumeration(row, m) for row in rewards], abs=1e-12)
-        assert stats.expected_worst(rewards, m) == pytest.approx([worst_by_enumeration(row, m) for row in rewards], abs=1e-12)
-
-
-def test_curves_run_from_the_mean_to_the_extremes():
-    rewards = np.random.default_rng(1).random((4, 12))
-    curves = stats.best_mean_worst(rewards)
-    assert curves["m"] == [1, 2, 4, 8, 12]
-    assert curves["best"][0] == pytest.approx(rewards.mean()) == curves["worst"][0]
-    assert curves["best"][-1] == pytest.approx(rewards.max(axis=1).mean())
-    assert curves["worst"][-1] == pytest.approx(rewards.min(axis=1).mean())
-    assert stats.subset_sizes(16) == [1, 2, 4, 8, 16]
-
-
-def test_expected_best_is_exact_for_the_paper_s_64():
-    ranks = np.arange(1.0, 65)[None]  # E[max of m ranks of M] = m (M + 1) / (m + 1)
-    for m in (1, 2, 32, 64):
-        assert stats.expected_best(ranks, m)[0] == pytest.approx(m * 65 / (m + 1))
-
-
-def test_pooled_rewards_equal_naive_loops(scores):
-    lower_better = {name: entry["lower_better"] for name, entry in METRICS.items()}
-    parts = stats.pooled_parts(scores, lower_better, CONFIG)
-    for method, expected in naive_rewards(scores, CONFIG, lower_better).items():
-        assert sum(parts[method].values()) == pytest.approx(expected, abs=1e-12)
-    alone = hybrid_reward(scores["policy"], lower_better, CONFIG)
-    assert abs(sum(parts["policy"].values()) - alone).max() > 0.05, "pooling must matter in this fixture"
-
-
-def test_an_outsider_is_on_the_scale_of_the_pool_and_not_clipped(scores):
-    lower_better = {name: entry["lower_better"] for name, entry in METRICS.items()}
-    inside = {name: values[:, 3] for name, values in scores["base"].items()}  # a candidate scored as an outsider
-    parts = stats.pooled_parts(scores, lower_better, CONFIG)["base"]
-    for name, values in stats.parts_of_outsider(inside, scores, lower_better, CONFIG).items():
-        assert values == pytest.approx(parts[name][:, 3], abs=1e-12)
-    terrible = {name: values.max(axis=1) + 1 if lower_better[name] else values.min(axis=1) - 99 for name, values in scores["base"].items()}
-    assert (sum(stats.parts_of_outsider(terrible, scores, lower_better, CONFIG).values()) < 0).all()
-    uneven = RewardConfig("uneven", CONFIG.fr, CONFIG.nr, 0.2, "rank", conflict_aware=True)
-    parts = stats.pooled_parts(scores, lower_better, uneven)["base"]
-    for name, values in stats.parts_of_outsider(inside, scores, lower_better, uneven).items():
-        assert values == pytest.approx(parts[name][:, 3], abs=1e-12)
-    flat = {method: {name: np.ones_like(values) for name, values in table.items()} for method, table in scores.items()}
-    assert all((values == 0).all() for values in stats.parts_of_outsider(inside, flat, lower_better, CONFIG).values())
-
-
-def test_gain_equals_naive_loops():
-    rng = np.random.default_rng(2)
-    base, policy = rng.random((6, 9)), rng.random((6, 9)) + 0.1
-    assert stats.gain(policy, base, None).value == pytest.approx(naive_gain(policy, base))
-    assert stats.gain(3 * policy + 7, 3 * base + 7, None).value == pytest.approx(naive_gain(policy, base)), "scale-free"
-
-
-def test_worst_raised_to_the_mean_of_the_base_is_one():
-    base = np.array([[0.0, 1.0, 2.0], [1.0, 2.0, 6.0]])
-    assert stats.worst_raised(np.maximum(base, base.mean(axis=1, keepdims=True)), base, None).value == pytest.approx(1)
-    assert stats.worst_raised(base, base, None).value == 0
-
-
-def test_crops_belong_to_their_photograph():
-    assert stats.photographs_of(["polar_bear_00", "polar_bear_01", "img_123", "cat"]) == ["polar_bear", "polar_bear", "img_123", "cat"]
-    assert stats.photographs_of(["a_00", "a_01"], "") == ["a_00", "a_01"]
-
-
-def test_bootstrap_draws_photographs_with_all_their_crops():
-    photographs = ["a", "a", "a", "b", "c", "c"]
-    weights = stats.bootstrap_weights(photographs, 500, 0)
-    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 0] == weights[:, 2]).all() and (weights[:, 4] == weights[:, 5]).all()
-    assert (weights[:, [0, 3, 4]].sum(axis=1) == 3).all(), "as many photographs as there are, in each resample"
-    assert weights[:, 3].std() > 0.5
-    assert (weights == stats.bootstrap_weights(photographs, 500, 0)).all()
-    assert stats.bootstrap_weights(["a", "a"], 500, 0) is None
-
-
-def test_interval_equals_a_naive_cluster_bootstrap_and_is_wider_than_one_over_images():
-    rng = np.random.default_rng(3)
-    photographs = [f"p{i // 4}" for i in range(40)]
-    values = np.repeat(rng.normal(size=10), 4) + 0.01 * rng.normal(size=40)  # crops of a photograph agree
-    ones = np.ones(40)
-    clustered = stats.ratio_of_means(values, ones, stats.bootstrap_weights(photographs, 4000, 0))
-    naive = [np.concatenate([values[4 * i : 4 * i + 4] for i in rng.integers(0, 10, 10)]).mean() for _ in range(4000)]
-    assert [clustered.low, clustered.high] == pytest.approx(np.percentile(naive, [2.5, 97.5]), abs=0.06)
-    by_image = stats.ratio_of_means(values, ones, stats.bootstrap_weights([str(i) for i in range(40)], 4000, 0))
-    assert clustered.high - clustered.low > 1.5 * (by_image.high - by_image.low)
-
-
-def test_verdicts():
-    assert Estimate(0.5, 0.1, 0.9).verdict == "better"
-    assert Estimate(-0.5, -0.9, -0.1).verdict == "worse"
-    assert Estimate(0.5, -0.1, 0.9).verdict == "unclear"
-    assert Estimate(0.5).verdict == "unclear", "no interval, no verdict"
-    assert math.isnan(stats.gain(np.ones((2, 2)), np.ones((2, 2)), None).value), "no spread, no gain"
-
-
-# ---------------------------------------------------------------- a fabricated comparison
-
-
-IMAGE_IDS = [f"photo{i}_{crop:02d}" for i in range(4) for crop in range(2)]
-
-
-def raw_scores(shift, total, seed, image_ids=IMAGE_IDS):
-    """{metric: (G, M)}: `shift` moves every metric to its better side, in units of its spread."""
-    rng = np.random.default_rng(seed)
-    return {
-        name: shift * (-1 if entry["lower_better"] else 1) + rng.normal(size=(len(image_ids), total)) for name, entry in METRICS.items()
-    }
-
-
-def write_table(folder, scores, image_ids=IMAGE_IDS, metrics=METRICS):
-    total = next(iter(scores.values())).shape[1]
-    rng = np.random.default_rng(9)
-    columns = {"image_id": np.repeat(image_ids, total + 1), "candidate": np.tile([-1, *range(total)], len(image_ids))}
-    for name, entry in metrics.items():
-        gt = np.full((len(image_ids), 1), np.nan) if entry["mode"] == "FR" else rng.normal(size=(len(image_ids), 1))
-        columns[name] = np.hstack([gt, scores[name]]).ravel()
-    write_scores(folder / "scores.parquet", columns, {"pyiqa": "0", "metrics": metrics, "candidates": {}})
-
-
-def write_method(folder, shift, total=6, seed=0, image_ids=IMAGE_IDS, metrics=METRICS):
-    """A candidate folder whose latents are the pictures themselves, and its scores."""
-    settings = {
-        "model": "/home/somebody/models/tiny",
-        "controlnet": folder.name,
-        "align_method": "adain",
-        "num_inference_steps": 20,
-    }
-    store = CandidateStore(folder, settings)
-    rng = np.random.default_rng(seed)
-    for image_id in image_ids:
-        pictures_as_latents = torch.from_numpy(rng.random((total, 3, SIDE, SIDE)))
-        lr = Image.fromarray(rng.integers(0, 256, (SIDE // 4, SIDE // 4, 3), dtype=np.uint8))
-        store.write(CandidateGroup(image_id, pictures_as_latents, "", lr, list(range(total)), 4.0))
-    write_table(folder, raw_scores(shift, total, seed, image_ids), image_ids, metrics)
-    return folder
-
-
-@pytest.fixture
-def scores():
-    return {"base": raw_scores(0.0, 6, 0), "policy": raw_scores(1.5, 6, 1)}
 
 
 @pytest.fixture
@@ -292,8 +89,7 @@ def test_from_folders_to_a_page_that_needs_nothing_but_itself(world, monkeypatch
     value = naive_gain(rewards["policy"], rewards["base"])
     improved = sum(rewards["policy"].mean(axis=1) > rewards["base"].mean(axis=1))
 
-    summary = json.loads((output / "summary.json").read_text())
-    gain = summary["comparisons"]["policy"]["G"]
+    gain = json.loads((output / "summary.json").read_text())["comparisons"]["policy"]["G"]
     assert gain["value"] == pytest.approx(value) and gain["low"] < value < gain["high"]
     line = f"G = {value:.2f} [{gain['low']:.2f}, {gain['high']:.2f}] over 4 photographs x 6 seeds: policy better on {improved} of 8 images"
     page = (output / "report.html").read_text()
@@ -345,11 +141,11 @@ def test_what_gets_worse_is_said(world):
     write_table(world / "policy", worse)
     methods, _ = load_methods([f"base={world / 'base'}", f"policy={world / 'policy'}"], CONFIG, "label {folder}")
     evaluation = evaluate(methods, CONFIG, resamples=200)
-    text = tables.terminal(evaluation)
+    text = summary.terminal(evaluation)
     assert "worse on piqe" in text
     assert "WORSE" in next(line for line in text.splitlines() if line.startswith("piqe ↓"))
-    assert text.splitlines()[-1] == headline(evaluation, evaluation.comparisons[0])
-    assert "of the distance from base's Worst to base's Mean" in worst_sentence(evaluation, evaluation.comparisons[0])
+    assert text.splitlines()[-1] == headlines(evaluation)[0]
+    assert "of the distance from base's Worst to base's Mean" in worst_sentence(evaluation, "policy")
 
 
 def test_three_methods_and_one(world, monkeypatch):
@@ -364,7 +160,7 @@ def test_three_methods_and_one(world, monkeypatch):
 def test_pictures_show_losses_too_and_the_same_seed_for_all(world):
     methods, _ = load_methods([f"base={world / 'base'}", f"policy={world / 'policy'}"], CONFIG, "label {folder}")
     evaluation = evaluate(methods, CONFIG, resamples=50)
-    gains = evaluation.comparisons[0].per_image_gain
+    gains = evaluation.gain("policy").by_image
     chosen = pictures.choose_images(evaluation, 3)
     assert chosen[0] == gains.argmax() and chosen[-1] == gains.argmin() and len(set(chosen)) == 3
     assert sorted(pictures.choose_images(evaluation, 99)) == list(range(8)) and pictures.choose_images(evaluation, 0) == []
@@ -500,9 +296,9 @@ def test_one_photograph_has_no_interval(world):
     methods, _ = load_methods([f"base={world / 'base'}", f"policy={world / 'policy'}"], CONFIG, "")
     evaluation = evaluate(methods, CONFIG, crop_suffix=r"\d_\d\d$")
     assert evaluation.num_photographs == 1 and "no interval" in evaluation.notes[0]
-    assert "[" not in headline(evaluation, evaluation.comparisons[0])
-    assert {row.changes["policy"].verdict for row in evaluation.rows} == {"unclear"}
-    assert figures.to_svg(*figures.result_plots(evaluation)[1]).startswith("<svg")
+    assert "[" not in headlines(evaluation)[0]
+    assert {change.estimate.verdict for change in evaluation.changes["policy"].values()} == {"unclear"}
+    assert plots.to_svg(*plots.result_plots(evaluation)[1]).startswith("<svg")
 
 
 def test_a_sheet_of_portraits_shows_every_picture_whole():

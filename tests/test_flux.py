@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
     """A FLUX of random weights around the embedded autoencoder."""
     output = tmp_path_factory.mktemp("flux") / "model"
     words = ["--vae", f"{MODEL}/vae", "--output_dir", output, "--width", "32", "--num_attention_heads", "2", "--num_layers", "3"]
-    subprocess.run([sys.executable, "scripts/make_tiny_flux.py", *map(str, words)], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run([sys.executable, "studies/make_tiny_flux.py", *map(str, words)], cwd=ROOT, check=True, capture_output=True)
     return output
 
 

@@ -1,11 +1,9 @@
 """Folders of SR images of any method: pairing by name, scores against pyiqa called directly, tables against plain loops."""
 
-import csv
 import json
 import sys
 import urllib.request
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
@@ -13,40 +11,18 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, assert_one_clear_line, run_program, save_noise
-from PIL import Image, ImageFilter
+from PIL import Image
+from sr_folders import SIDE, photographs, protocol, rows_of  # noqa: F401 - fixtures
 
 from dp2osr.errors import UserError
-from dp2osr.evaluation import benchmark
+from dp2osr.evaluation.image_comparison import ImageTable, table_markdown
 from dp2osr.evaluation.image_folders import pair_images, parse_folders
 from dp2osr.evaluation.image_scores import ImageScorer, protocol_specs
+from dp2osr.evaluation.published import Published, load_published
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.metrics import MetricSuite
 
 sys.path.insert(0, str(ROOT / "scripts"))
-
-SIDE = 96
-
-
-@pytest.fixture(scope="module")
-def photographs(tmp_path_factory):
-    """`gt`, `sharp` and `soft`: twenty crops of held-out photographs, and two methods' idea of them; `soft` has two samples."""
-    folder = tmp_path_factory.mktemp("sr")
-    for name in ("gt", "sharp", "soft"):
-        (folder / name).mkdir()
-    for index, path in enumerate(sorted((ROOT / "preset/test/gt").glob("*.png"))[:20]):
-        image = Image.open(path).convert("RGB").crop((0, 0, SIDE, SIDE))
-        image.save(folder / "gt" / f"image{index}.png")
-        image.filter(ImageFilter.UnsharpMask(2, 120)).save(folder / "sharp" / f"image{index}.png")
-        for sample in range(2):
-            image.filter(ImageFilter.GaussianBlur(1 + sample)).save(folder / "soft" / f"image{index}_{sample:02d}.png")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def protocol(tmp_path_factory):
-    path = tmp_path_factory.mktemp("protocol") / "quick.yaml"
-    path.write_text("fr: [psnr: {test_y_channel: true, crop_border: 0}, ssim, gmsd, fsim]\nnr: [piqe]\n", encoding="utf-8")
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +34,6 @@ def evaluated(photographs, protocol, tmp_path_factory):
         "scripts/evaluate.py", *flags, "--protocol", protocol, "--crop_border", 4, "--crop_suffix", "", "--output_dir", output
     )
     return output, done.stdout
-
-
-def rows_of(path):
-    return list(csv.DictReader(path.open(encoding="utf-8")))
 
 
 # ---------------------------------------------------------------- numbers
@@ -108,13 +80,13 @@ def test_the_p_value_is_that_of_signed_ranks_by_enumeration():
     differences = np.array([0.3, 0.5, -0.1, 0.9, 1.2, 0.7, 0.8])
     scores = {"psnr": {"a": np.full((7, 1), 20.0), "b": 20.0 + differences[:, None]}}
     suite = MetricSuite(load_reward_config_of("fr: [psnr]").metrics)
-    found = benchmark.compare(scores, ["p_00", "p_01", "q_00", "r_00", "s_00", "t_00", "u_00"], suite)
+    found = ImageTable(scores, ["p_00", "p_01", "q_00", "r_00", "s_00", "t_00", "u_00"], suite.lower_better)
     merged = np.array([differences[:2].mean(), *differences[2:]])
     ranks = np.argsort(np.argsort(np.abs(merged))) + 1
     statistic = min(ranks[merged > 0].sum(), ranks[merged < 0].sum())
     sums = [sum(rank for rank, bit in zip(ranks, f"{signs:06b}") if bit == "1") for signs in range(64)]
     expected = 2 * np.mean([value <= statistic for value in sums])
-    assert found.num_photographs == 6 and found.results["b"]["psnr"].p_value == pytest.approx(expected)
+    assert found.num_photographs == 6 and found.table.loc[("b", "psnr"), "p_value"] == pytest.approx(expected)
 
 
 def load_reward_config_of(text):
@@ -180,12 +152,11 @@ def test_a_published_value_is_marked_by_what_several_seeds_say(tmp_path):
     """Images far apart, samples of each close together: 10.5 is within the interval over images and far outside of the seeds'."""
     rng, names = np.random.default_rng(0), [f"image{number}" for number in range(20)]
     scores = np.linspace(0, 20, 20)[:, None] + 0.01 * rng.standard_normal((20, 5))
-    published = {"metrics": ["psnr"], "methods": {"a": {"psnr": 10.5}}, "spreads": {}}
+    published = Published(["psnr"], {"a": {"psnr": 10.5}})
 
     def marked(values):
-        suite = SimpleNamespace(lower_better={"psnr": False})
-        found = benchmark.compare({"psnr": {"a": values}}, names, suite, 200, 0, "", published)
-        return "!" in benchmark.benchmark_markdown(found, {}, {}).split("ours − a")[1].splitlines()[0]
+        found = ImageTable({"psnr": {"a": values}}, names, {"psnr": False}, 200, 0, "", published)
+        return "!" in table_markdown(found, {}, {}).split("ours − a")[1].splitlines()[0]
 
     assert marked(scores) and not marked(scores[:, :1])
 
@@ -194,15 +165,15 @@ def test_a_published_value_is_marked_by_what_several_seeds_say(tmp_path):
 def test_intervals_over_few_photographs_come_with_a_warning(images, told):
     rng, names = np.random.default_rng(0), [f"image{number}" for number in range(images)]
     scores = {"psnr": {name: rng.standard_normal((images, 1)) for name in ("a", "b")}}
-    found = benchmark.compare(scores, names, SimpleNamespace(lower_better={"psnr": False}), 200, 0, "", None)
-    assert (f"Intervals over {images} photographs are too narrow" in benchmark.benchmark_markdown(found, {})) == told
+    found = ImageTable(scores, names, {"psnr": False}, 200, 0, "")
+    assert (f"Intervals over {images} photographs are too narrow" in table_markdown(found, {})) == told
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/paper").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_paper_s_tables_are_readable_and_their_metrics_known(path):
-    content = benchmark.load_published(path.stem)
+    content = load_published(path.stem)
     known = {spec.name for spec in load_reward_config(ROOT / "configs/evaluation/paper.yaml").metrics}
-    assert set(content["metrics"]) <= known and {"C-SD2", "DP2O-SD2", "C-FLUX", "DP2O-FLUX"} <= set(content["methods"])
+    assert set(content.metrics) <= known and {"C-SD2", "DP2O-SD2", "C-FLUX", "DP2O-FLUX"} <= set(content.methods)
 
 
 # ---------------------------------------------------------------- run again
@@ -241,7 +212,7 @@ def test_a_second_run_scores_what_is_new_alone(photographs, tmp_path, monkeypatc
 def test_fid_is_pyiqa_s_own_of_the_two_sets_and_asks_for_enough_images(photographs, tmp_path, monkeypatch):
     from pyiqa.archs import inception
 
-    from dp2osr.evaluation import fid, run_images
+    from dp2osr.evaluation import fid, image_comparison
 
     untrained = inception._inception_v3
 
@@ -254,7 +225,7 @@ def test_fid_is_pyiqa_s_own_of_the_two_sets_and_asks_for_enough_images(photograp
     metric = fid.build_fid()
     narrow = torch.nn.Conv2d(3, 16, 5, stride=4)  # the matrix square root of 2048 features takes a minute
     metric.net.model.forward = lambda images, *_: [100 * narrow(images).mean(dim=(2, 3))]
-    monkeypatch.setattr(run_images, "build_fid", lambda *_: metric)
+    monkeypatch.setattr(image_comparison, "build_fid", lambda *_: metric)
     with pytest.raises(UserError, match="--fid: 20 images with GT; at least 100"):
         fid.frechet_distances(methods, gt, metric)
     monkeypatch.setattr(fid, "FEWEST", 20)
@@ -298,10 +269,10 @@ def test_an_image_that_a_metric_cannot_score_is_left_out_of_it_for_all_methods(p
     methods, gt = pair_images({"a": [photographs / "sharp"], "b": [photographs / "gt"]}, photographs / "gt")
     scores = ImageScorer(suite, gt, tmp_path / "scores.jsonl").score(methods)
     scores["psnr"]["b"][4, 0] = np.nan
-    found = benchmark.compare(scores, sorted(gt), suite, crop_suffix="")
+    found = ImageTable(scores, sorted(gt), suite.lower_better, crop_suffix="")
     assert found.left_out == {"psnr": [sorted(gt)[4]]}
-    assert found.results["a"]["psnr"].mean.value == pytest.approx(np.delete(scores["psnr"]["a"][:, 0], 4).mean())
-    assert f"Left out: psnr on {sorted(gt)[4]}" in benchmark.benchmark_markdown(found, {})
+    assert found.table.loc[("a", "psnr"), "mean"] == pytest.approx(np.delete(scores["psnr"]["a"][:, 0], 4).mean())
+    assert f"Left out: psnr on {sorted(gt)[4]}" in table_markdown(found, {})
 
 
 def test_a_metric_that_fails_on_an_image_is_told_and_the_others_go_on(photographs, tmp_path, monkeypatch, capsys):
@@ -321,97 +292,3 @@ def test_a_metric_that_fails_on_an_image_is_told_and_the_others_go_on(photograph
     monkeypatch.undo()
     again = ImageScorer(suite, gt, tmp_path / "scores.jsonl").score(methods)  # tried again
     assert np.isfinite(again["gmsd"]["a"]).all()
-
-
-# ---------------------------------------------------------------- mistakes
-
-
-def test_samples_are_paired_with_their_image(photographs):
-    folders = parse_folders([f"soft={photographs / 'soft'}", f"sharp={photographs / 'sharp'}", f"sharp={photographs / 'gt'}"])
-    methods, _ = pair_images(folders, photographs / "gt")
-    assert [method.num_samples for method in methods] == [2, 2]
-    assert [path.parent.name for path in methods[1].samples["image3"]] == ["sharp", "gt"]
-    assert [path.name for path in methods[0].samples["image3"]] == ["image3_00.png", "image3_01.png"]
-
-
-def test_of_some_images_alone_another_image_is_no_sample(tmp_path):
-    for name in ("photo", "photo_01", "other"):
-        save_noise(tmp_path / f"{name}.png", (8, 8))
-    [method], gt = pair_images({"sr": [tmp_path]}, tmp_path, only=["photo"])
-    assert method.samples == {"photo": [tmp_path / "photo.png"]} and gt == {"photo": tmp_path / "photo.png"}
-    with pytest.raises(UserError, match="no GT for 1 of 1 images: nobody"):
-        pair_images({"sr": [tmp_path]}, tmp_path, only=["nobody"])
-
-
-def test_without_gt_the_lr_images_tell_samples_from_images(photographs):
-    [method], gt = pair_images({"soft": [photographs / "soft"]}, lr_path=photographs / "gt")
-    assert method.num_samples == 2 and len(method.samples) == 20 and not gt
-    [method], _ = pair_images({"soft": [photographs / "soft"]})
-    assert method.num_samples == 1 and len(method.samples) == 40
-
-
-def test_names_that_do_not_match_are_listed_on_both_sides(photographs, tmp_path):
-    for path in sorted((photographs / "gt").iterdir())[:3]:
-        (tmp_path / f"{path.stem}_sr.png").write_bytes(path.read_bytes())
-    flags = ["--images", f"mine={tmp_path}", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "out"]
-    done = run_program("scripts/evaluate.py", *flags, check=False)
-    assert_one_clear_line(done, "only in mine: image0_sr, image10_sr, image1_sr", "not in mine: image0, image1", "and 12 more")
-
-
-def test_sizes_that_differ_are_named_with_both_sizes(photographs, tmp_path):
-    for path in (photographs / "gt").iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    save_noise(tmp_path / "image7.png", (80, SIDE))
-    flags = ["--images", f"mine={tmp_path}", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "out"]
-    done = run_program("scripts/evaluate.py", *flags, "--exclude_metrics", "vif", "vsi", "fsim", "ssim", "nlpd", "brisque", check=False)
-    assert_one_clear_line(done, "image7.png", "80 x 96", "96 x 96")
-    assert not (tmp_path / "out/scores.jsonl").exists()  # found before the first of the other images is scored
-
-
-@pytest.mark.parametrize(
-    ("flags", "mentions"),
-    [
-        (["--images", "mine"], ["NAME=DIR"]),
-        (["--images", "mine=nowhere"], ["nowhere"]),
-        (["--images", "a=preset/test/gt", "--published", "table9"], ["table9", "table1_realsr"]),
-        (["--images", "a=preset/test/gt", "--protocol", "offlin"], ["offlin", "did you mean", "offline"]),
-        (["--images", "a=preset/test/gt", "--candidates", "a=b"], ["not allowed with"]),
-        (["--images", "a=preset/test/gt", "--crop_suffix", "_("], ["--crop_suffix", "not a regular expression"]),
-        (["--candidates", "a=b"], ["--gt_path"]),
-    ],
-)
-def test_a_mistake_is_one_clear_line(flags, mentions, tmp_path):
-    assert_one_clear_line(run_program("scripts/evaluate.py", *flags, "--output_dir", tmp_path / "out", check=False), *mentions)
-
-
-def test_one_folder_is_not_two_samples_and_a_file_is_no_folder(photographs, tmp_path):
-    folder = photographs / "sharp"
-    (tmp_path / "file").write_text("", encoding="utf-8")
-    twice = ["--images", f"a={folder}", f"a={folder}/.", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "out"]
-    assert_one_clear_line(run_program("scripts/evaluate.py", *twice, check=False), "given twice")
-    once = ["--images", f"a={folder}", "--gt_path", photographs / "gt", "--output_dir", tmp_path / "file"]
-    assert_one_clear_line(run_program("scripts/evaluate.py", *once, check=False), "file: cannot be made a folder")
-
-
-@pytest.mark.parametrize("change", [{"spreads": [1]}, {"methods": {"a": {"psnr": float("nan")}}}, {"methods": [1]}])
-def test_a_published_table_of_another_form_is_named(change, tmp_path):
-    content = {"metrics": ["psnr"], "methods": {"a": {"psnr": 1.0}}} | change
-    (tmp_path / "table.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
-    with pytest.raises(UserError, match="table.yaml: "):
-        benchmark.load_published(tmp_path / "table.yaml")
-
-
-def test_lines_that_are_no_scores_are_passed_over(photographs, protocol, tmp_path):
-    flags = ["--images", f"sharp={photographs / 'sharp'}", "--protocol", protocol, "--output_dir", tmp_path]
-    run_program("scripts/evaluate.py", *flags)
-    before, cache = rows_of(tmp_path / "table.csv"), tmp_path / "scores.jsonl"
-    cache.write_bytes(b'{}\n[1]\n\xff\xfe\n{"image": "x", "gt": "", "scores": 3}\n' + cache.read_bytes())
-    run_program("scripts/evaluate.py", *flags, "--published", "table1_realsr")
-    assert rows_of(tmp_path / "table.csv") == before
-
-
-def test_without_gt_the_no_reference_metrics_are_left(photographs, protocol, tmp_path):
-    flags = ["--images", f"sharp={photographs / 'sharp'}", "--protocol", protocol, "--output_dir", tmp_path]
-    run_program("scripts/evaluate.py", *flags)
-    assert {row["metric"] for row in rows_of(tmp_path / "table.csv")} == {"piqe"}
-    assert set(json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))["metrics"]) == {"piqe"}

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 
 from dp2osr import stats
 from dp2osr.data.images import pil_to_tensor
-from dp2osr.evaluation.locality import (
+from dp2osr.sampling.decode import decode_group, load_decoder
+from dp2osr.sampling.store import CandidateStore
+from studies.locality import (
     BLOCK,
     FILTER,
     PERIOD,
@@ -24,8 +26,6 @@ from dp2osr.evaluation.locality import (
     luma,
     repetition,
 )
-from dp2osr.sampling.decode import decode_group, load_decoder
-from dp2osr.sampling.store import CandidateStore
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +142,7 @@ def test_the_program_compares_two_folders(kind, sampled, lr_folder, tmp_path):
     words = ["--image_path", lr_folder, "--num_candidates", "6", "--batch_size", "4", "--guidance_scale", "1", "--output_dir", other]
     run_program("gen_candidates.py", *kind.model_flags, *words, "--num_inference_steps", "1", "--seed", "3")
     flags = ["--gt_path", ROOT / "preset/train/gt", "--output_dir", tmp_path / "out", "--num_candidates", "2", "--num_shown", "2"]
-    run_program("scripts/reproduce/fig6.py", "--candidates", f"base={sampled}", f"policy={other}", *flags)
+    run_program("studies/fig6.py", "--candidates", f"base={sampled}", f"policy={other}", *flags)
     rows = {row["what"]: float(row["mean"]) for row in csv.DictReader((tmp_path / "out/locality.csv").open(encoding="utf-8"))}
     changes = [changed_by_hand(sampled, other, path.stem) for path in sorted(lr_folder.iterdir())]
     shares = [np.sort(change.ravel() ** 2)[::-1][: round(change.size / 10)].sum() / np.sum(change**2) for change in changes]
@@ -151,5 +151,5 @@ def test_the_program_compares_two_folders(kind, sampled, lr_folder, tmp_path):
         title in (tmp_path / "out/fig6.svg").read_text(encoding="utf-8") for title in (">LR<", ">policy<", ">GT<", "base|, white 0.")
     )
     run_program("gen_candidates.py", *kind.model_flags, *words[:-1], tmp_path / "seed", "--num_inference_steps", "1", "--seed", "4")
-    done = run_program("scripts/reproduce/fig6.py", "--candidates", f"base={sampled}", f"policy={tmp_path / 'seed'}", *flags, check=False)
+    done = run_program("studies/fig6.py", "--candidates", f"base={sampled}", f"policy={tmp_path / 'seed'}", *flags, check=False)
     assert_one_clear_line(done, "another seed")

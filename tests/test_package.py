@@ -33,7 +33,7 @@ def test_every_package_is_listed():
 
 def test_an_installed_package_finds_its_configs_and_metrics_from_another_folder(tmp_path):
     source, elsewhere = tmp_path / "source", tmp_path / "elsewhere"
-    for name in ("dp2osr", "configs", "preset/metrics"):
+    for name in ("dp2osr", "studies", "configs", "preset/metrics"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "requirements.txt"):
         shutil.copy(ROOT / name, source / name)

@@ -10,8 +10,8 @@ from conftest import assert_one_clear_line, one_kind, run_program
 
 from dp2osr.errors import UserError
 from dp2osr.stats import bootstrap_weights, photographs_of
-from dp2osr.training.probe import Probe, settings_to_probe, split_groups, suggest
 from dp2osr.training.trainer import PreferenceTrainer
+from studies.probe import Probe, settings_to_probe, split_groups, suggest
 
 
 def words(kind, folder, output):

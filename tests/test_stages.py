@@ -12,7 +12,8 @@ import pytest
 import yaml
 from clones import BASH, ODD_NAME, ROOT, assert_one_line, name_of, write_command
 
-PROGRAMS = sorted([*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py")])
+STUDIES = [path for path in ROOT.glob("studies/*.py") if "__main__" in path.read_text(encoding="utf-8")]
+PROGRAMS = sorted([*ROOT.glob("*.py"), *ROOT.glob("scripts/*.py"), *STUDIES])
 STAGE_CONFIGS = {
     "sample": "gen_candidates.py",
     "test": "gen_candidates.py",
@@ -24,17 +25,24 @@ STAGE_CONFIGS = {
 }
 
 
+# scripts/run_stages.py is run, by a Python that takes itself for the fake one: the programs that it starts are not
+REAL_STAGES = f"""case "$1" in *run_stages.py) exec {sys.executable} -c '
+import runpy, sys
+sys.executable, sys.argv = sys.argv[1], sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")' "$0" "$@" ;; esac"""
+
+
 def run_stages(tmp_path, fake_python, rounds="", backbone=None):
-    """`run_stages` of scripts/stages.sh with a Python that only notes what it was asked."""
+    """`run_stages` of scripts/stages.sh with a Python that only notes which programs it was asked for."""
     configs = tmp_path / "configs"
     configs.mkdir(exist_ok=True)
     for name in STAGE_CONFIGS:
         (configs / f"{name}.yaml").write_text(f"backbone: {backbone}  # as said\n" if name == "train" and backbone else "")
-    write_command(tmp_path / "python", fake_python)
+    write_command(tmp_path / "python", f"{REAL_STAGES}\n{fake_python}")
     script = f"""
         set -euo pipefail
-        fail() {{ echo "error: $*" >&2; exit 2; }}
-        PY={tmp_path}/python OMP_NUM_THREADS=2
+        PY={tmp_path}/python
+        export OMP_NUM_THREADS=2
         source scripts/stages.sh
         run_stages {configs} {tmp_path}/run {rounds}
     """
@@ -129,7 +137,7 @@ def installed_clone(tmp_path):
     for folder in ("configs/tiny_sd2/quickstart", "configs/tiny_flux/quickstart"):
         shutil.copytree(ROOT / folder, tree / folder)
     (tree / "scripts").mkdir()
-    for script in ROOT.glob("scripts/*.sh"):
+    for script in [*ROOT.glob("scripts/*.sh"), ROOT / "scripts/run_stages.py"]:
         shutil.copy(script, tree / "scripts")
     for name in ("requirements.txt", "constraints.txt", ".venv/installed.stamp"):
         (tree / name).parent.mkdir(exist_ok=True)
@@ -141,7 +149,7 @@ def installed_clone(tmp_path):
 
 def noting_python(tree, failing="nothing", code=0):
     calls = f'printf \'%s\\n\' "$@" \'\' >>"$CALLS"; case "$*" in *{failing}*) exit {code};; esac'
-    write_command(tree / ".venv" / "bin" / "python", f'if [ "$1" = -c ]; then exit 0; fi\n{calls}')
+    write_command(tree / ".venv" / "bin" / "python", f'if [ "$1" = -c ]; then exit 0; fi\n{REAL_STAGES}\n{calls}')
 
 
 def run_script(tree, command, **variables):
@@ -241,59 +249,22 @@ def test_arguments_of_a_full_run_that_cannot_be_are_one_line(installed_clone, wo
     assert_one_line(run_script(installed_clone, [BASH, installed_clone / "scripts/full_run.sh", *words]), message)
 
 
-def read_setting(tmp_path, text, key="controlnet_model_name_or_path"):
-    (tmp_path / "train.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
-    script = f"configs={shlex.quote(str(tmp_path))}; source scripts/stages.sh; setting {key}"
-    return subprocess.run([BASH, "-c", script], cwd=ROOT, capture_output=True, text=True)
-
-
 @pytest.mark.parametrize(
-    "text",
+    ("train", "backbone", "base"),
     [
-        "controlnet_model_name_or_path: the/base\n",
-        "controlnet_model_name_or_path: the/base",
-        "controlnet_model_name_or_path  :   the/base  # a comment\n",
-        "\ufeffcontrolnet_model_name_or_path: the/base\r\nseed: 1\r\n",
-        "# a comment\r\ncontrolnet_model_name_or_path: 'the/base'  # a comment\r\n",
-        '"controlnet_model_name_or_path": "the # base"  # a comment\n',
-        "controlnet_model_name_or_path: it's the#1 base, Bücher & co\n",
-        "controlnet_model_name_or_path: ' the base '\n\n  # a comment\nseed: 1\n",
-        "reference_controlnet_model_name_or_path: other\ncontrolnet_model_name_or_path: the/base\n",
-        "# controlnet_model_name_or_path: other\ncontrolnet_model_name_or_path: the/base\n",
-        "---\nseed: 1\ncontrolnet_model_name_or_path: the/base\nbeta: 5000  # see controlnet_model_name_or_path: other\n",
-        "controlnet_model_name_or_path:\n",
-        "controlnet_model_name_or_path: null  # none\n",
-        "seed: 1\n",
-        "",
+        ("", "sd2", None),
+        ("# backbone: flux\nbackbone: null\n", "sd2", None),
+        ("{backbone: flux, controlnet_model_name_or_path: the/base}\n", "flux", "the/base"),
+        ('\ufeff"backbone": flux  # as said\r\ncontrolnet_model_name_or_path: >-\r\n  the/base\r\n', "flux", "the/base"),
+        ("controlnet_model_name_or_path: 'it''s # the base'\nreference_controlnet_model_name_or_path: other\n", "sd2", "it's # the base"),
     ],
 )
-def test_the_shell_reads_a_setting_as_yaml_does(tmp_path, text):
-    expected = (yaml.safe_load(text.removeprefix("\ufeff")) or {}).get("controlnet_model_name_or_path")
-    done = read_setting(tmp_path, text)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{expected or ''}\n"
+def test_what_the_stages_read_of_train_yaml_is_what_the_programs_read(tmp_path, train, backbone, base):
+    from dp2osr.experiments.all_stages import check_stages
 
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "{seed: 1, controlnet_model_name_or_path: the/base}\n",
-        "  controlnet_model_name_or_path: the/base\n  seed: 1\n",
-        "controlnet_model_name_or_path: the\n  base\n",
-        "controlnet_model_name_or_path:\n  the/base\n",
-        "controlnet_model_name_or_path: >-\n  the/base\n",
-        "controlnet_model_name_or_path: &base the/base\n",
-        "controlnet_model_name_or_path: 'it''s'\n",
-        'controlnet_model_name_or_path: "the\\u002fbase"\n',
-        'controlnet_model_name_or_path: "the\n',
-        "controlnet_model_name_or_path: one\ncontrolnet_model_name_or_path: two\n",
-        "controlnet_model_name_or_path: the/base\n".encode("utf-16"),
-    ],
-)
-def test_what_the_shell_cannot_read_is_an_error_and_no_wrong_value(tmp_path, text):
-    done = read_setting(tmp_path, text)
-    assert_one_line(done, "train.yaml")
-    assert done.stdout == ""
+    for name in STAGE_CONFIGS:
+        (tmp_path / f"{name}.yaml").write_text(train if name == "train" else "", encoding="utf-8")
+    assert check_stages(tmp_path, tmp_path / "out") == (backbone, base)
 
 
 def test_a_backbone_that_is_none_is_one_line(tmp_path):
@@ -315,9 +286,7 @@ def test_stage_settings_are_flags_of_their_program(path):
 
 @functools.cache
 def help_of(program, blocked=None):
-    env = {**os.environ, "COLUMNS": "200"}
-    if blocked:
-        env["PYTHONPATH"] = f"{blocked}{os.pathsep}{os.environ['PYTHONPATH']}"
+    env = {**os.environ, "COLUMNS": "200", "PYTHONPATH": os.pathsep.join(filter(None, [blocked, str(ROOT)]))}
     return subprocess.run([sys.executable, str(program), "--help"], cwd="/", env=env, capture_output=True, text=True, timeout=60)
 
 

@@ -12,6 +12,7 @@ FLOORS = [
     {"device", "divergence", "parallel", "launch", "flops", "digests", "files"},
     {"outputs", "results"},
     {"cli"},
+    {"schema"},
     {"data"},
     {"backbones"},
     {"provenance"},
@@ -20,7 +21,7 @@ FLOORS = [
     {"rewards"},
     {"stats", "preference"},
     {"training", "evaluation"},
-    {"planning", "experiments", "reproduce"},
+    {"planning", "experiments"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 SHOWN = [

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from dp2osr.data.inputs import find_gt
 from dp2osr.device import compute_device
@@ -56,21 +57,17 @@ def run_inspection(args):
         check_manifest(args.metrics_dir)
     validation = _validate(config, args, device) if args.validation_image_path else None
     decoder = load_decoder(store.settings, device)
-    suite = (
-        MetricSuite([spec for spec in config.computed if spec in config.fr and has_map(spec.name)], device, weights_dir=args.metrics_dir)
-        if gt_paths
-        else None
-    )
+    mapped = [spec for spec in config.computed if spec in config.fr and has_map(spec.name)]
+    suite = MetricSuite(mapped, device, weights_dir=args.metrics_dir) if gt_paths else None
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
+    shares = reward_shares(table.scores, table.lower_better, config)
     settings = {
         "candidates": args.candidates_dir,
         "reward": config.name,
         "top_n": top_n,
         "normalised by": config.normalise,
-        "shares of the weight": ", ".join(
-            f"{name} {share:.3f}" for name, share in reward_shares(table.scores, table.lower_better, config).items()
-        ),
+        "shares of the weight": ", ".join(f"{name} {share:.3f}" for name, share in shares.items()),
         "groups left out (NaN or infinite)": ", ".join(left_out) or "none",
         "metrics left out (NaN or infinite)": ", ".join(odd) or "none",
         **versions(),
@@ -91,10 +88,7 @@ def _validate(config, args, device):
 
 def correlation_csv(inspection):
     """The mean rank correlation within a group of every two metrics, outside of the reward too; empty where none has a spread."""
-    rows = [",".join(["", *inspection.names])]
-    for name, values in zip(inspection.names, inspection.correlation, strict=True):
-        rows.append(",".join([name, *("" if np.isnan(value) else f"{value:.4f}" for value in values)]))
-    return "\n".join(rows) + "\n"
+    return pd.DataFrame(inspection.correlation, inspection.names, inspection.names).to_csv(float_format="%.4f", lineterminator="\n")
 
 
 def reward_columns(inspection):
@@ -105,8 +99,7 @@ def reward_columns(inspection):
     np.put_along_axis(chosen, winners, "winner", axis=1)
     np.put_along_axis(chosen, losers, "loser", axis=1)
     order = np.argsort(-inspection.rewards, axis=1, kind="stable")
-    rank = np.empty((groups, count), np.int32)
-    np.put_along_axis(rank, order, np.arange(1, count + 1, dtype=np.int32)[None], axis=1)
+    rank = np.argsort(order, axis=1).astype(np.int32) + np.int32(1)
     columns = {
         "image_id": np.repeat(np.array(inspection.image_ids, dtype=object), count),
         "candidate": np.tile(np.arange(count, dtype=np.int32), groups),

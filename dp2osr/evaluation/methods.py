@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,17 +99,12 @@ def _load(name, folder, config, command):
                 raise UserError(f"{path}: {where}; look at that image, then run: {command}, or take a reward without {metric}")
             print(f"warning: {path}: {where}; {metric} is left out of '{name}'", file=sys.stderr)
             odd.append(metric)
-    metadata = table.metadata
-    return Method(
-        name,
-        folder,
-        store,
-        list(table.image_ids),
-        {metric: values for metric, values in table.scores.items() if metric not in odd},
-        {metric: values for metric, values in table.gt_scores.items() if metric not in odd},
-        {metric: about for metric, about in metadata["metrics"].items() if metric not in odd},
-        str(metadata.get("pyiqa", "unknown")),
-    )
+
+    def kept(of_metric):
+        return {metric: value for metric, value in of_metric.items() if metric not in odd}
+
+    about, version = kept(table.metadata["metrics"]), str(table.metadata.get("pyiqa", "unknown"))
+    return Method(name, folder, store, list(table.image_ids), kept(table.scores), kept(table.gt_scores), about, version)
 
 
 def _check_same_images(methods):
@@ -125,48 +120,27 @@ def _check_same_options(methods):
     first = methods[0]
     for method in methods[1:]:
         for name in first.metrics.keys() & method.metrics.keys():
-            mine, theirs = first.metrics[name], method.metrics[name]
-            if mine != theirs:
-                raise UserError(
-                    f"{method.folder / SCORES}: {name} was computed with {theirs}, "
-                    f"in '{first.name}' with {mine}; label both with one reward config"
-                )
+            if first.metrics[name] != method.metrics[name]:
+                told = f"{name} was computed with {method.metrics[name]}, in '{first.name}' with {first.metrics[name]}"
+                raise UserError(f"{method.folder / SCORES}: {told}; label both with one reward config")
 
 
 def _notes_on_metrics(methods):
-    everywhere = set.intersection(*(set(method.metrics) for method in methods))
-    notes = []
+    everywhere, notes = set.intersection(*(set(method.metrics) for method in methods)), []
     for method in methods:
         extra = sorted(set(method.metrics) - everywhere)
         if extra:
             notes.append(f"Left out, because not every method has it: {', '.join(extra)} (scored for {method.name}).")
-    versions = {method.name: method.pyiqa for method in methods}
-    if len(set(versions.values())) > 1:
-        notes.append(
-            "Scores come from different versions of pyiqa ("
-            + ", ".join(f"{k}: {v}" for k, v in versions.items())
-            + "); label again with one."
-        )
+    if len({method.pyiqa for method in methods}) > 1:
+        found = ", ".join(f"{method.name}: {method.pyiqa}" for method in methods)
+        notes.append(f"Scores come from different versions of pyiqa ({found}); label again with one.")
     return notes
 
 
 COMPARABLE = (
-    "model_hash",
-    "vae_hash",
-    "vae_tiling",
-    "num_inference_steps",
-    "guidance_scale",
-    "scheduler",
-    "seed",
-    "upscale",
-    "align_method",
-    "prompt_source",
-    "negative_prompt",
-    "mixed_precision",
-    "control_scale",
-    "prompts",
-    "tiling",
-)
+    "model_hash", "vae_hash", "vae_tiling", "num_inference_steps", "guidance_scale", "scheduler", "seed", "upscale", "align_method",
+    "prompt_source", "negative_prompt", "mixed_precision", "control_scale", "prompts", "tiling",
+)  # fmt: skip
 
 
 def _notes_on_settings(methods):
@@ -180,36 +154,26 @@ def _notes_on_settings(methods):
 
 
 def _common_candidates(methods, wanted):
+    """(M, notes)."""
     sizes = {method.name: method.num_candidates for method in methods}
-    smallest = min(sizes.values())
-    if wanted is not None and wanted > smallest:
-        name = min(sizes, key=sizes.get)
-        raise UserError(
-            f"--num_candidates {wanted}: '{name}' has {smallest} candidates an image; sample more or ask for at most {smallest}"
-        )
-    total = wanted or smallest
+    name = min(sizes, key=sizes.get)
+    if wanted is not None and wanted > sizes[name]:
+        told = f"'{name}' has {sizes[name]} candidates an image; sample more or ask for at most {sizes[name]}"
+        raise UserError(f"--num_candidates {wanted}: {told}")
+    total = wanted or sizes[name]
     if total < 2:
         raise UserError(f"{methods[0].folder}: {total} candidate an image; a spread within a group needs at least 2")
-    if wanted is None and len(set(sizes.values())) > 1:
-        return total, [
-            f"The methods have different numbers of candidates ({', '.join(f'{k} {v}' for k, v in sizes.items())}); "
-            f"the first {total} of each are compared."
-        ]
-    return total, []
+    if wanted is not None or len(set(sizes.values())) == 1:
+        return total, []
+    found = ", ".join(f"{name} {size}" for name, size in sizes.items())
+    return total, [f"The methods have different numbers of candidates ({found}); the first {total} of each are compared."]
 
 
 def _restrict(method, metrics, total):
     """The common metrics and the first `total` seeds."""
-    return Method(
-        method.name,
-        method.folder,
-        method.store,
-        method.image_ids,
-        {name: method.scores[name][:, :total] for name in metrics},
-        {name: method.gt_scores[name] for name in metrics if name in method.gt_scores},
-        {name: method.metrics[name] for name in metrics},
-        method.pyiqa,
-    )
+    scores = {name: method.scores[name][:, :total] for name in metrics}
+    of_gt = {name: method.gt_scores[name] for name in metrics if name in method.gt_scores}
+    return replace(method, scores=scores, gt_scores=of_gt, metrics={name: method.metrics[name] for name in metrics})
 
 
 # ---------------------------------------------------------------- GT and bicubic

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dp2osr.data.inputs import find_gt
+from dp2osr.evaluation.compare import BICUBIC
 from dp2osr.evaluation.methods import read_gt, upsample_bicubic
 
 CROP = 192  # pixels; a larger image is shown by its window of this side with the most detail
@@ -32,11 +33,18 @@ class Panel:
     side_by_side: list
     pairs: list
 
+    @property
+    def scored(self):
+        """The pictures that have scores, each once."""
+        return list(
+            {tile.title: tile for tile in [*self.side_by_side, *(tile for _, pair in self.pairs for tile in pair)] if tile.scores}.values()
+        )
+
 
 def choose_images(evaluation, at_most):
     """Indices of the images to show, evenly over the images sorted by gain, so that losses are shown with the gains."""
     count = len(evaluation.image_ids)
-    gains = evaluation.comparisons[0].per_image_gain if evaluation.comparisons else np.zeros(count)
+    gains = evaluation.gain(evaluation.compared[0]).by_image if evaluation.compared else np.zeros(count)
     order = np.argsort(-gains, kind="stable")
     if count <= at_most:
         return [int(i) for i in order]
@@ -45,7 +53,7 @@ def choose_images(evaluation, at_most):
 
 def choose_candidates(evaluation, image):
     """[(heading, {method: candidate})]: the same seeds for all, and each method's own worst and best."""
-    rewards = {name: values[image] for name, values in evaluation.rewards.items()}
+    rewards = {name: evaluation.rewards[name][image] for name in evaluation.methods}
     base = rewards[evaluation.base]
     median = int(np.argsort(base, kind="stable")[(len(base) - 1) // 2])
     total = evaluation.num_candidates
@@ -110,7 +118,7 @@ def _panel(evaluation, methods, bicubic, gt_paths, image, backbones, device):
     first.append(Tile("GT", _crop(gt, window), scores=gt_scores))
     return Panel(
         image_id=image_id,
-        means={name: float(values[image].mean()) for name, values in evaluation.rewards.items()},
+        means={name: float(evaluation.rewards[name][image].mean()) for name in evaluation.methods},
         crop=window,
         side_by_side=first,
         pairs=[(heading, [tiles[name, candidate] for name, candidate in choice.items()]) for heading, choice in shown[1:]],
@@ -136,9 +144,9 @@ def _bicubic_tile(evaluation, bicubic, image, group, window):
     picture = _crop(upsample_bicubic(group), window)
     if bicubic is None:
         return Tile("bicubic", picture)
-    parts = {metric: float(values[image]) for metric, values in evaluation.bicubic_parts.items()}
+    parts = {metric: float(values[image, 0]) for metric, values in evaluation.parts[BICUBIC].items()}
     scores = {metric: float(values[image]) for metric, values in bicubic.items()}
-    return Tile("bicubic", picture, float(evaluation.bicubic_rewards[image]), parts, scores)
+    return Tile("bicubic", picture, float(evaluation.rewards[BICUBIC][image, 0]), parts, scores)
 
 
 def decode_candidates(method, group, candidates, backbones, device="cpu"):

@@ -1,4 +1,4 @@
-"""Settings of comparisons: methods by their candidates or their images, and where a policy changed a base's images."""
+"""Settings of comparisons: methods by their candidates or their images."""
 
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -60,23 +60,3 @@ class EvaluateSettings(Settings):
 
 OF_CANDIDATES = ("reward_config", "training_log", "num_candidates", "max_images_in_report", "no_bicubic")
 OF_IMAGES = ("protocol", "lr_path", "suffix", "channel", "crop_border", "center_crop", "exclude_metrics", "fid", "published")
-
-
-@dataclass(kw_only=True)
-class LocalitySettings(Settings):
-    """Where a policy changed its base's images."""
-
-    candidates: Annotated[tuple[str, str], metavar("NAME=DIR")]
-    """Candidate folders of the same images and seeds, the base first."""
-    gt_path: str
-    """Folder of GT images, named as the LR images."""
-    output_dir: str
-    """Figure, table and settings go here."""
-    num_candidates: Annotated[int, at_least(2)] = 8
-    """Seeds of an image that are compared."""
-    num_shown: Count = 4
-    """Images in the figure, evenly over how much they changed."""
-    bootstrap: Count = 2000
-    """Resamples for the intervals."""
-    crop_suffix: RegularExpression = "_\\d\\d$"
-    """Of image ids, after the photograph's name."""

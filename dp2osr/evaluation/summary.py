@@ -1,226 +1,215 @@
-"""From raw scores to everything the report says: rewards, gains with intervals, curves, one row a metric."""
+"""What is written of an `Evaluation` beside its page: sentences, tables, CSV and JSON."""
 
+import json
 import math
-from dataclasses import dataclass, field
 
-import numpy as np
+import pandas as pd
 
-from dp2osr import stats
-from dp2osr.stats import Estimate
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A metric of one method: mean over images and candidates; std over seeds of the mean over images; std within a group."""
-
-    mean: float
-    std_over_seeds: float = float("nan")
-    std_within_group: float = float("nan")
-
-
-@dataclass(frozen=True)
-class MetricRow:
-    """One metric: `cells` by column, `changes` (method − base) and `over_bicubic` (method − bicubic) in the base's σ, + is better."""
-
-    name: str
-    mode: str
-    rewarded: bool
-    lower_better: bool
-    cells: dict
-    changes: dict
-    over_bicubic: dict
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A method against the base, by reward."""
-
-    name: str
-    gain: Estimate
-    worst_raised: Estimate
-    images_improved: int
-    per_image_gain: np.ndarray
-
-
-@dataclass
-class Evaluation:
-    """All results. `rewards[method]` is (G, M), `parts[method][metric]` is (G, M), `bicubic_*` one value an image."""
-
-    config: object
-    methods: list
-    image_ids: list
-    photographs: list
-    num_candidates: int
-    sigma: float
-    rewards: dict
-    parts: dict
-    curves: dict
-    comparisons: list
-    rows: list
-    bicubic_rewards: np.ndarray | None = None
-    bicubic_parts: dict | None = None
-    notes: list = field(default_factory=list)
-
-    @property
-    def base(self):
-        return self.methods[0]
-
-    @property
-    def num_photographs(self):
-        return len(set(self.photographs))
-
-
-def evaluate(methods, config, bicubic=None, *, resamples=2000, seed=0, crop_suffix=stats.CROP_SUFFIX):
-    """Compare methods with the first of them.
-
-    Args:
-        methods: list of `Method`.
-        config: `RewardConfig`.
-        bicubic: {metric: (G,) raw} or `None`.
-        resamples, seed: of the bootstrap over photographs.
-        crop_suffix: regular expression of what an image id has beyond its photograph's name.
-
-    Returns:
-        `Evaluation`.
-    """
-    base = methods[0]
-    lower_better = {name: entry["lower_better"] for name, entry in base.metrics.items()}
-    scores = {method.name: method.scores for method in methods}
-    parts = stats.pooled_parts(scores, lower_better, config)
-    rewards = {name: sum(part.values()) for name, part in parts.items()}
-    photographs = stats.photographs_of(base.image_ids, crop_suffix)
-    weights = stats.bootstrap_weights(photographs, resamples, seed)
-    bicubic_parts = stats.parts_of_outsider(bicubic, scores, lower_better, config) if bicubic else None
-    return Evaluation(
-        config=config,
-        methods=list(scores),
-        image_ids=base.image_ids,
-        photographs=photographs,
-        num_candidates=base.num_candidates,
-        sigma=float(stats.spread(rewards[base.name]).mean()),
-        rewards=rewards,
-        parts=parts,
-        curves={name: stats.best_mean_worst(values) for name, values in rewards.items()},
-        comparisons=[_compare(method.name, rewards[method.name], rewards[base.name], weights) for method in methods[1:]],
-        rows=[_metric_row(name, methods, config, bicubic, weights) for name in _order(base.metrics, config)],
-        bicubic_rewards=sum(bicubic_parts.values()) if bicubic else None,
-        bicubic_parts=bicubic_parts,
-        notes=_notes(photographs, base.image_ids),
-    )
-
-
-def _compare(name, policy, base, weights):
-    return Comparison(
-        name=name,
-        gain=stats.gain(policy, base, weights),
-        worst_raised=stats.worst_raised(policy, base, weights),
-        images_improved=int((policy.mean(axis=1) > base.mean(axis=1)).sum()),
-        per_image_gain=policy.mean(axis=1) - base.mean(axis=1),
-    )
-
-
-def _order(metrics, config):
-    """FR of the reward, NR of the reward, then those outside it, FR first."""
-    rewarded = [spec.name for spec in config.metrics]
-    return rewarded + sorted((name for name in metrics if name not in rewarded), key=lambda name: (metrics[name]["mode"], name))
-
-
-def _metric_row(name, methods, config, bicubic, weights):
-    base = methods[0]
-    entry = base.metrics[name]
-    sign = -1 if entry["lower_better"] else 1
-    aligned = {method.name: sign * method.scores[name] for method in methods}
-    cells = {"bicubic": Cell(float(bicubic[name].mean()))} if bicubic else {}
-    cells |= {method.name: _cell(method.scores[name]) for method in methods}
-    gt = base.gt_scores.get(name)
-    if entry["mode"] == "NR" and gt is not None and np.isfinite(gt).all():
-        cells["GT"] = Cell(float(gt.mean()))
-    over_bicubic = {}
-    if bicubic:
-        sigma = stats.spread(aligned[base.name])
-        for method in methods:
-            difference = aligned[method.name].mean(axis=1) - sign * bicubic[name]
-            over_bicubic[method.name] = stats.ratio_of_means(difference, sigma, weights)
-    return MetricRow(
-        name=name,
-        mode=entry["mode"],
-        rewarded=name in {spec.name for spec in config.metrics},
-        lower_better=entry["lower_better"],
-        cells=cells,
-        changes={method.name: stats.gain(aligned[method.name], aligned[base.name], weights) for method in methods[1:]},
-        over_bicubic=over_bicubic,
-    )
-
-
-def _cell(values):
-    return Cell(float(values.mean()), float(values.mean(axis=0).std(ddof=1)), float(stats.spread(values).mean()))
-
-
-def _notes(photographs, image_ids):
-    count = len(set(photographs))
-    if count < 2:
-        hint = "; if the images are different photographs, pass --crop_suffix ''" if len(image_ids) > 1 else ""
-        return [f"One photograph ({photographs[0]}): no interval can be given{hint}."]
-    if count < 10:
-        return [f"Only {count} photographs: a bootstrap interval over so few is too narrow; read it as a rough guide."]
-    return []
-
+from dp2osr.evaluation.compare import BICUBIC, REWARD
+from dp2osr.evaluation.tables import aligned, counted, interval, markdown, with_direction, with_spread
 
 # ---------------------------------------------------------------- sentences
 
 
-def headline(evaluation, comparison):
-    """`G = 0.45 [0.31, 0.58] over 15 photographs x 16 seeds: policy better on 14 of 15 images`."""
-    images = len(evaluation.image_ids)
-    return (
-        f"G = {interval(comparison.gain)} over {counted(evaluation.num_photographs, 'photograph')} x {evaluation.num_candidates} seeds: "
-        f"{comparison.name} better on {comparison.images_improved} of {counted(images, 'image')}"
-    )
+def headlines(evaluation):
+    """`G = 0.45 [0.31, 0.58] over 15 photographs x 16 seeds: policy better on 14 of 15 images`, a line a compared method."""
+    over = f"over {counted(evaluation.num_photographs, 'photograph')} x {evaluation.num_candidates} seeds"
+    if not evaluation.compared:
+        return [f"{evaluation.base}: spread within a group σ = {evaluation.sigma:.3f} {over}"]
+    images = counted(len(evaluation.image_ids), "image")
+    return [
+        f"G = {interval(evaluation.gain(name).estimate)} {over}: {name} better on {evaluation.improved(name)} of {images}"
+        for name in evaluation.compared
+    ]
 
 
-def interval(estimate, digits=2, signed=False):
-    """`0.45 [0.31, 0.58]`, without the brackets where there is no interval."""
-    form = f"{{:{'+' if signed else ''}.{digits}f}}"
-    if math.isnan(estimate.value):
-        return "n/a"
-    value = form.format(estimate.value)
-    return value if math.isnan(estimate.low) else f"{value} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
-
-
-def counted(number, noun):
-    return f"{number} {noun}" + ("" if number == 1 else "s")
-
-
-def worst_sentence(evaluation, comparison):
+def worst_sentence(evaluation, method):
     """How far the floor rose, in the paper's terms (its tuned Worst@64 reaches the base's Mean@64)."""
-    total = evaluation.num_candidates
-    estimate = comparison.worst_raised
+    total, estimate, base = evaluation.num_candidates, evaluation.worst_raised[method], evaluation.base
     if math.isnan(estimate.value):
         return f"Worst@{total}: n/a"
     bounds = "" if math.isnan(estimate.low) else f" [{estimate.low:.0%}, {estimate.high:.0%}]"
     verb = "raised" if estimate.value >= 0 else "lowered"
-    base = evaluation.base
     return f"Worst@{total} {verb} by {abs(estimate.value):.0%}{bounds} of the distance from {base}'s Worst to {base}'s Mean"
-
-
-def verdicts(evaluation, comparison):
-    """{"better": [metric, …], "worse": […], "unclear": […]} for one method against the base."""
-    groups = {"better": [], "worse": [], "unclear": []}
-    for row in evaluation.rows:
-        groups[row.changes[comparison.name].verdict].append(row.name)
-    return groups
 
 
 def bicubic_sentence(evaluation, method):
     """On which metrics the method beats bicubic, and on which bicubic wins (by the mean, interval or not)."""
-    said = []
+    said, about = [], evaluation.results.metrics
     for rewarded, where in ((True, "of the reward"), (False, "outside it")):
         for mode in ("FR", "NR"):
-            rows = [row for row in evaluation.rows if row.rewarded == rewarded and row.mode == mode]
-            lost = [row.name for row in rows if not row.over_bicubic[method].value > 0]
-            if rows:
-                said.append(
-                    f"{len(rows) - len(lost)} of {len(rows)} {mode} metrics {where}"
-                    + (f" (bicubic wins: {', '.join(lost)})" if lost else "")
-                )
+            names = [name for name in evaluation.metrics if (about.loc[name, "rewarded"], about.loc[name, "mode"]) == (rewarded, mode)]
+            lost = [name for name in names if not evaluation.over_bicubic[method][name].value > 0]
+            if names:
+                wins = f" (bicubic wins: {', '.join(lost)})" if lost else ""
+                said.append(f"{len(names) - len(lost)} of {len(names)} {mode} metrics {where}{wins}")
     return f"By the mean, {method} beats bicubic on " + ", ".join(said)
+
+
+def sentences(evaluation):
+    """What the tables say, in words: the worse metrics by name, bicubic's wins, the notes."""
+    lines = []
+    for name in evaluation.compared:
+        lines.append(worst_sentence(evaluation, name) + f" ({name}).")
+        groups = evaluation.verdicts(name)
+        worse = f"worse on {', '.join(groups['worse'])}" if groups["worse"] else "worse on none"
+        unclear = f", unclear on {', '.join(groups['unclear'])}" if groups["unclear"] else ""
+        lines.append(f"By metric, {name} is better on {len(groups['better'])} of {len(evaluation.metrics)}, {worse}{unclear}.")
+    lines += [bicubic_sentence(evaluation, method) + "." for method in evaluation.over_bicubic]
+    return lines + evaluation.notes
+
+
+# ---------------------------------------------------------------- tables
+
+LEGEND = (
+    "Mean over images and candidates ± std over seeds of the mean over images. Change: in units of the base's std within a group, "
+    "sign aligned so that + is better, 95 % interval over photographs (cluster bootstrap); better or WORSE if the interval leaves zero out."
+)
+
+
+def set_of(evaluation, metric):
+    """`FR reward`, `NR reward` or `FR outside`, `NR outside`; "" for the reward itself."""
+    about = evaluation.results.metrics.loc[metric]
+    return "" if metric == REWARD else f"{about['mode']} {'reward' if about['rewarded'] else 'outside'}"
+
+
+def cell_text(evaluation, metric, column):
+    """A metric's mean ± its spread over seeds, or the mean alone for a single image; "" where there is none."""
+    if (metric, column) not in evaluation.cells.index:
+        return ""
+    cell = evaluation.cells.loc[metric, column]
+    return with_spread(cell["mean"], cell["std_over_seeds"])
+
+
+def text_table(evaluation):
+    """A row a metric, the reward first: every column's mean, every method's change and verdict."""
+    rows = []
+    for metric in evaluation.results.metrics.index:
+        row = [with_direction(metric, evaluation.results.metrics), set_of(evaluation, metric)]
+        row += [cell_text(evaluation, metric, column) for column in evaluation.columns]
+        for name in evaluation.compared:
+            estimate = evaluation.changes[name][metric].estimate
+            row += [interval(estimate, signed=True), estimate.verdict.upper() if estimate.verdict == "worse" else estimate.verdict]
+        rows.append(row)
+    changes = [title for name in evaluation.compared for title in (f"{name} − {evaluation.base}, σ", "")]
+    return pd.DataFrame(rows, columns=["metric", "set", *evaluation.columns, *changes])
+
+
+def reward_table(evaluation):
+    """Best, Mean, Worst of M by method; bicubic is one image, so its three are one number."""
+    total, rows = evaluation.num_candidates, []
+    if BICUBIC in evaluation.rewards:
+        rows.append(["bicubic (one image)", "", f"{evaluation.rewards[BICUBIC].mean():.3f}", ""])
+    for name, curve in evaluation.curves.items():
+        rows.append([name, *(f"{curve[key][-1]:.3f}" for key in ("best", "mean", "worst"))])
+    return pd.DataFrame(rows, columns=["reward (pooled)", f"Best@{total}", "Mean", f"Worst@{total}"])
+
+
+def terminal(evaluation):
+    """The summary a run ends with on the terminal; the last lines are the headlines."""
+    texts = [aligned(text_table(evaluation)), aligned(reward_table(evaluation))]
+    return "\n\n".join([*texts, "\n".join(sentences(evaluation)), "\n".join(headlines(evaluation))])
+
+
+def summary_markdown(evaluation):
+    """The text of summary.md."""
+    config = evaluation.config
+    fr, nr = (", ".join(spec.name for spec in specs) or "none" for specs in (config.fr, config.nr))
+    blocks = [
+        "# Evaluation",
+        "\n".join(f"**{line}**  " for line in headlines(evaluation)),
+        "\n".join(f"- {line}" for line in sentences(evaluation)),
+        "## Metrics",
+        markdown(text_table(evaluation)),
+        LEGEND,
+        "## Reward",
+        markdown(reward_table(evaluation)),
+        f"Reward `{config.name}`: FR {fr}; NR {nr}. "
+        f"Normalised per LR image over the candidates of {', '.join(evaluation.methods)} together; bicubic on the same scale, not clipped.",
+    ]
+    return "\n\n".join(blocks) + "\n"
+
+
+def metrics_frame(evaluation):
+    """A row a metric and column, as metrics.csv has them."""
+    rows = []
+    for (metric, column), cell in evaluation.cells.iterrows():
+        direction = "lower" if evaluation.results.metrics.loc[metric, "lower_better"] else "higher"
+        row = {"metric": metric, "set": set_of(evaluation, metric), "direction": direction, "method": column, **cell}
+        change = evaluation.changes[column][metric].estimate if column in evaluation.changes else None
+        over = evaluation.over_bicubic.get(column, {}).get(metric)
+        row |= dict(zip(("change_in_sigma", "ci_low", "ci_high"), _bounds(change), strict=True))
+        row["verdict"] = change.verdict if change else None
+        names = ("over_bicubic_in_sigma", "over_bicubic_low", "over_bicubic_high")
+        rows.append(row | dict(zip(names, _bounds(over), strict=True)))
+    return pd.DataFrame(rows)
+
+
+def _bounds(estimate):
+    return (estimate.value, estimate.low, estimate.high) if estimate else (float("nan"),) * 3
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def summary_json(evaluation, settings):
+    """Everything a program may want to read: gains, curves, metrics, per-image rewards, settings. NaN is written as null."""
+    rewards = evaluation.rewards
+    document = {
+        "base": evaluation.base,
+        "methods": evaluation.methods,
+        "num_images": len(evaluation.image_ids),
+        "num_photographs": evaluation.num_photographs,
+        "num_candidates": evaluation.num_candidates,
+        "sigma": evaluation.sigma,
+        "comparisons": {name: _comparison(evaluation, name) for name in evaluation.compared},
+        "curves": evaluation.curves,
+        "bicubic_reward": float(rewards[BICUBIC].mean()) if BICUBIC in rewards else None,
+        "metrics": {metric: _metric(evaluation, metric) for metric in evaluation.metrics},
+        "images": {image_id: _image(evaluation, place) for place, image_id in enumerate(evaluation.image_ids)},
+        "notes": evaluation.notes,
+        "settings": settings,
+    }
+    return json.dumps(_without_nan(document), indent=2, ensure_ascii=False) + "\n"
+
+
+def _comparison(evaluation, method):
+    improved = evaluation.improved(method)
+    return {
+        "G": vars(evaluation.gain(method).estimate),
+        "worst_raised": vars(evaluation.worst_raised[method]),
+        "images_improved": improved,
+        "share_improved": improved / len(evaluation.image_ids),
+    }
+
+
+def _metric(evaluation, metric):
+    about = evaluation.results.metrics.loc[metric]
+    changes = {name: of[metric].estimate for name, of in evaluation.changes.items()}
+    over = {name: of[metric] for name, of in evaluation.over_bicubic.items()}
+    return {
+        "mode": about["mode"],
+        "in_reward": bool(about["rewarded"]),
+        "lower_better": bool(about["lower_better"]),
+        "values": {column: cell.to_dict() for column, cell in evaluation.cells.loc[metric].iterrows()},
+        "change_in_sigma": {name: vars(estimate) | {"verdict": estimate.verdict} for name, estimate in changes.items()},
+        "over_bicubic_in_sigma": {name: vars(estimate) | {"verdict": estimate.verdict} for name, estimate in over.items()},
+    }
+
+
+def _image(evaluation, place):
+    of_image = {name: evaluation.rewards[name][place] for name in evaluation.methods}
+    rewards = {name: {"best": values.max(), "mean": values.mean(), "worst": values.min()} for name, values in of_image.items()}
+    if BICUBIC in evaluation.rewards:
+        rewards[BICUBIC] = {"mean": evaluation.rewards[BICUBIC][place, 0]}
+    return {"photograph": evaluation.photographs[place], "reward": rewards}
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(entry) for entry in value]
+    if isinstance(value, float):  # numpy's float64 included
+        return None if not math.isfinite(value) else float(value)
+    return value

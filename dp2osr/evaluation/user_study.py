@@ -12,13 +12,12 @@ from dp2osr.data.images import read_image
 from dp2osr.data.inputs import check_images, list_images
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import pair_images
-from dp2osr.evaluation.report import png_data
+from dp2osr.evaluation.report import png_data, render
 from dp2osr.files import read_json, write_json, write_text
 from dp2osr.outputs import check_output
 from dp2osr.results import check_own_files, own_files
 from dp2osr.stats import Estimate
 
-TEMPLATE = Path(__file__).with_name("user_study.html")
 MOST_METHODS = 9  # number keys
 
 
@@ -66,9 +65,8 @@ def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which i
     study = {"id": token("study"), "title": title, "trials": trials}
     output = Path(output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(study).replace("<", "\\u003c")
     with own_files(page.parent, files, "--output"):
-        write_text(output, TEMPLATE.read_text(encoding="utf-8").replace("/*STUDY*/null", content))
+        write_text(output, render("user_study", study=study))
         write_json(output.with_suffix(".key.json"), {"study": study["id"], "methods": [method.name for method in methods], "trials": key})
 
 

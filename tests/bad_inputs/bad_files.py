@@ -269,7 +269,7 @@ def _(place):
 VAE = ["--train_dir", "hr", "--val_dir", "hr", "--output_dir", "out", "--max_train_steps", "1", "--train_batch_size", "1"]
 
 
-@case(4, "photographs smaller than `--resolution`", "scripts/train_vae.py", refused("p.png|--resolution"))
+@case(4, "photographs smaller than `--resolution`", "studies/train_vae.py", refused("p.png|--resolution"))
 def _(place):
     place.shared(photographs)
     return VAE

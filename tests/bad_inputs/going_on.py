@@ -9,7 +9,7 @@ from bad_inputs.outcomes import CONTROLNET, MODEL, done, refused
 from bad_inputs.paths_and_models import MANIFEST
 
 
-@case(6, "no autoencoder", "scripts/make_tiny_flux.py", refused("nowhere"))
+@case(6, "no autoencoder", "studies/make_tiny_flux.py", refused("nowhere"))
 def _(place):
     return ["--vae", "nowhere", "--manifest", MANIFEST, "--output_dir", "out"]
 
@@ -27,14 +27,14 @@ def _(place):
     return ["run", "--num_gpus", "1"]
 
 
-@case(6, "an experiment that is not there", "scripts/reproduce/fig4.py", refused("nowhere"))
+@case(6, "an experiment that is not there", "scripts/reproduce.py", refused("nowhere"))
 def _(place):
-    return ["--experiment", "nowhere.yaml", "--output_dir", "out", "--plan"]
+    return ["fig4", "--experiment", "nowhere.yaml", "--output_dir", "out", "--plan"]
 
 
-@case(6, "an experiment with a misspelt key", "scripts/reproduce/fig4.py", refused("mine.yaml"))
+@case(6, "an experiment with a misspelt key", "scripts/reproduce.py", refused("mine.yaml"))
 def _(place):
-    return ["--experiment", place.text("mine.yaml", "nmae: x\n"), "--output_dir", "out", "--plan"]
+    return ["fig4", "--experiment", place.text("mine.yaml", "nmae: x\n"), "--output_dir", "out", "--plan"]
 
 
 @case(6, "a metrics folder with a file that was cut short", LABEL, refused("x.pth"))

@@ -55,7 +55,7 @@ def _add_outputs():
     of("an output folder", candidates, TRAIN, lambda p: training, "below /proc")
     of("an output folder", candidates, "scripts/suggest_nm.py", lambda p: [*training, "--sizes", "2"])
     of("an output folder", photographs, "scripts/train_controlnet.py", lambda p: [*controlnet_training(), "--output_dir", "OUT"])
-    of("an output folder", large_photographs, "scripts/train_vae.py", lambda p: [*VAE, "--output_dir", "OUT", "--resolution", "32"])
+    of("an output folder", large_photographs, "studies/train_vae.py", lambda p: [*VAE, "--output_dir", "OUT", "--resolution", "32"])
     of("an output folder", methods, "scripts/evaluate.py", lambda p: [*EVALUATE, "--output_dir", "OUT"])
     of(
         "an output folder",
@@ -90,13 +90,13 @@ def _add_files(of):
     of(
         "a model folder",
         photographs,
-        "scripts/make_tiny_sd2.py",
+        "studies/make_tiny_sd2.py",
         lambda p: ["--vae", f"{MODEL}/vae", "--manifest", MANIFEST, "--output_dir", "OUT"],
     )
     of(
         "a model folder",
         photographs,
-        "scripts/make_tiny_flux.py",
+        "studies/make_tiny_flux.py",
         lambda p: ["--vae", f"{MODEL}/vae", "--manifest", MANIFEST, "--output_dir", "OUT"],
     )
 
@@ -325,6 +325,6 @@ def _(place):
     return ["--manifest", place.text("mine.csv", "shot,camera\n1,Canon\n"), "--output_dir", "out", "--work_dir", "work"]
 
 
-@case(6, "no autoencoder", "scripts/make_tiny_sd2.py", refused("nowhere"))
+@case(6, "no autoencoder", "studies/make_tiny_sd2.py", refused("nowhere"))
 def _(place):
     return ["--vae", "nowhere", "--manifest", MANIFEST, "--output_dir", "out"]

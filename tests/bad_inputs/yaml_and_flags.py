@@ -155,7 +155,7 @@ ABSURD = {
         ("--lr_scheduler", "cosin"), ("--drop_share", "2"), ("--image_weight", "nan"), ("--conditioning_channels", "0"),
         ("--lr_warmup_steps", "-5"), ("--window", "999"),
     ],
-    "scripts/train_vae.py": [("--learning_rate", "nan"), ("--kl_weight", "nan"), ("--block_out_channels", "0"), ("--resolution", "33")],
+    "studies/train_vae.py": [("--learning_rate", "nan"), ("--kl_weight", "nan"), ("--block_out_channels", "0"), ("--resolution", "33")],
 }  # fmt: skip
 
 

@@ -1,0 +1,1 @@
+"""Experiments: what runs, side by side, and what its trainings say together."""

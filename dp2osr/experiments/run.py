@@ -1,0 +1,66 @@
+"""An experiment from its YAML to its tables: say what is missing, check everything, run it, write the results."""
+
+from dp2osr.errors import UserError
+from dp2osr.experiments.arm_results import write_results
+from dp2osr.experiments.cost import expected, read_costs
+from dp2osr.experiments.image_tables import load_image_table, run_image_table
+from dp2osr.experiments.plan import plan_experiment
+from dp2osr.experiments.spec import experiment_of, find_experiment
+from dp2osr.experiments.steps import Pool, default_jobs, run_alone
+from dp2osr.outputs import check_output
+from dp2osr.schema import read_lines
+
+
+def run_experiment(args):
+    """The whole of the experiment or image table that `ExperimentSettings` name."""
+    check_output(args.output_dir)
+    path = find_experiment(args.experiment or args.name, args.preset)
+    content, results = read_lines(path, "an experiment"), args.results_folder(path.stem)
+    if "sets" in content:
+        run_image_table(load_image_table(path, args.preset), results, args)
+    elif "models" in content:
+        raise UserError(f"{path}: compares several models; run: python studies/capacity.py --experiment {path}")
+    else:
+        run_experiments(args, {results: experiment_of(path, content)})
+
+
+def run_experiments(args, experiments):
+    """Say what is missing, check all, and unless it is but a plan run them one after the other; returns their `ExperimentResults`.
+
+    Args:
+        args: `JobSettings`.
+        experiments: {folder of the results: `Experiment`}.
+    """
+    plans = {results: plan_experiment(experiment, args.output_dir, results) for results, experiment in experiments.items()}
+    for plan in plans.values():
+        plan.check_flags()
+        print(plan.summary() + expected(plan.missing(), read_costs(plan.experiment.stages)), flush=True)
+    for plan in plans.values():
+        plan.check_inputs(args.output_dir)
+    if args.plan:
+        return []
+    found, failed = [], []
+    for results, plan in plans.items():
+        try:
+            run_plan(plan, args.jobs)
+        except UserError as error:  # the next experiment may go well
+            failed.append(f"{plan.experiment.name}: {error}")
+            continue
+        found.append(write_results(plan, results, args.bootstrap))
+    if failed:
+        raise UserError("; ".join(failed))
+    return found
+
+
+def run_plan(plan, jobs=None):
+    """Do what is missing.
+
+    Args:
+        plan: `Plan`; jobs: of `Pool`, None for `default_jobs`.
+
+    Raises:
+        UserError: a program failed; its log is named.
+    """
+    for steps in plan.shared:
+        run_alone(steps)
+    Pool(jobs or default_jobs()).run(plan.chains, plan.experiment.name)

@@ -1,1 +1,0 @@
-"""Experiments of many trainings: which runs, how they are run, what they say together."""
