@@ -11,9 +11,9 @@ from conftest import ROOT, assert_one_clear_line, one_kind, run_program, save_no
 from scipy.stats import spearmanr
 
 from dp2osr.errors import UserError
-from dp2osr.evaluation import reward_inspection as inspection as inspection_module
-from dp2osr.rewards.config import MetricSpec, RewardConfig
+from dp2osr.evaluation import reward_inspection as inspection_module
 from dp2osr.evaluation.reward_inspection import find_outliers, finite_groups, inspect_rewards, sentences
+from dp2osr.rewards.config import MetricSpec, RewardConfig
 from dp2osr.rewards.reward import hybrid_reward
 from dp2osr.rewards.table import ScoreTable, read_scores
 
