@@ -139,8 +139,9 @@ def test_maps_are_of_the_metrics_that_they_are_named_after():
 
 def test_a_map_shows_where_the_damage_is():
     from bench.random_metrics import random_weights
+    from dp2osr.rewards.building import quiet_imports
     from dp2osr.rewards.maps import spatial_maps
-    from dp2osr.rewards.metrics import MetricSuite, quiet_imports
+    from dp2osr.rewards.metrics import MetricSuite
 
     with random_weights(), quiet_imports():
         suite = MetricSuite([MetricSpec(name) for name in ("lpips", "dists", "topiq_fr", "gmsd", "fsim")])

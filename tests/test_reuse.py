@@ -9,8 +9,9 @@ import torch
 from bench.random_metrics import random_weights
 from dp2osr.errors import UserError
 from dp2osr.rewards.batches import Batches
+from dp2osr.rewards.building import quiet_imports
 from dp2osr.rewards.config import MetricSpec, load_reward_config
-from dp2osr.rewards.metrics import MetricSuite, quiet_imports
+from dp2osr.rewards.metrics import MetricSuite
 
 SIDE = {"maniqa-pipal": 225}  # the smallest that gives different crops
 OPTIONS = {"maniqa-pipal": {"test_sample": 2}}
