@@ -9,7 +9,7 @@ configs/flux_dev has the settings of FLUX.1-dev. Run it again and it goes on fro
 
 from dp2osr.cli import given, parse
 from dp2osr.errors import run
-from dp2osr.training.options import check_given
+from dp2osr.training.checks import check_given
 from dp2osr.training.settings import TrainSettings
 
 

@@ -10,7 +10,7 @@ The candidates are those of the examples of gen_candidates.py and label_rewards.
 
 from dp2osr.cli import given, parse
 from dp2osr.errors import run
-from dp2osr.training.options import check_given
+from dp2osr.training.checks import check_given
 from dp2osr.training.settings import TrainSettings
 
 

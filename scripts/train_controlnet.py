@@ -2,7 +2,7 @@
 
 from dp2osr.cli import given, parse
 from dp2osr.errors import run
-from dp2osr.training.baseline_options import check_baseline_given
+from dp2osr.training.baseline_checks import check_baseline_given
 from dp2osr.training.baseline_settings import BaselineSettings
 
 

@@ -7,7 +7,7 @@ from conftest import MODEL, ROOT
 
 from dp2osr.cli import given, parse
 from dp2osr.training.baseline import BaselineTrainer, train_baseline
-from dp2osr.training.baseline_options import check_baseline_given
+from dp2osr.training.baseline_checks import check_baseline_given
 from dp2osr.training.baseline_settings import BaselineSettings
 
 BASELINE = [

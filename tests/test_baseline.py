@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from dp2osr.cli import parse
 from dp2osr.data.crops import CropSource, to_tensor
 from dp2osr.errors import UserError
-from dp2osr.training.baseline_options import check_baseline
+from dp2osr.training.baseline_checks import check_baseline
 from dp2osr.training.baseline_settings import BaselineSettings
 from dp2osr.training.settings import TrainSettings
 
@@ -197,7 +197,7 @@ def test_an_interrupt_is_one_line(capsys):
 
 def test_sampling_options_of_validation_have_all_that_the_sampler_reads():
     from dp2osr.backbones.flux import FluxBackbone
-    from dp2osr.training.options import sampling_options
+    from dp2osr.training.validation_sampling import sampling_options
 
     given = {"num_inference_steps": 2, "guidance_scale": None, "align_method": None, "upscale": None}
     args = settings_with(TrainSettings, validation_candidates=2, validation_prompt_file="prompts.json", validation_image_path="-", **given)

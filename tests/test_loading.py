@@ -22,7 +22,7 @@ from dp2osr.errors import UserError
 from dp2osr.provenance import legacy_weights_hash, weights_hash
 from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.store import CandidateStore
-from dp2osr.training.options import check_model
+from dp2osr.training.checks import check_model
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from dp2osr.errors import NonFiniteSamples, UserError
 from dp2osr.files import read_json, write_json
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.store import CandidateStore
-from dp2osr.training import options
+from dp2osr.training import checks, validation_sampling
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.settings import TrainSettings
@@ -205,10 +205,10 @@ def test_validation_samples_as_the_candidates_were_sampled(kind, labelled, tmp_p
 
 
 def test_empty_prompts_beside_candidates_with_tags_are_said():
-    sampled = SimpleNamespace(**options.candidates_settings({}, SD2Backbone), prompt_file=None)
-    [line] = options.sampling_differences(sampled, {"prompt_source": "ram"}, SD2Backbone)
+    sampled = SimpleNamespace(**validation_sampling.candidates_settings({}, SD2Backbone), prompt_file=None)
+    [line] = validation_sampling.sampling_differences(sampled, {"prompt_source": "ram"}, SD2Backbone)
     assert "--validation_prompt_file" in line
-    assert not options.sampling_differences(sampled, {"prompt_source": "none"}, SD2Backbone)
+    assert not validation_sampling.sampling_differences(sampled, {"prompt_source": "none"}, SD2Backbone)
 
 
 @one_kind
@@ -285,8 +285,8 @@ def test_an_output_folder_that_is_an_input_or_somebody_elses_is_refused(kind, la
 def test_a_tracker_that_is_not_installed_is_one_line_at_the_start(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="--report_to wandb: .*pip install wandb, or give --report_to none"):
-        options.check_tracker("wandb")
-    options.check_tracker("none")
+        checks.check_tracker("wandb")
+    checks.check_tracker("none")
 
 
 @one_kind
@@ -303,7 +303,7 @@ def test_a_tracker_that_is_not_installed_is_one_line_at_the_start(monkeypatch):
 def test_flags_that_would_do_nothing_are_one_line(kind, tmp_path, more, mention):
     argv = words(kind, tmp_path, tmp_path / "out", *more)[1:]
     with pytest.raises(UserError, match=re.escape(mention)):
-        options.check_given(kind.training_settings(argv), given(TrainSettings, argv))
+        checks.check_given(kind.training_settings(argv), given(TrainSettings, argv))
 
 
 def test_the_trajectory_is_the_saved_one(kind, trained):

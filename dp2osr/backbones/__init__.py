@@ -31,7 +31,7 @@ def load_backbone(source, device="cpu", dtype=None, parts=("vae", "text", "denoi
 
 
 def model_source(args):
-    """The `ModelSource` that the flags of `model_flags` name."""
+    """The `ModelSource` that `ModelSettings` name."""
     return ModelSource(
         args.pretrained_model_name_or_path, args.variant, args.revision, args.pretrained_vae_model_name_or_path, args.tokenizer_name
     )

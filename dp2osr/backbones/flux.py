@@ -98,7 +98,7 @@ class FluxBackbone:
         del self.text_encoder, self.text_encoder_2
 
     def prepare_control(self, images):
-        """The upsampled LR in [0, 1] as packed latents, (B, tokens, 4C) (PAPER §4)."""
+        """The upsampled LR in [0, 1] as packed latents, (B, tokens, 4C) (the paper's C-FLUX)."""
         return pack(self.encode_images(images)).to(self.dtype)
 
     def cut_control(self, control, side, top, left, window):
@@ -248,7 +248,7 @@ class FluxBackbone:
         return {**self.trained_parts(), **rest}
 
     def new_controlnet(self, num_double_layers=4, num_single_layers=0, **_of_other_kinds):
-        """`FluxControlNetModel.from_transformer`: copies of the first blocks, zero output layers (PAPER §4)."""
+        """`FluxControlNetModel.from_transformer`: copies of the first blocks, zero output layers (the paper's C-FLUX)."""
         from diffusers import FluxControlNetModel
 
         config = self.transformer.config

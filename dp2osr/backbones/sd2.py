@@ -100,7 +100,7 @@ class SD2Backbone:
         del self.text_encoder
 
     def prepare_control(self, images):
-        """The upsampled LR in [0, 1] is the control image as it is (PAPER §4)."""
+        """The upsampled LR in [0, 1] is the control image as it is (the paper's C-SD2)."""
         return images.to(self.device, self.dtype)
 
     def cut_control(self, control, side, top, left, window):
@@ -236,7 +236,7 @@ class SD2Backbone:
         return {**self.trained_parts(), "vae": self.vae, "tokenizer": self.tokenizer, "scheduler": self.noise_schedule}
 
     def new_controlnet(self, conditioning_channels=None, **_of_other_kinds):
-        """`ControlNetModel.from_unet`: a copy of the UNet's encoder with zero convolutions (PAPER §4).
+        """`ControlNetModel.from_unet`: a copy of the UNet's encoder with zero convolutions (the paper's C-SD2).
 
         Args:
             conditioning_channels: of the control embedding, whose convolutions halve the image's side between two of them; by default

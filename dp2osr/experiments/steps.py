@@ -99,7 +99,7 @@ class Step:
         """Raise `UserError` unless the program takes these flags and they go together; `where` says whose they are."""
         args = self.settings(where)
         if self.trains:
-            from dp2osr.training.options import check_options
+            from dp2osr.training.checks import check_options
 
             check_options(args)
             if args.num_candidates and 2 * args.top_n > args.num_candidates:

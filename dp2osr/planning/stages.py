@@ -24,8 +24,8 @@ from dp2osr.sampling.defaults import with_defaults
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.training.adapters import WithoutAdapters, add_adapters
+from dp2osr.training.checks import check_options
 from dp2osr.training.objective import GroupObjective
-from dp2osr.training.options import check_options
 
 # GPU-seconds for an image of 512 × 512 and nine metrics on an A800: the paper's budget, not counted here
 SCORING_SECONDS = 72 * 3600 * 8 / 1.92e6

@@ -1,4 +1,4 @@
-"""Hierarchical preference weights (PAPER §3, Sec. 4.3): w = w_intra · w_inter. Pure functions on arrays."""
+"""Hierarchical preference weights (paper, Sec. 4.3): w = w_intra · w_inter. Pure functions on arrays."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Preference losses of one group, in group form (PAPER §3, Sec. 3 and 4.3).
+"""Preference losses of one group, in group form (paper, Sec. 3 and 4.3).
 
 With one timestep for a group, each of its N² pairs is a function of 2N scalars d_i = e_θ(i) − e_ref(i), where e is the mean
 squared error of the prediction over C, H, W. So N² pairs cost 2N forwards, and the gradient is one weight a candidate.

@@ -1,4 +1,4 @@
-"""Curation (PAPER §2, Sec. 4.2): top-N and bottom-N of the M candidates of each LR image. Pure functions on arrays."""
+"""Curation (paper, Sec. 4.2): top-N and bottom-N of the M candidates of each LR image. Pure functions on arrays."""
 
 import numpy as np
 

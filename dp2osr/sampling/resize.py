@@ -13,7 +13,7 @@ def image_sizes(size_lr, upscale, native_size, multiple):
 
     Returns:
         what is asked for: `upscale` times the size; the content that is worked on: if a side is below `native_size`, enlarged until it
-        is not (PAPER §4); the content with its padding at the right and bottom, a multiple of `multiple`.
+        is not (the authors' test code); the content with its padding at the right and bottom, a multiple of `multiple`.
 
     Raises:
         UserError: no pixel would be left.
@@ -29,7 +29,7 @@ def image_sizes(size_lr, upscale, native_size, multiple):
 def control_image(lr, upscale, native_size, multiple):
     """The upsampled LR as the models see it.
 
-    Bicubic to `upscale` times the size; if a side is then below `native_size`, enlarged until it is not (PAPER §4);
+    Bicubic to `upscale` times the size; if a side is then below `native_size`, enlarged until it is not (the authors' test code);
     replicated at the right and bottom to a multiple of `multiple`.
 
     Returns:

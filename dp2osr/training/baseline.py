@@ -25,7 +25,7 @@ from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.divergence import Divergence
 from dp2osr.errors import UserError, stop
 from dp2osr.files import save_model, write_text
-from dp2osr.training.baseline_options import FREE_SETTINGS, check_baseline, check_sizes
+from dp2osr.training.baseline_checks import FREE_SETTINGS, check_baseline, check_sizes
 from dp2osr.training.checkpoints import check_agreement, restore_checkpoint, save_checkpoint
 from dp2osr.training.folder import clear_parts, keep_run_settings
 from dp2osr.training.log import TrainingLog, start_tracker

@@ -12,8 +12,7 @@ class GroupObjective:
     """The preference loss of groups under one policy and one reference.
 
     Args:
-        args: parsed `training_flags`; read are seed, beta, loss, label_smoothing, sft_weight, pairs_per_group, micro_batch_size,
-            shared_noise, timestep_range and those of `timestep_flags`.
+        args: `TrainSettings`.
         accelerator: for autocast and backward.
         backbone: the frozen model.
         policy, reference: ControlNets (or what is called like one).

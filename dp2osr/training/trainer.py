@@ -31,14 +31,15 @@ from dp2osr.sampling.defaults import NAMES
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.adapters import WithoutAdapters, add_adapters, distance, merged
 from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint, save_controlnet
+from dp2osr.training.checks import check_model, check_options
 from dp2osr.training.folder import FREE_SETTINGS, POLICY_FILES, check_folder, check_length, clear_parts, keep_run_settings
 from dp2osr.training.gradient import GradientSum
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.log import TrainingLog, start_tracker
 from dp2osr.training.objective import STATISTICS, GroupObjective
-from dp2osr.training.options import candidates_settings, check_model, check_options
 from dp2osr.training.reference_cache import ReferenceCache
 from dp2osr.training.settings import STEADY_SCHEDULES
+from dp2osr.training.validation_sampling import candidates_settings
 
 GRADIENT_SUMS = {"fp32": torch.float32, "fp64": torch.float64}
 DISTANCE_STEPS = 10  # steps between two looks at how far the policy is from the reference

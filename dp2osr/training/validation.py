@@ -17,7 +17,7 @@ from dp2osr.rewards.config import for_new_images
 from dp2osr.rewards.metrics import MetricSuite, check_modes
 from dp2osr.rewards.reward import finite_groups_of, hybrid_reward, with_fixed_weights
 from dp2osr.sampling.sampler import GroupSampler
-from dp2osr.training.options import sampling_differences, sampling_options
+from dp2osr.training.validation_sampling import sampling_differences, sampling_options
 
 
 class RewardValidator:

@@ -1,4 +1,4 @@
-"""Settings of a training that do not go together, and how its validation samples."""
+"""Settings of a training that do not go together, or do not fit what is there."""
 
 import importlib.util
 
@@ -6,7 +6,6 @@ from dp2osr.backbones.kinds import not_read_by
 from dp2osr.cli import refuse_ignored
 from dp2osr.errors import UserError
 from dp2osr.provenance import legacy_weights_hash, weights_hash
-from dp2osr.sampling.settings import GenerateSettings
 
 
 def check_options(args):
@@ -80,7 +79,7 @@ OF_VALIDATION = (
 
 
 def check_given(args, given):
-    """Raise `UserError` where a flag of a training would do nothing beside the others; `given` is what `given_flags` returns."""
+    """Raise `UserError` where a flag of a training would do nothing beside the others; `given`: of `dp2osr.cli.given`."""
     if not args.validation_image_path:
         refuse_ignored(given, OF_VALIDATION + ("validation_steps",) * bool(args.validation_steps), "without --validation_image_path")
     elif not args.validation_steps:
@@ -93,49 +92,3 @@ def check_given(args, given):
         refuse_ignored(given, own, f"with a base model of {args.backbone}: it is of {other}")
     if args.timestep_sampling == "uniform":
         refuse_ignored(given, ("logit_mean", "logit_std"), "with --timestep_sampling uniform")
-
-
-# -- validation samples as the candidates were sampled -----------------------------------------------------------------
-
-
-def candidates_settings(settings, backbone):
-    """How candidates were sampled, by their folder's `settings`: the keys of `settings.NAMES`, `upscale` and, where it is known, `tiling`.
-
-    What they do not say is the paper's for this kind of `backbone`. Where guidance was off the negative prompt was not read.
-    """
-    from dp2osr.sampling.defaults import published_settings  # here: --help needs no torch
-
-    published = {**published_settings(backbone), "upscale": 4}
-    found = {name: settings[name] for name in (*published, "tiling") if settings.get(name) is not None}
-    return {**published, **found}
-
-
-def sampling_options(args, settings, backbone):
-    """What `GroupSampler` reads: the candidates' `settings`, and where they are given the flags of training."""
-    sampled = candidates_settings(settings, backbone)
-    tiling = sampled.pop("tiling", None)
-    own = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "align_method", "upscale")}
-    scale = backbone.vae_scale
-    return GenerateSettings(
-        pretrained_model_name_or_path=args.pretrained_model_name_or_path,
-        controlnet_model_name_or_path=args.controlnet_model_name_or_path,
-        image_path=args.validation_image_path,
-        output_dir=args.output_dir,
-        **{**sampled, **{name: value for name, value in own.items() if value is not None}},
-        prompt_source="file" if args.validation_prompt_file else "none",
-        prompt_file=args.validation_prompt_file,
-        batch_size=args.validation_candidates,
-        seed=args.seed,
-        tile_size=tiling and tiling["size"] * scale,
-        tile_overlap=tiling and tiling["overlap"] * scale,
-    )
-
-
-def sampling_differences(options, settings, backbone):
-    """Lines on what of validation's sampling is not as the candidates were sampled."""
-    sampled, prompts = candidates_settings(settings, backbone), settings.get("prompt_source")
-    pairs = {name: (getattr(options, name), value) for name, value in sampled.items() if name != "tiling"}
-    lines = [f"--{name} {ours} as given, the candidates have {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
-    if prompts in ("ram", "file") and not options.prompt_file:
-        lines.append("samples with empty prompts, the candidates have tags; give --validation_prompt_file")
-    return lines

@@ -5,7 +5,7 @@ import importlib.util
 from dp2osr.backbones.kinds import kind_of, not_read_by
 from dp2osr.cli import refuse_ignored
 from dp2osr.errors import UserError
-from dp2osr.training.options import check_schedule, check_tracker
+from dp2osr.training.checks import check_schedule, check_tracker
 
 WRITTEN = ("controlnet", "model", "train_log.jsonl", "checkpoint-*.pt", "samples", "dp2osr-baseline")
 

@@ -1,0 +1,46 @@
+"""How a training's validation samples: as its candidates were sampled, but for the flags that say otherwise."""
+
+from dp2osr.sampling.settings import GenerateSettings
+
+
+def candidates_settings(settings, backbone):
+    """How candidates were sampled, by their folder's `settings`: the keys of `sampling.defaults.NAMES`, `upscale` and, where it is known, `tiling`.
+
+    What they do not say is the paper's for this kind of `backbone`. Where guidance was off the negative prompt was not read.
+    """
+    from dp2osr.sampling.defaults import published_settings  # here: --help needs no torch
+
+    published = {**published_settings(backbone), "upscale": 4}
+    found = {name: settings[name] for name in (*published, "tiling") if settings.get(name) is not None}
+    return {**published, **found}
+
+
+def sampling_options(args, settings, backbone):
+    """What `GroupSampler` reads: the candidates' `settings`, and where they are given the flags of training."""
+    sampled = candidates_settings(settings, backbone)
+    tiling = sampled.pop("tiling", None)
+    own = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "align_method", "upscale")}
+    scale = backbone.vae_scale
+    return GenerateSettings(
+        pretrained_model_name_or_path=args.pretrained_model_name_or_path,
+        controlnet_model_name_or_path=args.controlnet_model_name_or_path,
+        image_path=args.validation_image_path,
+        output_dir=args.output_dir,
+        **{**sampled, **{name: value for name, value in own.items() if value is not None}},
+        prompt_source="file" if args.validation_prompt_file else "none",
+        prompt_file=args.validation_prompt_file,
+        batch_size=args.validation_candidates,
+        seed=args.seed,
+        tile_size=tiling and tiling["size"] * scale,
+        tile_overlap=tiling and tiling["overlap"] * scale,
+    )
+
+
+def sampling_differences(options, settings, backbone):
+    """Lines on what of validation's sampling is not as the candidates were sampled."""
+    sampled, prompts = candidates_settings(settings, backbone), settings.get("prompt_source")
+    pairs = {name: (getattr(options, name), value) for name, value in sampled.items() if name != "tiling"}
+    lines = [f"--{name} {ours} as given, the candidates have {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    if prompts in ("ram", "file") and not options.prompt_file:
+        lines.append("samples with empty prompts, the candidates have tags; give --validation_prompt_file")
+    return lines
