@@ -4,7 +4,8 @@ from dp2osr.sampling.settings import GenerateSettings
 
 
 def candidates_settings(settings, backbone):
-    """How candidates were sampled, by their folder's `settings`: the keys of `sampling.defaults.NAMES`, `upscale` and, where it is known, `tiling`.
+    """How candidates were sampled, by their folder's `settings`: the keys of `sampling.defaults.NAMES`, `upscale` and, where it is known,
+    `tiling`.
 
     What they do not say is the paper's for this kind of `backbone`. Where guidance was off the negative prompt was not read.
     """
