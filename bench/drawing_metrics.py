@@ -11,6 +11,7 @@ import argparse
 import importlib
 import io
 import sys
+import tempfile
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -20,7 +21,7 @@ from random_metrics import random_weights, untrained, watching_draws
 
 FEW_CROPS = {"maniqa": {"test_sample": 2}, "tres": {"test_sample": 2}}
 OF_FOLDERS = ("fid", "inception_score")
-OF_GIGABYTES = ("qalign", "qrealign", "compare2score")
+OF_GIGABYTES = ("qalign", "qrealign", "compare2score", "liqe_mix")  # liqe_mix is liqe with 495 prompts in one batch
 
 
 @contextmanager
@@ -37,6 +38,10 @@ def any_weights():
             print(f"{file.stem}: {error}")
     sys.path[:] = path  # one of them puts its own folder before all others
     with random_weights(), ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        for module in modules:  # LIQE writes the features of its prompts there
+            if hasattr(module, "DEFAULT_CACHE_DIR"):
+                stack.enter_context(mock.patch.object(module, "DEFAULT_CACHE_DIR", folder))
         for module in modules:
             for name, stand_in in (("load_pretrained_network", lambda *_, **__: None), ("load", clip_of)):
                 if hasattr(module, name) and module.__name__ != "pyiqa.archs.afine_arch":

@@ -162,7 +162,7 @@ def test_batches_are_as_large_as_the_limit_allows(monkeypatch):
     assert sizes == [1, 3, 3, 2]  # 0.5 GB of room
     batches.run("work", images, work_of(2**24, sizes))
     assert sizes[4:] == [1, 3, 3, 2]
-    with pytest.raises(UserError, match=r"--memory_limit 0\.55: work takes 0\.13 GB for one image beside the 0\.50 GB that are held"):
+    with pytest.raises(UserError, match=r"--memory_limit 0\.55: work takes 0\.1\d GB for one image beside the 0\.50 GB that are held"):
         limited(monkeypatch, 0.55, 0.5).run("work", images, work_of(2**24, sizes))
 
 

@@ -103,11 +103,11 @@ def resident():
 @contextmanager
 def highest_resident():
     """Within, `resident()` is looked at all the time: `bytes` of what is yielded is the most that was seen, after the end."""
-    highest, ended = SimpleNamespace(bytes=resident()), Event()
+    process, highest, ended = psutil.Process(), SimpleNamespace(bytes=resident()), Event()
 
     def watch():
         while not ended.wait(SAMPLED_EVERY):
-            highest.bytes = max(highest.bytes, resident())
+            highest.bytes = max(highest.bytes, process.memory_info().rss)
 
     watcher = Thread(target=watch, daemon=True)
     watcher.start()
