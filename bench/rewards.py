@@ -147,8 +147,8 @@ def time_table(rows):
     import tempfile
 
     import numpy as np
-    from dp2osr.preference.weights import hpo_weights
 
+    from dp2osr.preference.hierarchy import hpo_weights
     from dp2osr.preference.pairs import curate
     from dp2osr.rewards.config import load_reward_config
     from dp2osr.rewards.reward import hybrid_reward

@@ -38,4 +38,6 @@ def usable_precision(asked, device):
     if asked == "fp16" and torch.device(device).type == "cpu":
         print("warning: --mixed_precision fp16 needs a GPU; going on in fp32 on the CPU", file=sys.stderr)
         return "no"
+    if asked == "bf16" and torch.device(device).type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        print("warning: --mixed_precision bf16: this CPU has no instructions for it and takes about ten times as long", file=sys.stderr)
     return asked

@@ -1,9 +1,9 @@
-"""Train a baseline ControlNet on degraded photographs: C-SD2 by the paper's recipe, or the tiny preset with its backbone."""
+"""Train a baseline ControlNet on degraded photographs: C-SD2 and C-FLUX by the paper's recipes, or a tiny preset with its backbone."""
 
 from dp2osr.cli import given, parse
 from dp2osr.errors import run
-from dp2osr.training.options import check_baseline_given
-from dp2osr.training.settings import BaselineSettings
+from dp2osr.training.baseline_options import check_baseline_given
+from dp2osr.training.baseline_settings import BaselineSettings
 
 
 def main():

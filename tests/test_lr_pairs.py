@@ -180,6 +180,6 @@ def test_bad_input_from_the_shell_and_help_without_torch(photographs, tmp_path):
     blocked.mkdir()
     for name in ("torch", "cv2"):
         (blocked / f"{name}.py").write_text("raise ImportError('imported by --help')")
-    env = {**os.environ, "PYTHONPATH": str(blocked)}
+    env = {**os.environ, "PYTHONPATH": f"{blocked}{os.pathsep}{os.environ['PYTHONPATH']}"}
     shown = subprocess.run([sys.executable, SCRIPT, "--help"], capture_output=True, text=True, env=env)
     assert shown.returncode == 0 and "--degradation" in shown.stdout

@@ -141,7 +141,7 @@ def test_a_head_that_is_missing_damaged_or_of_other_features_is_named(tmp_path):
 
 
 def test_the_shipped_head_puts_held_out_photographs_above_what_is_made_of_them():
-    from dp2osr.rewards.validation import held_out_crops, validate_reward
+    from dp2osr.rewards.ordering import held_out_crops, validate_reward
 
     suite = MetricSuite([MetricSpec("dp2o_naturalness")])
     found = validate_reward(suite, held_out_crops(ROOT / "preset/test/gt", 128, 6))["dp2o_naturalness"]

@@ -20,6 +20,7 @@ STAGE_CONFIGS = {
     "label": "label_rewards.py",
     "label_test": "label_rewards.py",
     "train": "train_{}_dpo.py",
+    "baseline": "scripts/train_controlnet.py",
     "evaluate": "scripts/evaluate.py",
 }
 

@@ -2,11 +2,10 @@
 
 import math
 import shutil
-from typing import get_args
 
 import pytest
 import torch
-from conftest import assert_one_clear_line, one_kind, read_log, run_program
+from conftest import assert_one_clear_line, one_kind, read_log, run_program, settings_with
 from safetensors.torch import load_file
 from trainings import STEPS, FallingRewards, run_training, weights, words
 
@@ -17,12 +16,15 @@ from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.objective import GroupObjective
 from dp2osr.training.reference_cache import ReferenceCache
-from dp2osr.training.settings import Loss
+from dp2osr.training.settings import TrainSettings
 from dp2osr.training.trainer import PreferenceTrainer
 
 
-def test_the_flags_name_the_losses_that_there_are():
-    assert tuple(loss.LOSSES) == get_args(Loss)
+def test_every_loss_of_the_registry_is_a_setting():
+    for name in loss.LOSSES:
+        assert settings_with(TrainSettings, loss=name).loss == name
+    with pytest.raises(UserError, match="--loss: is 'sigmoyd', must be one of sigmoid, ipo"):
+        settings_with(TrainSettings, loss="sigmoyd")
 
 
 @pytest.mark.parametrize(

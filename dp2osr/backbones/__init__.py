@@ -1,9 +1,10 @@
 """The only place that knows what SD2 and FLUX do differently."""
 
+import importlib
+
+from dp2osr.backbones.kinds import KINDS, kind_of
 from dp2osr.backbones.loading import ModelSource
 from dp2osr.errors import UserError
-
-PIPELINES = {"StableDiffusionPipeline": "sd2", "FluxPipeline": "flux"}  # diffusers' name of a pipeline → the kind of backbone
 
 
 def load_backbone(source, device="cpu", dtype=None, parts=("vae", "text", "denoiser"), kind=None):
@@ -16,20 +17,17 @@ def load_backbone(source, device="cpu", dtype=None, parts=("vae", "text", "denoi
     import torch
     import transformers
 
-    from dp2osr.backbones.flux import FluxBackbone
-    from dp2osr.backbones.sd2 import SD2Backbone
-
     for library in (diffusers, transformers):  # a bar for each small part hides the bar that tells the time left
         library.utils.logging.disable_progress_bar()
     source = source if isinstance(source, ModelSource) else ModelSource(str(source))
     path, name = source.path, source.pipeline()
-    if name not in PIPELINES:
-        raise UserError(f"{path}: is a {name}; supported are {', '.join(PIPELINES)}")
-    found = PIPELINES[name]
+    found = kind_of(name)
+    if found is None:
+        raise UserError(f"{path}: is a {name}; supported are {', '.join(kind.pipeline for kind in KINDS.values())}")
     if kind and found != kind:
         raise UserError(f"{path}: is a {name}, {found}, where {kind} is wanted; give another model or use the script for {found}")
-    backbone = {"sd2": SD2Backbone, "flux": FluxBackbone}[found]
-    return backbone(source, device, dtype or torch.float32, parts)
+    module, name = KINDS[found].implementation.split(":")
+    return getattr(importlib.import_module(module), name)(source, device, dtype or torch.float32, parts)
 
 
 def model_source(args):

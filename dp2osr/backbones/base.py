@@ -33,8 +33,14 @@ class Backbone(Protocol):
     def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """The same without gradient."""
 
+    def free_text_encoders(self) -> None:
+        """Let go of the text encoders, whose memory is then free; prompts can no longer be embedded."""
+
     def prepare_control(self, images: torch.Tensor) -> torch.Tensor:
         """Upsampled LR images → control input of the ControlNet."""
+
+    def cut_control(self, control: torch.Tensor, side: int, top: int, left: int, window: int) -> torch.Tensor:
+        """The part of a control input, made of images of `side` latent pixels, that belongs to a square window of the latents."""
 
     def draw_timesteps(self, count: int, generator: torch.Generator, share=(0.0, 1.0), **density) -> torch.Tensor:
         """`count` training timesteps from the recipe's distribution, within a share of the noise schedule (0: clean, 1: noise).

@@ -93,9 +93,17 @@ class FluxBackbone:
         """`embed_prompts` of the frozen encoders."""
         return self.embed_prompts(prompts)
 
+    def free_text_encoders(self):
+        """Let go of CLIP and T5; `embed_prompts` has none afterwards."""
+        del self.text_encoder, self.text_encoder_2
+
     def prepare_control(self, images):
         """The upsampled LR in [0, 1] as packed latents, (B, tokens, 4C) (PAPER §4)."""
         return pack(self.encode_images(images)).to(self.dtype)
+
+    def cut_control(self, control, side, top, left, window):
+        """The part of a control input, made of images of `side` latent pixels, that belongs to a square window of the latents."""
+        return pack(unpack(control, side, side)[..., top : top + window, left : left + window])
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -119,11 +127,11 @@ class FluxBackbone:
         return noise - latents
 
     def predict(self, controlnets, noisy, timesteps, prompt, control, control_scale=1.0):
-        """The velocity under each ControlNet, (B, C, h, w) each; `prompt` may carry another "guidance" than the backbone's."""
+        """The velocity under each ControlNet, (B, C, h, w) each; `prompt` may carry a "guidance" of its own, for all or one a sample."""
         count, _, height, width = noisy.shape
         tokens = pack(noisy)
         timesteps = torch.as_tensor(timesteps, device=tokens.device, dtype=tokens.dtype).expand(count)
-        guidance = torch.full((count,), prompt.get("guidance", self.guidance), device=tokens.device, dtype=tokens.dtype)
+        guidance = torch.as_tensor(prompt.get("guidance", self.guidance), device=tokens.device, dtype=tokens.dtype).expand(count)
         text = prompt["encoder_hidden_states"].expand(count, -1, -1)
         inputs = {
             "hidden_states": tokens,

@@ -95,9 +95,18 @@ class SD2Backbone:
         """`embed_prompts` of the frozen encoder."""
         return self.embed_prompts(prompts)
 
+    def free_text_encoders(self):
+        """Let go of the text encoder; `embed_prompts` has none afterwards."""
+        del self.text_encoder
+
     def prepare_control(self, images):
         """The upsampled LR in [0, 1] is the control image as it is (PAPER §4)."""
         return images.to(self.device, self.dtype)
+
+    def cut_control(self, control, side, top, left, window):
+        """The part of a control input, made of images of `side` latent pixels, that belongs to a square window of the latents."""
+        scale = control.shape[-1] // side
+        return control[..., scale * top : scale * (top + window), scale * left : scale * (left + window)]
 
     # -- training ----------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+from dp2osr.backbones.kinds import NAME
 from dp2osr.cli import Settings
 from dp2osr.fields import Natural, default_is
 
@@ -21,7 +22,7 @@ class ModelSettings(Settings):
     """Autoencoder from this folder or hub id."""
     tokenizer_name: Annotated[str | None, default_is("the base's own")] = None
     """CLIP tokenizer from this folder or hub id."""
-    backbone: Annotated[Literal["sd2", "flux"] | None, default_is("what its folder says")] = None
+    backbone: Annotated[Annotated[str, NAME] | None, default_is("what its folder says")] = None
     """What the base model must be."""
     mixed_precision: Literal["no", "fp16", "bf16"] = "no"
     """Compute precision."""

@@ -14,7 +14,12 @@ def read_image(path):
     image = open_image(path)
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return as_rgb(image)
+
+
+def as_rgb(image):
+    """The image itself where it is RGB, else a conversion."""
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def read_image_and_alpha(path):
@@ -33,7 +38,7 @@ def open_image(path):
         with Image.open(path) as image:
             image.load()
             profile = image.info.get("icc_profile")
-            image = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)  # no copy: 12 megapixels are 48 MB
             if image.mode == "F" or image.mode == "I" and np.asarray(image).max() <= 255:
                 raise ValueError(f"pixels of mode {image.mode}, whose white is not known")
             if image.mode.startswith("I"):  # convert() would clip 16 bits instead of scaling them
@@ -52,12 +57,12 @@ def open_image(path):
 def to_srgb(image, profile):
     """An image of any mode as RGB, by its ICC `profile` (bytes) where that is another than sRGB and fits."""
     if not profile:
-        return image.convert("RGB")
+        return as_rgb(image)
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         description = ImageCms.getProfileDescription(source).lower()
         if "srgb" in description and "linear" not in description and "g10" not in description:
-            return image.convert("RGB")
+            return as_rgb(image)
         if image.mode not in ("L", "RGB", "CMYK"):
             image = image.convert("RGB")
         return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from dp2osr.backbones import PIPELINES
+from dp2osr.backbones.kinds import kind_of
 from dp2osr.backbones.loading import ModelSource, cast, load_part
 from dp2osr.errors import UserError
 from dp2osr.files import read_yaml
@@ -89,6 +89,6 @@ def read_published(kind):
     """
     for path in sorted(PUBLISHED.glob("*.yaml")):
         config = read_yaml(path)
-        if PIPELINES.get(config.get("_class_name")) == kind:
+        if kind_of(config.get("_class_name")) == kind:
             return config
     raise UserError(f"{PUBLISHED}: has no model of kind {kind}")

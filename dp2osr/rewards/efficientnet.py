@@ -77,12 +77,12 @@ class Features(nn.Module):
         super().__init__()
         import timm
 
-        self.name, path = name, Path(path or shipped_file(name))
-        state = read_weights(name, path)
+        self.name, self.path = name, Path(path or shipped_file(name))
+        state = read_weights(name, self.path)
         self.network = timm.create_model(NETWORKS[name].timm, pretrained=False, features_only=True)
         missing = self.network.load_state_dict(state, strict=False).missing_keys
         if [key for key in missing if not key.endswith("num_batches_tracked")]:
-            raise UserError(f"{path}: lacks {missing[0]} of {name}; {_mend(name, path)}")
+            raise UserError(f"{self.path}: lacks {missing[0]} of {name}; {_mend(name, self.path)}")
         self.channels = self.network.feature_info.channels()
         self.eval().requires_grad_(False)
 

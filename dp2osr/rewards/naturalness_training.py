@@ -1,6 +1,5 @@
 """Training of `dp2o_naturalness`: images whose order is known, a head that learns them, and its judgement on models that it never saw."""
 
-import argparse
 import json
 import time
 from dataclasses import dataclass
@@ -243,7 +242,7 @@ def prepare(args):
         {"train": [(model's name, its candidate folder)], "val": ...} and family → the names of its models.
     """
     from dp2osr.data.degradation_settings import load_degradation
-    from dp2osr.data.pairs import PairSettings, make_pairs, report_line
+    from dp2osr.data.lr_pairs import PairSettings, make_pairs, report_line
 
     settings = PairSettings(load_degradation("resshift"), args.crop_size, args.crops_per_image, args.min_detail, args.seed)
     work, samples, families = Path(args.work_dir), {"train": [], "val": []}, {}
@@ -270,15 +269,21 @@ def split_model(model):
 
 def sample(base, controlnet, steps, lr, output, args, split):
     """The `CandidateStore` of a model's samples of a folder of LR images; what is there already stays."""
-    from dp2osr.config import input_flags, model_flags, sampling_flags
     from dp2osr.sampling.sampler import generate_candidates
+    from dp2osr.sampling.settings import GenerateSettings
 
-    words = ["--pretrained_model_name_or_path", base, "--controlnet_model_name_or_path", controlnet, "--seed", str(args.seed)]
-    words += ["--num_inference_steps", str(steps)]
-    flags = argparse.ArgumentParser(parents=[model_flags(), sampling_flags(), input_flags()]).parse_args(words)
-    flags.image_path, flags.output_dir, flags.upscale, flags.save_images = str(lr), str(output), 4, "all"
-    flags.num_candidates, flags.max_images, flags.images_offset = args.num_candidates, getattr(args, f"{split}_images"), 0
-    return generate_candidates(flags)
+    settings = GenerateSettings(
+        pretrained_model_name_or_path=base,
+        controlnet_model_name_or_path=controlnet,
+        image_path=str(lr),
+        output_dir=str(output),
+        num_inference_steps=steps,
+        seed=args.seed,
+        save_images="all",
+        num_candidates=args.num_candidates,
+        max_images={"train": args.train_images, "val": args.val_images}[split],
+    )
+    return generate_candidates(settings)
 
 
 def train_naturalness(args):

@@ -1,265 +1,339 @@
-"""Training of the baseline ControlNet, the reference of DP²O: noise (or velocity) regression on LR–GT pairs.
+"""Training of the baseline ControlNet, the reference of DP²O: noise (or velocity) regression on LR–GT pairs, degraded on the fly.
 
-The full-size recipe is the paper's (batch 256, lr 2e-4, 35 k steps, frozen backbone); the tiny preset trains the UNet and the text encoder
-along with it (`--train_backbone`), from random weights.
+The full-size recipes are the paper's (frozen backbone; C-SD2 batch 256, lr 2e-4, 35 k steps; C-FLUX batch 32, lr 1e-4, 45 k); the tiny
+presets train the denoiser and the text encoders along with it (`--train_backbone`), from random weights. What a step sees follows from
+(seed, sample number) alone, so a resumed run needs weights, optimizer, schedule, scaler, mean of the weights and the step's number.
 """
 
 import math
+import signal
 import sys
 import time
+from contextlib import contextmanager
+from copy import deepcopy
 from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
-from dp2osr.backbones.loading import find_model_index
-from dp2osr.data.crops import CropSource, to_tensor
-from dp2osr.data.degradation import degrade, image_rng
+from dp2osr.backbones.loading import cast, find_model_index
+from dp2osr.data.collection import open_collection
 from dp2osr.data.degradation_settings import load_degradation
-from dp2osr.device import compute_device, usable_precision
+from dp2osr.data.stream import BatchPlan, PairStream, StreamSettings, pair_batches
+from dp2osr.device import DTYPES, compute_device, usable_precision
 from dp2osr.divergence import Divergence
-from dp2osr.errors import UserError, listed
+from dp2osr.errors import UserError, stop
 from dp2osr.files import save_model, write_text
-from dp2osr.prompts.source import read_tags
-from dp2osr.training.checkpoints import restore_checkpoint, save_checkpoint
-from dp2osr.training.folder import check_folder, check_length, clear_parts, keep_run_settings
-from dp2osr.training.log import TrainingLog
-from dp2osr.training.options import check_schedule
+from dp2osr.training.baseline_options import FREE_SETTINGS, check_baseline, check_sizes
+from dp2osr.training.checkpoints import check_agreement, restore_checkpoint, save_checkpoint
+from dp2osr.training.folder import clear_parts, keep_run_settings
+from dp2osr.training.log import TrainingLog, start_tracker
+from dp2osr.training.pictures import Pictures, read_validation
+from dp2osr.training.pool import LatentPool
+from dp2osr.training.regression import Regression, draw_noise, image_metric
 from dp2osr.training.settings import STEADY_SCHEDULES
+from dp2osr.training.signals import noted_signals
+from dp2osr.training.skipped import Skipped, check_photographs, take_tags
+from dp2osr.training.text import PromptBook
 
-WRITTEN = ("controlnet", "model", "train_log.jsonl", "checkpoint-*.pt")
 CONTROLNET_FLAGS = ("conditioning_channels", "num_double_layers", "num_single_layers")  # each kind of backbone takes its own
+METRIC_CROPS = 16  # from which `image_metric` learns how an image feels a latent's error
 
 
-class PairPool:
-    """A pool of (GT latents, control image, prompt), degraded and encoded once, from which every batch is drawn.
+class BaselineTrainer:
+    """Networks, data and optimizer of one run.
 
-    `resolution` is the side of the degraded crop; a batch takes sub-windows of it, so that a small training window still
-    sees LR statistics of a whole image. Entry i depends on (seed, i) alone.
+    Args:
+        args: `BaselineSettings`.
+
+    Raises:
+        UserError: flags that do not go together, photographs or models that cannot be used, an output folder of another run.
     """
 
-    def __init__(self, backbone, source, degradation, prompts, size, seed):
-        self.backbone = backbone
-        self.prompts, self.latents, self.blurred, self.controls = [], [], [], []
-        for index in tqdm(range(size), desc="degrade and encode", unit="pair", mininterval=5):
-            [(stem, gt)] = source.draw(index, 1)
-            lr = degrade(gt.astype(np.float32) / 255, degradation, image_rng(seed, f"{stem}/{index}"))
-            control = upsample(lr, gt.shape[0])
-            self.prompts.append(prompts.get(stem, ""))
-            self.controls.append(control)
-            latents = backbone.encode_images(torch.cat([to_tensor([gt]), to_tensor([control])])).half().cpu()
-            self.latents.append(latents[0])
-            self.blurred.append(latents[1])
+    def __init__(self, args):
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
 
-    def draw(self, step, batch_size, window, seed, negative_share=0.0, drop_share=0.0, negative_prompt=""):
-        """Batch of step `step`: latents (B, C, w, w), control (B, 3, s·w, s·w) in [0, 1], prompts.
+        check_baseline(args)
+        self.args, self.output, device = args, Path(args.output_dir), compute_device()
+        self.accelerator = Accelerator(
+            cpu=device == "cpu",  # told, or several processes on a CPU take themselves for one each
+            mixed_precision=usable_precision(args.mixed_precision, device),
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            log_with=None if args.report_to == "none" else args.report_to,
+            project_dir=args.output_dir,
+            # a model may have parameters without a gradient, as those of text that leaves its last block and is read by nobody
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=args.train_backbone)],
+        )
+        self.main = self.accelerator.is_main_process
+        if args.allow_tf32:
+            torch.backends.cuda.matmul.allow_tf32 = True
+        validation = read_validation(args.validation_image, args.validation_prompt)
+        self.load_networks()
+        self.open_data()
+        self.settle()
+        self.prompts = self.embed_prompts([prompt for _, _, prompt in validation])
+        self.pictures = None
+        if validation and self.main:
+            self.pictures = Pictures(args, self.backbone, validation, self.prompts, self.stream.settings.degradation.scale)
+        self.make_optimizer()
 
-        `drop_share` of the prompts are empty; for `negative_share` the target is the degraded image itself under the
-        negative prompt, so that guidance away from it means something.
-        """
-        rng = np.random.default_rng((seed, 1, step))
-        latents, controls, prompts = [], [], []
-        for index in rng.integers(len(self.latents), size=batch_size):
-            scale = self.controls[index].shape[0] // self.latents[index].shape[-1]
-            top, left = rng.integers(self.latents[index].shape[-1] - window + 1, size=2)
-            kind = rng.random()
-            chosen = self.blurred if kind < negative_share else self.latents
-            latents.append(chosen[index][:, top : top + window, left : left + window])
-            controls.append(self.controls[index][scale * top : scale * (top + window), scale * left : scale * (left + window)])
-            prompts.append(negative_prompt if kind < negative_share else "" if kind < negative_share + drop_share else self.prompts[index])
-        return torch.stack(latents).float(), to_tensor(controls), prompts
+    # -- what a run is made of -----------------------------------------------------------------------------------------
 
+    def load_networks(self):
+        """The backbone, frozen parts in the run's precision, and the ControlNet in fp32."""
+        args = self.args
+        torch.manual_seed(args.seed)
+        dtype = torch.float32 if args.train_backbone else DTYPES[self.accelerator.mixed_precision]
+        self.backbone = load_backbone(model_source(args), self.accelerator.device, dtype, kind=args.backbone)
+        check_sizes(args, self.backbone)
+        if args.train_backbone:
+            find_model_index(args.pretrained_model_name_or_path, args.revision)  # which is saved beside the parts
+        if args.controlnet_model_name_or_path:
+            controlnet = self.backbone.load_controlnet(args.controlnet_model_name_or_path, torch.float32)
+        else:
+            controlnet = cast(self.backbone.new_controlnet(**{name: getattr(args, name) for name in CONTROLNET_FLAGS}), torch.float32)
+        self.controlnet, self.modules = controlnet, torch.nn.ModuleDict({"controlnet": controlnet})
+        if args.train_backbone:
+            self.modules.update(self.backbone.trained_parts())
+        self.modules.requires_grad_(True).train()
+        if args.gradient_checkpointing:
+            controlnet.enable_gradient_checkpointing()
+            self.backbone.denoiser.enable_gradient_checkpointing()
 
-def upsample(lr, side):
-    """(h, w, 3) float LR in [0, 1] → (side, side, 3) uint8, bicubic."""
-    image = Image.fromarray((lr * 255).round().astype(np.uint8))
-    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+    def open_data(self):
+        """The photographs, and the plan of which samples are whose."""
+        args, scale = self.args, self.backbone.vae_scale
+        degradation = load_degradation(args.degradation)
+        if args.resolution % degradation.scale:
+            raise UserError(f"--resolution {args.resolution}: must be a multiple of the degradation's scale {degradation.scale}")
+        with self.accelerator.main_process_first():  # the others find the shards' index remembered
+            collection = open_collection(args.train_dir, args.recursive)
+        self.skipped = Skipped(args.train_dir, args.strict)
+        check_photographs(collection, args, self.main)
+        if args.prompt_file:
+            take_tags(collection, args.prompt_file, self.main)
+        settings = StreamSettings(
+            degradation, args.resolution, scale, args.seed, args.crops_per_photograph, args.drop_share, args.negative_share
+        )
+        self.stream = PairStream(collection, settings)
+        window = args.resolution if args.window is None else args.window * scale
+        small = args.max_train_steps - round(args.max_train_steps * args.full_window_share) if window < args.resolution else 0
+        self.plan = BatchPlan(
+            args.train_batch_size, args.gradient_accumulation_steps, self.accelerator.num_processes,
+            window, args.resolution, args.max_train_steps, small,
+        )  # fmt: skip
+
+    def settle(self):
+        """Write the run's settings, or compare them with those that are there."""
+        args, plan = self.args, self.plan
+        if self.main:
+            used = {
+                "mixed_precision": self.accelerator.mixed_precision,
+                "num_processes": self.accelerator.num_processes,
+                "samples_per_step": sorted({plan.step_size(0), plan.step_size(plan.steps - 1)}),
+                "photographs": self.stream.collection.fingerprint(),
+            }
+            steady = args.lr_scheduler in STEADY_SCHEDULES and args.full_window_share in (0, 1)
+            keep_run_settings(self.output, {**vars(args), **used}, FREE_SETTINGS, steady)
+            clear_parts(self.output)
+        self.accelerator.wait_for_everyone()
+
+    def embed_prompts(self, more):
+        """The `PromptBook`: none, the negative prompt, those of the photographs in order, then `more`."""
+        texts = ["", self.args.negative_prompt, *self.stream.collection.prompts]
+        texts += [text for text in dict.fromkeys(more) if text not in texts]
+        return PromptBook(self.backbone, texts, self.args.train_backbone, self.args.text_cache_gb * 1e9, quiet=not self.main)
+
+    def make_optimizer(self):
+        from diffusers.optimization import get_scheduler
+        from diffusers.training_utils import EMAModel
+
+        args, accelerator = self.args, self.accelerator
+        self.parameters = list(self.modules.parameters())
+        optimizer = adam(args, self.parameters)
+        self.schedule = get_scheduler(
+            args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps,
+            num_cycles=args.lr_num_cycles, power=args.lr_power,
+        )  # fmt: skip
+        regression = Regression(self.backbone, self.controlnet, self.modules, self.prompts, self.error_metric())
+        self.regression, self.optimizer = accelerator.prepare(regression, optimizer)
+        self.parts = {"modules": self.modules, "optimizer": self.optimizer, "scheduler": self.schedule}
+        if accelerator.scaler:
+            self.parts["scaler"] = accelerator.scaler
+        self.mean = None
+        if args.use_ema:
+            self.mean = self.parts["ema"] = EMAModel(self.parameters, decay=args.ema_decay, foreach=True)
+
+    def error_metric(self):
+        """The (C, C) metric of errors; where the image counts, by the crops of the first photographs."""
+        if not self.args.image_weight:
+            return torch.eye(self.backbone.latent_channels, device=self.backbone.device)
+        from accelerate.utils import broadcast
+
+        side, crops = self.args.resolution, self.stream.settings.crops_per_photograph
+        items = [self.stream[number * crops, 1, side] for number in range(METRIC_CROPS)]
+        pixels = torch.cat([torch.from_numpy(item["pixels"][0]) for item in items if not item.get("failed")])
+        return broadcast(image_metric(self.backbone, self.backbone.encode_images(as_images(pixels)), self.args.image_weight))
+
+    # -- the loop --------------------------------------------------------------------------------------------------------
+
+    def train(self):
+        """Go on from the newest checkpoint to the last step, or to the end of the step in which a signal comes."""
+        args, accelerator = self.args, self.accelerator
+        first = self.step = restore_checkpoint(self.output, self.parts)
+        if self.mean:
+            self.mean.to(self.backbone.device)
+        check_agreement(first, accelerator)
+        log = TrainingLog(self.output / "train_log.jsonl", first) if self.main else None
+        start_tracker(self.accelerator, self.args, "dp2osr-baseline")
+        started, divergence, smoothed = time.time(), Divergence(self.output), None
+        batches = self.batches(first)
+        bar = tqdm(
+            range(first, args.max_train_steps), initial=first, total=args.max_train_steps, unit="step", mininterval=5, disable=not self.main
+        )
+        with noted_signals() as request:
+            for step in bar:
+                loss, stopping = self.train_step(step, batches, request)
+                self.step = step + 1
+                divergence.see(self.step, math.isfinite(loss))
+                smoothed = loss if smoothed is None else 0.98 * smoothed + 0.02 * loss
+                bar.set_postfix(loss=f"{smoothed:.4f}", refresh=False)
+                accelerator.log({"loss": loss, "lr": self.schedule.get_last_lr()[0]}, step=self.step)
+                if self.step % args.checkpointing_steps == 0 or self.step == args.max_train_steps or stopping:
+                    self.save(log, {"step": self.step, "seconds": round(time.time() - started), "loss": smoothed})
+                if self.pictures and (self.step % args.validation_steps == 0 or self.step == args.max_train_steps):
+                    with self.saved_weights():
+                        self.pictures(self.controlnet, self.output / "samples" / f"{self.step:06d}.png")
+                if stopping and self.step < args.max_train_steps:
+                    self.end_early(request.signal)
+        if first == args.max_train_steps and self.main:  # a stop between its checkpoint and its models
+            self.save_models()
+        accelerator.end_training()
+        if self.main:
+            self.skipped.sum_up(self.output)
+
+    def train_step(self, step, batches, request):
+        """One optimizer step over all micro-batches: (the mean loss of the whole batch, whether a signal has come to any process)."""
+        args, accelerator = self.args, self.accelerator
+        total = torch.zeros(2, device=accelerator.device)
+        for _ in range(self.plan.accumulation):
+            numbers, latents, control, prompts = next(batches)
+            noise = draw_noise(self.backbone, numbers, latents.shape[1:], args.seed, args.timestep_options(), args.guidance_range)
+            torch.manual_seed(numbers[0])  # of what dropout there is
+            with accelerator.accumulate(self.regression):
+                loss = self.regression(latents, control, prompts, *noise)
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(self.parameters, args.max_grad_norm)
+                self.optimizer.step()
+                self.optimizer.zero_grad(set_to_none=True)
+            total[0] += loss.detach() / self.plan.accumulation
+        self.schedule.step()
+        if self.mean:
+            self.mean.step(self.parameters)
+        total[1] = bool(request.signal)
+        loss, stopping = (accelerator.reduce(total, "sum") / self.plan.processes).tolist()
+        return loss, stopping > 0
+
+    def batches(self, first):
+        """Yield this process's micro-batches from step `first` on: (numbers, latents, control, prompts), of the pool if there is one."""
+        if self.args.pool_size:
+            pool = LatentPool(self.backbone, self.args.seed, self.encoded(self.plan.of_pool(self.args.pool_size), 0), self.accelerator)
+            return pool.batches(self.plan, self.accelerator.process_index, first, self.args.pool_size)
+        return self.encoded(self.plan, first)
+
+    def encoded(self, plan, first):
+        """The same, degraded and encoded anew."""
+        args = self.args
+        loaded = pair_batches(
+            self.stream, plan, self.accelerator.process_index, first, args.dataloader_num_workers, args.dataloader_prefetch_factor
+        )
+        for numbers, pixels, prompts, problems in loaded:
+            self.skipped.note(problems)
+            yield numbers, *self.encode(pixels), prompts
+
+    def encode(self, pixels):
+        """(2, B, w, w, 3) uint8 GT and upsampled LR → (latents (B, C, h, w), control input)."""
+        gt, lr = (as_images(side.to(self.backbone.device, non_blocking=True)) for side in pixels)
+        with torch.no_grad():
+            return self.backbone.encode_images(gt), self.backbone.prepare_control(lr)
+
+    # -- what it leaves ----------------------------------------------------------------------------------------------------
+
+    def save(self, log, record):
+        """A checkpoint, the models, a line of the log."""
+        from accelerate.utils import gather_object
+
+        check_agreement(self.step, self.accelerator)
+        found = gather_object(list(self.skipped.found.items()))
+        if self.main:
+            self.skipped.found.update(found)
+            log.write({**record, **({"skipped": len(self.skipped.found)} if self.skipped.found else {})})
+            save_checkpoint(self.output, self.step, self.parts, self.args.checkpoints_total_limit)
+            self.save_models()
+
+    @contextmanager
+    def saved_weights(self):
+        """Within, the networks have the weights that are saved: the running mean's, where there is one."""
+        if self.mean:
+            self.mean.store(self.parameters)
+            self.mean.copy_to(self.parameters)
+        self.modules.eval()
+        try:
+            yield
+        finally:
+            self.modules.train()
+            if self.mean:
+                self.mean.restore(self.parameters)
+
+    def save_models(self):
+        """The ControlNet in `controlnet/` and, if it was trained, the whole pipeline in `model/`; fp16 if asked."""
+        args = self.args
+
+        def stored(module):
+            return deepcopy(module).half() if args.save_fp16 else module
+
+        with self.saved_weights():
+            save_model(stored(self.controlnet), self.output / "controlnet")
+            if args.train_backbone:
+                for name, part in self.backbone.saved_parts().items():
+                    save_model(stored(part) if isinstance(part, torch.nn.Module) else part, self.output / "model" / name)
+                index = Path(find_model_index(args.pretrained_model_name_or_path, args.revision))
+                write_text(self.output / "model" / "model_index.json", index.read_text(encoding="utf-8"))
+
+    def end_early(self, number):
+        """End the program by the signal's own exit code; the step is saved."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+        name = signal.Signals(number).name if number else "a signal to another process"
+        code = 128 + (number or signal.SIGTERM)
+        if not self.main:
+            sys.exit(code)
+        stop(
+            f"{self.output}: {name} came; step {self.step} of {self.args.max_train_steps} is saved, the same command goes on from it", code
+        )
 
 
 def train_baseline(args):
     """Train a ControlNet (and, for tiny models, the backbone) on degraded photographs; resumable; diffusers layout out."""
-    from accelerate import Accelerator
-    from accelerate.utils import DistributedDataParallelKwargs, broadcast
-    from diffusers.optimization import get_scheduler
-
-    check_baseline(args)
-    device = compute_device()
-    precision = usable_precision(args.mixed_precision, device)
-    accelerator = Accelerator(
-        cpu=device == "cpu",  # told, or several processes on a CPU take themselves for one each
-        mixed_precision=precision,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        # a model may have parameters without a gradient, as those of text that leaves its last block and is read by nobody
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
-    output = Path(args.output_dir)
-    torch.manual_seed(args.seed)
-    backbone = load_backbone(model_source(args), accelerator.device, kind=args.backbone)
-    if args.controlnet_model_name_or_path:
-        controlnet = backbone.load_controlnet(args.controlnet_model_name_or_path)
-    else:
-        controlnet = backbone.new_controlnet(**{name: getattr(args, name) for name in CONTROLNET_FLAGS})
-    degradation = load_degradation(args.degradation)
-    check_sizes(args, backbone)
-    if args.train_backbone:
-        find_model_index(args.pretrained_model_name_or_path, args.revision)  # which is saved beside the parts
-    source = CropSource(args.train_dir, args.resolution, args.seed + accelerator.process_index)
-    prompts = read_prompts(args.prompt_file, source.stems) if args.prompt_file else {}
-    if accelerator.is_main_process:
-        used = {"mixed_precision": accelerator.mixed_precision, "num_processes": accelerator.num_processes}
-        steady = args.lr_scheduler in STEADY_SCHEDULES and args.full_window_share in (0, 1)
-        keep_run_settings(output, {**vars(args), **used}, ("config", "checkpointing_steps", "output_dir"), steady)
-        clear_parts(output)
-    accelerator.wait_for_everyone()
-    pool = PairPool(backbone, source, degradation, prompts, args.pool_size, args.seed)
-    modules = torch.nn.ModuleDict({"controlnet": controlnet})
-    if args.train_backbone:
-        modules.update(backbone.trained_parts())
-    modules.requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(
-        modules.parameters(), lr=args.learning_rate, betas=(0.9, 0.99), weight_decay=args.weight_decay, fused=True
-    )
-    scheduler = get_scheduler(args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=args.max_train_steps)
-    first_latents = torch.stack(pool.latents[:16]).float()
-    metric = broadcast(image_metric(backbone, first_latents, args.image_weight))  # each process has crops of its own
-    step = Step(backbone, controlnet, modules, metric, args.timestep_options(), args.guidance_range)
-    step, optimizer = accelerator.prepare(step, optimizer)
-    parts = {"modules": modules, "optimizer": optimizer, "scheduler": scheduler}
-    first = restore_checkpoint(output, parts)
-    started = time.time()
-    log = TrainingLog(output / "train_log.jsonl", first) if accelerator.is_main_process else None
-    bar = tqdm(
-        range(first, args.max_train_steps),
-        initial=first,
-        total=args.max_train_steps,
-        unit="step",
-        mininterval=5,
-        disable=not accelerator.is_main_process,
-    )
-    smoothed, divergence = None, Divergence(output)
-    for index in bar:
-        last_phase = index >= args.max_train_steps * (1 - args.full_window_share)
-        window = args.resolution // backbone.vae_scale if last_phase else args.window
-        batch_size = max(1, args.train_batch_size * args.window**2 // window**2)
-        for micro in range(args.gradient_accumulation_steps):
-            position = (index * args.gradient_accumulation_steps + micro) * accelerator.num_processes + accelerator.process_index
-            batch = pool.draw(position, batch_size, window, args.seed, args.negative_share, args.drop_share, args.negative_prompt)
-            with accelerator.accumulate(step):
-                loss = step(*batch, position)
-                accelerator.backward(loss)
-                accelerator.clip_grad_norm_(modules.parameters(), args.max_grad_norm)
-                optimizer.step()
-                optimizer.zero_grad(set_to_none=True)
-        scheduler.step()
-        divergence.see(index + 1, math.isfinite(loss.item()))
-        smoothed = loss.item() if smoothed is None else 0.98 * smoothed + 0.02 * loss.item()
-        bar.set_postfix(loss=f"{smoothed:.4f}", refresh=False)
-        due = (index + 1) % args.checkpointing_steps == 0 or index + 1 == args.max_train_steps
-        if due and accelerator.is_main_process:
-            log.write({"step": index + 1, "seconds": round(time.time() - started), "loss": smoothed})
-            save_checkpoint(output, index + 1, parts, keep=2)
-            save_models(output, backbone, controlnet, args)
-    if first == args.max_train_steps and accelerator.is_main_process:  # a stop between its checkpoint and its models
-        save_models(output, backbone, controlnet, args)
+    BaselineTrainer(args).train()
 
 
-def check_baseline(args):
-    """Raise `UserError` for flags that do not go together, or an output folder that is no place for a baseline."""
-    low, high = args.guidance_range
-    if low > high:
-        raise UserError(f"--guidance_range {low:g} {high:g}: LOW is above HIGH; swap them")
-    if args.negative_share + args.drop_share > 1:
-        raise UserError(f"--negative_share {args.negative_share:g} --drop_share {args.drop_share:g}: are above 1 together; lower one")
-    check_schedule(args)
-    names = ("controlnet_model_name_or_path", "pretrained_model_name_or_path", "pretrained_vae_model_name_or_path", "train_dir")
-    check_folder(args.output_dir, {f"--{name}": getattr(args, name) for name in names}, WRITTEN)
-    check_length(args.output_dir, args.max_train_steps)
+def adam(args, parameters):
+    """AdamW, in 8 bits if asked."""
+    options = {
+        "lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "weight_decay": args.adam_weight_decay,
+        "eps": args.adam_epsilon,
+    }  # fmt: skip
+    if args.use_8bit_adam:
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(parameters, **options)
+    return torch.optim.AdamW(parameters, fused=True, **options)
 
 
-def check_sizes(args, backbone):
-    """Raise `UserError` unless crops and windows have an even number of latent pixels a side, and windows lie in crops."""
-    scale, whole = backbone.vae_scale, args.resolution // backbone.vae_scale
-    if args.resolution % (2 * scale):
-        near = max(1, round(args.resolution / (2 * scale))) * 2 * scale
-        raise UserError(f"--resolution {args.resolution}: a crop of this model has a multiple of {2 * scale} pixels a side; take {near}")
-    if args.window > whole:
-        raise UserError(
-            f"--window {args.window}: a crop of --resolution {args.resolution} has {whole} latent pixels a side; take at most those"
-        )
-    if args.window % 2:
-        raise UserError(f"--window {args.window}: a window has an even number of latent pixels a side; take {args.window + 1}")
-
-
-def read_prompts(path, stems):
-    """{stem: tags} of a prompt file; those that it lacks are said, and where it has none it is refused (`UserError`)."""
-    prompts = read_tags(path)
-    missing = [stem for stem in stems if stem not in prompts]
-    if len(missing) == len(stems):
-        raise UserError(
-            f"--prompt_file {path}: names none of the {len(stems)} photographs, as {listed(stems, 3)}; its keys are their stems"
-        )
-    if missing:
-        print(f"warning: --prompt_file {path}: lacks {len(missing)} of {len(stems)} photographs ({listed(missing)})", file=sys.stderr)
-    return prompts
-
-
-class Step(torch.nn.Module):
-    """One regression step as a module, so that accelerate can wrap it."""
-
-    def __init__(self, backbone, controlnet, modules, metric, density, guidance_range):
-        super().__init__()
-        self.density, self.guidance_range = density, guidance_range
-        self.trained, self.controlnet = modules, controlnet
-        self.backbone, self.metric = backbone, metric
-
-    def forward(self, latents, controls, prompts, position):
-        """Mean squared error of the prediction under `metric`; noise, timesteps and guidance follow from `position` alone."""
-        generator = torch.Generator().manual_seed(position)
-        backbone, latents = self.backbone, latents.to(self.backbone.device)
-        noise = torch.randn(latents.shape, generator=generator).to(latents.device)
-        timesteps = backbone.draw_timesteps(len(latents), generator, **self.density)
-        low, high = self.guidance_range
-        backbone.guidance = low + (high - low) * torch.rand((), generator=generator).item()
-        noisy = backbone.add_noise(latents, noise, timesteps)
-        prompt, control = backbone.embed_prompts(prompts), backbone.prepare_control(controls)
-        [prediction] = backbone.predict([self.controlnet], noisy, timesteps, prompt, control)
-        error = prediction.float() - backbone.target(latents, noise, timesteps).float()
-        return torch.einsum("bchw,cd,bdhw->", error, self.metric, error) / error.numel()
-
-
-@torch.no_grad()
-def image_metric(backbone, latents, weight, size=0.05):
-    """(C, C) matrix A, its mean eigenvalue 1: eᵀ A e is the squared error e of a latent, a share `weight` of it as the image feels it.
-
-    That share is Jᵀ J of the decoder J, from its answers to small white noise of `size` in one channel of the (B, C, h, w) latents
-    at a time. Latents may be whitened: then the finest detail, which nobody can predict, has most of the plain error and next to nothing
-    of the image's, while the image's colours ask for errors that the plain loss no longer sees.
-    """
-    channels = latents.shape[1]
-    if not weight:
-        return torch.eye(channels, device=backbone.device)
-    latents = latents.to(backbone.device)
-    noise = size * torch.randn((len(latents), 1, *latents.shape[2:]), generator=torch.Generator().manual_seed(0)).to(latents)
-    image = backbone.decode_latents(latents)
-    units = torch.eye(channels, device=backbone.device).view(channels, 1, channels, 1, 1)
-    answers = torch.stack([backbone.decode_latents(latents + unit * noise) - image for unit in units]).flatten(1)
-    gram = answers @ answers.T
-    return weight * gram * channels / gram.trace() + (1 - weight) * torch.eye(channels, device=backbone.device)
-
-
-def save_models(output, backbone, controlnet, args):
-    """The ControlNet in `output/controlnet` and, if it was trained, the whole pipeline in `output/model`; fp16 if asked."""
-    from copy import deepcopy
-
-    def stored(module):
-        return deepcopy(module).half() if args.save_fp16 else module
-
-    save_model(stored(controlnet), output / "controlnet")
-    if args.train_backbone:
-        for name, part in backbone.saved_parts().items():
-            save_model(stored(part) if isinstance(part, torch.nn.Module) else part, output / "model" / name)
-        index = Path(find_model_index(args.pretrained_model_name_or_path, args.revision))
-        write_text(output / "model" / "model_index.json", index.read_text(encoding="utf-8"))
+def as_images(pixels):
+    """(B, H, W, 3) uint8 → (B, 3, H, W) float32 in [0, 1]."""
+    return pixels.permute(0, 3, 1, 2).float().div(255)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from dp2osr.errors import UserError
+from dp2osr.errors import UserError, listed
 from dp2osr.files import save_model, whole, write_json
 
 
@@ -67,3 +67,15 @@ def load_checkpoint(output_dir):
         except Exception as error:  # a truncated zip raises RuntimeError, OSError, EOFError or UnpicklingError
             print(f"warning: {path}: passed over, not readable ({str(error).splitlines()[0][:100]})", file=sys.stderr)
     return None
+
+
+def check_agreement(step, accelerator):
+    """Raise `UserError` unless all processes are at the same step."""
+    from accelerate.utils import gather_object
+
+    steps = gather_object([step])
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the processes go on from different steps ({listed([str(found) for found in sorted(set(steps))])}); --output_dir must lie "
+            "on a file system that they share"
+        )

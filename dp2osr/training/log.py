@@ -28,13 +28,13 @@ class TrainingLog:
             file.write(json.dumps(record) + "\n")
 
 
-def start_tracker(accelerator, settings):
+def start_tracker(accelerator, settings, name="dp2o"):
     """Tell the tracker of the run; `UserError` where it does not start, as without a login."""
     if settings.report_to == "none":
         return
     plain = {key: value for key, value in vars(settings).items() if isinstance(value, int | float | str | bool)}
     try:
-        accelerator.init_trackers("dp2o", config=plain)
+        accelerator.init_trackers(name, config=plain)
     except Exception as error:  # each tracker raises its own
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"--report_to {settings.report_to}: does not start ({reason}); see to it, or give --report_to none") from None

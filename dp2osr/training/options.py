@@ -1,13 +1,12 @@
 """Settings of a training that do not go together, and how its validation samples."""
 
 import importlib.util
-from dataclasses import fields
 
+from dp2osr.backbones.kinds import not_read_by
 from dp2osr.cli import refuse_ignored
 from dp2osr.errors import UserError
 from dp2osr.provenance import legacy_weights_hash, weights_hash
 from dp2osr.sampling.settings import GenerateSettings
-from dp2osr.training.settings import TimestepSettings
 
 
 def check_options(args):
@@ -78,7 +77,6 @@ OF_VALIDATION = (
     "validation_gt_path", "validation_prompt_file", "validation_candidates", "collapse_patience", "on_collapse",
     "num_inference_steps", "guidance_scale", "align_method", "upscale",
 )  # fmt: skip
-OF_FLOW = tuple(entry.name for entry in fields(TimestepSettings))
 
 
 def check_given(args, given):
@@ -91,31 +89,10 @@ def check_given(args, given):
         refuse_ignored(given, ("on_collapse",), "with --collapse_patience 0")
     if args.lr_scheduler == "constant" and args.lr_warmup_steps:
         refuse_ignored(given, ("lr_warmup_steps",), "with --lr_scheduler constant; take constant_with_warmup")
-    if args.backbone == "sd2":
-        refuse_ignored(given, OF_FLOW, "with an SD2 model, whose timesteps are drawn evenly")
+    for other, own in not_read_by(args.backbone).items():
+        refuse_ignored(given, own, f"with a base model of {args.backbone}: it is of {other}")
     if args.timestep_sampling == "uniform":
         refuse_ignored(given, ("logit_mean", "logit_std"), "with --timestep_sampling uniform")
-
-
-def check_baseline_given(args, given):
-    """The same for a baseline's training; which flags a ControlNet has depends on the kind of its base model."""
-    from dp2osr.backbones import PIPELINES, model_source
-
-    low, high = args.guidance_range
-    if low > high:
-        raise UserError(f"--guidance_range {low:g} {high:g}: LOW is above HIGH; swap them")
-    kind = args.backbone or PIPELINES.get(model_source(args).pipeline())
-    of_kinds = {"sd2": ("conditioning_channels",), "flux": ("num_double_layers", "num_single_layers", "guidance_range", *OF_FLOW)}
-    for other, flags in of_kinds.items():
-        if kind and other != kind:
-            refuse_ignored(given, flags, f"with a base model of {kind}: it is of {other}")
-    if args.controlnet_model_name_or_path:
-        named = ("conditioning_channels", "num_double_layers", "num_single_layers")
-        refuse_ignored(given, named, "with --controlnet_model_name_or_path, which has its own")
-    if not args.negative_share:
-        refuse_ignored(given, ("negative_prompt",), "without --negative_share")
-    if args.lr_scheduler == "constant" and args.lr_warmup_steps:
-        refuse_ignored(given, ("lr_warmup_steps",), "with --lr_scheduler constant; take constant_with_warmup")
 
 
 # -- validation samples as the candidates were sampled -----------------------------------------------------------------

@@ -5,14 +5,24 @@ from typing import Annotated, Literal
 
 from dp2osr.backbones.settings import ModelSettings
 from dp2osr.cli import Settings
-from dp2osr.fields import Count, Finite, Natural, NonNegative, Positive, RegularExpression, Share, at_least, default_is, metavar
+from dp2osr.fields import Count, Finite, Natural, NonNegative, Positive, RegularExpression, Share, at_least, checked, default_is, metavar
 from dp2osr.preference.settings import Weighting
 
-Loss = Literal["sigmoid", "ipo", "hinge", "plackett_luce"]  # of preference.loss
 Schedule = Literal[
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial"
 ]  # of diffusers.optimization
+PAPERS_LOSS = "sigmoid"
 STEADY_SCHEDULES = ("constant", "constant_with_warmup")  # do not depend on the number of steps: a longer run begins as a shorter one
+
+
+def known_loss(word):
+    """A name in `preference.loss.LOSSES`; ValueError for another. The paper's is known without torch, for --help's sake."""
+    if word != PAPERS_LOSS:
+        from dp2osr.preference.loss import LOSSES
+
+        if word not in LOSSES:
+            raise ValueError(f"is {word!r}, must be one of {', '.join(LOSSES)}")
+    return word
 
 
 @dataclass(kw_only=True)
@@ -57,8 +67,8 @@ class TrainSettings(TimestepSettings, ModelSettings):
     """β of Diffusion-DPO."""
     sft_weight: NonNegative = 0.0
     """λ of the winners' own errors beside the preference."""
-    loss: Loss = "sigmoid"
-    """Sigmoid is the paper's."""
+    loss: Annotated[str, checked(known_loss, str)] = PAPERS_LOSS
+    """A loss of `dp2osr/preference/loss.py`: sigmoid (the paper's), ipo, hinge, plackett_luce."""
     label_smoothing: NonNegative = 0.0
     """Share of pairs whose label is taken to be wrong, below 0.5, with --loss sigmoid."""
     weighting: Weighting = "both"
@@ -147,65 +157,3 @@ class ProbeSettings(TrainSettings):
     """Timesteps for each."""
     crop_suffix: RegularExpression = "_\\d\\d$"
     """Of image ids, after the photograph's name."""
-
-
-@dataclass(kw_only=True)
-class BaselineSettings(TimestepSettings, ModelSettings):
-    """Training of a baseline ControlNet: `scripts/train_controlnet.py`."""
-
-    controlnet_model_name_or_path: str | None = None
-    """Start from this ControlNet instead of a copy of the UNet's encoder."""
-    train_dir: str
-    """Folder of HR photographs."""
-    output_dir: str
-    """State, log, controlnet/ and, with --train_backbone, model/."""
-    degradation: str = "resshift"
-    """Name in configs/degradation or a YAML."""
-    prompt_file: str | None = None
-    """JSON {photograph's stem: tags}."""
-    resolution: Count = 512
-    """Side of a degraded GT crop, pixels."""
-    window: Count = 64
-    """Side of a training window in latent pixels; resolution / VAE scale takes whole crops."""
-    full_window_share: Share = 1.0
-    """Share of the steps, at the end, that train on whole crops."""
-    pool_size: Count = 100000
-    """Pairs degraded and encoded before training, on each process."""
-    train_batch_size: Count = 8
-    """Windows a step on each process; fewer when whole crops are trained, the same pixels."""
-    gradient_accumulation_steps: Count = 1
-    """Micro-batches a step."""
-    max_train_steps: Count = 35000
-    """Optimizer steps."""
-    learning_rate: NonNegative = 0.0002
-    """Peak rate."""
-    lr_scheduler: Schedule = "constant_with_warmup"
-    """Schedule of the rate."""
-    lr_warmup_steps: Natural = 500
-    """Warm-up, steps."""
-    weight_decay: NonNegative = 0.01
-    """AdamW weight decay."""
-    max_grad_norm: NonNegative = 1.0
-    """Gradient clipping."""
-    train_backbone: bool = False
-    """Train the UNet and the text encoder too (tiny models)."""
-    conditioning_channels: Annotated[list[Count] | None, default_is("the published 16 32 96 256, as many as that takes")] = None
-    """SD2: channels of the control embedding, one number more than the autoencoder halves an image's side."""
-    num_double_layers: Natural = 4
-    """FLUX: double blocks of the ControlNet."""
-    num_single_layers: Natural = 0
-    """FLUX: single blocks of the ControlNet."""
-    image_weight: Share = 0.0
-    """Share of the error that is weighed as the decoded image feels it; 0: plain latents."""
-    guidance_range: Annotated[tuple[Finite, Finite], metavar("LOW HIGH")] = (1.0, 1.0)
-    """FLUX: the guidance that the network is told, drawn anew in every step."""
-    drop_share: Share = 0.1
-    """Share of windows trained with an empty prompt."""
-    negative_share: Share = 0.0
-    """Share of windows that learn the degraded image under the negative prompt."""
-    negative_prompt: str = "dotted, noise, blur, lowres, smooth"
-    """The prompt of those windows."""
-    save_fp16: bool = False
-    """Store weights in fp16."""
-    checkpointing_steps: Count = 500
-    """Steps between checkpoints."""

@@ -207,16 +207,57 @@ def _(place):
 
 def controlnet_training(*more, channels=True):
     sizes = ["--conditioning_channels", "8", "16", "32"] if channels else []
-    run = ["--pool_size", "1", "--train_batch_size", "1", "--max_train_steps", "1", "--resolution", "32", "--window", "8"]
+    run = ["--report_to", "none", "--dataloader_num_workers", "0", "--train_batch_size", "1", "--max_train_steps", "1"]
+    run += ["--resolution", "32", "--window", "8"]
     return [*BASE, "--train_dir", "hr", "--output_dir", "out", *run, *sizes, *more]
 
 
-@case(4, "two broken photographs", "scripts/train_controlnet.py", refused("x.png", "y.png"))
+@case(4, "two broken photographs", "scripts/train_controlnet.py", done("x.png", "y.png", "skipped", there=("out/controlnet",)))
 def _(place):
     place.shared(photographs)
     place.text("hr/x.png", "no image")
     place.text("hr/y.png", "")
     return controlnet_training()
+
+
+@case(4, "two broken photographs, with `--strict`", "scripts/train_controlnet.py", refused("x.png", "y.png"))
+def _(place):
+    place.shared(photographs)
+    place.text("hr/x.png", "no image")
+    place.text("hr/y.png", "")
+    return controlnet_training("--strict")
+
+
+@case(4, "a folder of shards of which one is cut short", "scripts/train_controlnet.py", done("b.tar", there=("out/controlnet",)))
+def _(place):
+    place.shared(photographs)
+    shards_of(place)
+    return controlnet_training("--train_dir", "shards")
+
+
+@case(4, "the same with `--strict`", "scripts/train_controlnet.py", refused("b.tar"))
+def _(place):
+    place.shared(photographs)
+    shards_of(place)
+    return controlnet_training("--train_dir", "shards", "--strict")
+
+
+@case(4, "compressed shards", "scripts/train_controlnet.py", refused("compressed", "a.tar.gz"))
+def _(place):
+    place.shared(photographs)
+    return controlnet_training("--train_dir", "shards/a.tar.gz")
+
+
+def shards_of(place):
+    """`a.tar` with a photograph, and `b.tar` that breaks off within one."""
+    import tarfile
+
+    place.text("shards/a.tar", "")
+    for name in ("a", "b"):
+        with tarfile.open(place.folder / f"shards/{name}.tar", "w") as shard:
+            shard.add(place.folder / "hr/p.png", f"{name}.png")
+    whole = (place.folder / "shards/b.tar").read_bytes()
+    (place.folder / "shards/b.tar").write_bytes(whole[:2000])
 
 
 @case(4, "photographs smaller than `--resolution`", "scripts/train_controlnet.py", refused("p.png|--resolution"))

@@ -151,7 +151,7 @@ ABSURD = {
         ("--seed", "99999999999999999999999999"), ("--num_candidates", "99"), ("--label_smoothing", "0.9"), ("--lora_rank", "-1"),
     ],
     "scripts/train_controlnet.py": [
-        ("--full_window_share", "nan"), ("--weight_decay", "nan"), ("--learning_rate", "nan"), ("--learning_rate", "-1"),
+        ("--full_window_share", "nan"), ("--adam_weight_decay", "nan"), ("--learning_rate", "nan"), ("--learning_rate", "-1"),
         ("--lr_scheduler", "cosin"), ("--drop_share", "2"), ("--image_weight", "nan"), ("--conditioning_channels", "0"),
         ("--lr_warmup_steps", "-5"), ("--window", "999"),
     ],

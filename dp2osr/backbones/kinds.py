@@ -1,0 +1,49 @@
+"""The kinds of backbone, and what a program must know of each before its libraries are imported. A new kind is a file here and a line."""
+
+from dataclasses import dataclass
+
+from dp2osr.fields import checked
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of backbone.
+
+    Attributes:
+        pipeline: diffusers' name of its pipeline, as `model_index.json` has it.
+        implementation: module and class, a `Backbone`.
+        own: settings that it alone reads; a program refuses them with another kind.
+    """
+
+    pipeline: str
+    implementation: str
+    own: tuple[str, ...] = ()
+
+
+OF_FLOW = ("timestep_sampling", "logit_mean", "logit_std")  # the density of a flow's timesteps; others draw them evenly
+
+KINDS = {
+    "sd2": Kind("StableDiffusionPipeline", "dp2osr.backbones.sd2:SD2Backbone", ("conditioning_channels",)),
+    "flux": Kind(
+        "FluxPipeline", "dp2osr.backbones.flux:FluxBackbone", ("num_double_layers", "num_single_layers", "guidance_range", *OF_FLOW)
+    ),
+}
+
+
+def kind_of(pipeline):
+    """The kind whose pipeline has this name in diffusers, or None."""
+    return next((name for name, kind in KINDS.items() if kind.pipeline == pipeline), None)
+
+
+def not_read_by(name):
+    """{other kind: its own settings}, which the kind `name` does not read; empty where the kind is not known yet."""
+    return {other: kind.own for other, kind in KINDS.items() if name and other != name}
+
+
+def _read(word):
+    if word not in KINDS:
+        raise ValueError(f"is {word!r}, must be one of {', '.join(KINDS)}")
+    return word
+
+
+NAME = checked(_read, str, "{" + ",".join(KINDS) + "}")  # an annotation of a setting
