@@ -1,11 +1,15 @@
 """pyiqa's networks with random weights: the arithmetic and the cost of the real ones, without the download."""
 
+import random
 import tempfile
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import torch
+
+from dp2osr.rewards.draws import random_state_kept
 
 
 def untrained(build):
@@ -84,3 +88,17 @@ def random_weights(seed=0):
         replace(afine_arch, "load", lambda *_, **__: (clip_vit_b_32(), None))
         replace(afine_arch, "load_file_from_url", lambda url: afine_file(folder))
         yield
+
+
+@contextmanager
+def watching_draws():
+    """Within, `drawn()` of what is yielded says whether a random number was drawn; the generators are left as they were."""
+
+    def states():
+        numpy = np.random.get_state()  # noqa: NPY002 (whatever a metric draws from)
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return [state.numpy().tobytes() for state in [torch.random.get_rng_state(), *cuda]], numpy[1].tobytes(), numpy[2], random.getstate()
+
+    with random_state_kept():
+        before = states()
+        yield lambda: states() != before

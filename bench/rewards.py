@@ -180,8 +180,8 @@ def main():
         return time_table(args.rows)
     import torch
 
+    from dp2osr.rewards.building import quiet_imports
     from dp2osr.rewards.config import load_reward_config
-    from dp2osr.rewards.metrics import quiet_imports
 
     torch.set_num_threads(args.threads)
     config = load_reward_config("default")

@@ -98,7 +98,12 @@ def parse(settings: type[Chosen], argv=None, description: str | None = None, **d
         ]
     )
     names = flags_of(chosen) if chosen is not None else list(commands or ())
-    with _errors.on_parse_error(lambda event: stop(f"error: {_told(event, names)} (see --help)", 2)):
+
+    def refuse(event):
+        first = _wrong_value(chosen, argv) if chosen is not None and isinstance(event, _errors.MissingArgs) else None
+        stop(f"error: {first or _told(event, names)} (see --help)", 2)
+
+    with _errors.on_parse_error(refuse):
         return tyro.cli(wanted, args=argv, description=_with_config(description), use_underscores=True, config=MARKERS)
 
 
@@ -197,6 +202,25 @@ def _check_word(hint, word, where):
 
     with _errors.on_parse_error(refuse):
         tyro.cli(make_dataclass("One", [("value", hint)]), args=[f"--value={word}"], config=(tyro.conf.DisallowNone,))
+
+
+def _wrong_value(settings, argv):
+    """What is wrong with the first value among the words that its flag does not take, or None; tyro tells what is missing before it."""
+    hints, hint = get_type_hints(settings, include_extras=True), None
+    for word in argv:
+        name, equals, value = word[2:].partition("=") if word.startswith("--") else ("", "", word)
+        if name:
+            found = hints.get(name.replace("-", "_"))
+            several = get_origin(_plain(found)) in (list, tuple)
+            hint = get_args(_plain(found))[0] if several else found if _plain(found) is not bool else None
+            flag = name
+        if hint is None or name and not equals:
+            continue
+        try:
+            _check_word(hint, value, f"argument --{flag}")
+        except UserError as error:
+            return str(error)
+    return None
 
 
 def _plain(hint):

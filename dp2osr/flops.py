@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.weak import WeakIdKeyDictionary
 
 aten = torch.ops.aten
 
@@ -25,14 +26,17 @@ class Cost:
 class PeakMemory(TorchDispatchMode):
     """Within, keeps count of the bytes of all tensors that are alive; `peak` is the most.
 
+    For fake tensors: nothing is allocated for them that a profiler or the process's size could show, so their storages are counted here.
+
     Args:
         known: tensors that were there before and are not counted.
     """
 
     def __init__(self, known=()):
         super().__init__()
-        self.alive, self.peak = 0, 0
-        self.seen = {tensor.untyped_storage()._cdata for tensor in known}
+        self.alive, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
+        for tensor in known:
+            self.seen[tensor.untyped_storage()] = True
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
@@ -41,16 +45,14 @@ class PeakMemory(TorchDispatchMode):
 
     def see(self, tensor):
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes()
-        if key in self.seen:
+        if storage in self.seen:
             return
-        self.seen.add(key)
-        self.alive += size
+        self.seen[storage] = True
+        self.alive += storage.nbytes()
         self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self.forget, key, size)
+        weakref.finalize(storage, self.forget, storage.nbytes())
 
-    def forget(self, key, size):
-        self.seen.discard(key)
+    def forget(self, size):
         self.alive -= size
 
 

@@ -103,6 +103,10 @@ def test_what_is_required_is_named(capsys):
     with pytest.raises(SystemExit):
         parse(Example, ["--seed", "1"])
     assert capsys.readouterr().err == "error: the following arguments are required: --model (see --help)\n"
+    for words in (["--steps", "0"], ["--steps=0"], ["--overwrite", "--names", "a", "--steps", "0"]):  # what is wrong comes first
+        with pytest.raises(SystemExit):
+            parse(Example, words)
+        assert capsys.readouterr().err == "error: argument --steps: must be at least 1, not 0 (see --help)\n"
 
 
 @pytest.mark.parametrize(

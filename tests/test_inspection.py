@@ -11,9 +11,9 @@ from conftest import ROOT, assert_one_clear_line, one_kind, run_program, save_no
 from scipy.stats import spearmanr
 
 from dp2osr.errors import UserError
-from dp2osr.rewards import inspection as inspection_module
+from dp2osr.evaluation import reward_inspection as inspection_module
+from dp2osr.evaluation.reward_inspection import find_outliers, finite_groups, inspect_rewards, sentences
 from dp2osr.rewards.config import MetricSpec, RewardConfig
-from dp2osr.rewards.inspection import find_outliers, finite_groups, inspect_rewards, sentences
 from dp2osr.rewards.reward import hybrid_reward
 from dp2osr.rewards.table import ScoreTable, read_scores
 
@@ -139,8 +139,9 @@ def test_maps_are_of_the_metrics_that_they_are_named_after():
 
 def test_a_map_shows_where_the_damage_is():
     from bench.random_metrics import random_weights
+    from dp2osr.rewards.building import quiet_imports
     from dp2osr.rewards.maps import spatial_maps
-    from dp2osr.rewards.metrics import MetricSuite, quiet_imports
+    from dp2osr.rewards.metrics import MetricSuite
 
     with random_weights(), quiet_imports():
         suite = MetricSuite([MetricSpec(name) for name in ("lpips", "dists", "topiq_fr", "gmsd", "fsim")])

@@ -130,7 +130,7 @@ def broken_from(suite, name, after):
                 values[index] = torch.nan
         return values
 
-    broken.forget, broken.at_hand = metric.forget, False
+    broken.forget = metric.forget
     suite._metrics[name] = broken
 
 
@@ -177,7 +177,7 @@ def test_without_a_finite_group_there_is_nothing_to_train_on(store, suites, gt_p
 
 
 def test_what_a_draw_does_to_the_ranking_is_reported(store, suites, gt_path, tmp_path, capsys):
-    suite = MetricSuite([MetricSpec("piqe")])
+    suite = MetricSuite([MetricSpec("piqe", draws=True)])
     suite._metrics["piqe"].metric = lambda images: torch.rand(len(images))
     worker = labeller(store, suite, gt_path, tmp_path / "scores.parquet")
     worker.score_missing(store.ids(), show_progress=False)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from bench.random_metrics import watching_draws
 from dp2osr.errors import UserError
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.config import MetricSpec, RewardConfig, load_reward_config
@@ -75,18 +76,20 @@ def test_without_gt_only_nr_metrics_are_scored(suite, images):
 
 
 def test_embedded_metrics_draw_no_random_number(suite, images):
-    before = torch.random.get_rng_state()
-    suite.score(images[1], images[0])
-    assert torch.equal(before, torch.random.get_rng_state()) and not suite.drawing
+    assert not suite.drawing
+    for name, metric in suite.networks().items():
+        with watching_draws() as drawn:
+            metric(images[1], *([images[0][None]] if suite.modes[name] == "FR" else []))
+            assert not drawn(), name
 
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(1).item(), np.random.rand, random.random], ids=["torch", "numpy", "python"])
 def test_a_drawing_metric_is_seeded_by_image_and_candidate(images, draw):
     """Whatever the batch, the order and what was drawn before."""
-    suite = MetricSuite([MetricSpec("piqe")], batches=Batches(2))
+    suite = MetricSuite([MetricSpec("piqe", draws=True)], batches=Batches(2))
     suite._metrics["piqe"].metric = lambda batch: batch.mean(dim=(1, 2, 3)) + draw()
     first = suite.score(images[1], image_id="koala")["piqe"]
-    assert suite.drawing == {"piqe"} and len(set(first - images[1].mean(dim=(1, 2, 3)).numpy())) == 3
+    assert suite.describe()["piqe"]["draws"] and len(set(first - images[1].mean(dim=(1, 2, 3)).numpy())) == 3
     draw()
     alone = [suite.score(images[1][m][None], image_id="koala", candidates=[m])["piqe"][0] for m in (2, 0, 1)]
     np.testing.assert_allclose(alone, first[[2, 0, 1]], rtol=0, atol=1e-6)
@@ -95,8 +98,9 @@ def test_a_drawing_metric_is_seeded_by_image_and_candidate(images, draw):
     assert abs(suite.score(images[1], image_id="koala")["piqe"] - first).min() > 1e-4
 
 
-def test_scoring_with_a_drawing_metric_leaves_the_generators_as_they_were(images):
-    suite = MetricSuite([MetricSpec("piqe")])
+@pytest.mark.parametrize("draws", [True, False], ids=["said", "not_said"])
+def test_scoring_with_a_drawing_metric_leaves_the_generators_as_they_were(images, draws):
+    suite = MetricSuite([MetricSpec("piqe", draws=draws)])
     suite._metrics["piqe"].metric = lambda batch: batch.mean(dim=(1, 2, 3)) + torch.rand(1) + np.random.rand() + random.random()
     for _ in range(2):
         before = torch.random.get_rng_state(), np.random.get_state(), random.getstate()
@@ -170,6 +174,15 @@ def own_reward(tmp_path):
         return load_reward_config(tmp_path / "own.yaml"), name
 
     return write
+
+
+def test_a_metric_of_ones_own_says_in_the_yaml_that_it_draws(own_reward, images):
+    config, name = own_reward("CONTRAST: {draws: true, gain: 2}, piqe: {draws: false}")
+    suite = MetricSuite(config.metrics)
+    assert suite.drawing == {name} and suite.describe()[name]["options"] == {"gain": 2}
+    assert "draws" not in suite.describe()["piqe"]
+    with pytest.raises(UserError, match="'draws' must be true or false, not 'maybe'"):
+        own_reward("piqe: {draws: maybe}")
 
 
 @pytest.mark.parametrize("imports", ["[own.py]", "[own]"])

@@ -137,7 +137,7 @@ def test_texture_drawn_anew_is_nearer_than_the_same_texture_blurred():
 def test_the_gt_passes_once_for_a_group(pictures):
     suite = MetricSuite([MetricSpec("dp2o_lpips")])
     passed = []
-    remembered = suite.networks()["dp2o_lpips"].remembered
+    remembered = suite.networks()["dp2o_lpips"].remembered[0]
     run = remembered.run
     remembered.run = lambda images: passed.append(len(images)) or run(images)
     gt, images = pictures[0][None], pictures[1]

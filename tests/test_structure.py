@@ -1,6 +1,7 @@
 """The house: no two modules import each other, stages import what comes before them alone, files and functions stay short."""
 
 import ast
+import re
 from functools import cache
 
 import pytest
@@ -73,6 +74,19 @@ def test_no_import_runs_back_up():
             if own and other and own != other and FLOOR[other] >= FLOOR[own]:
                 wrong.append(f"{name} imports {needed}")
     assert not wrong
+
+
+def test_the_picture_on_the_architecture_page_is_true():
+    page = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawn = set(re.findall(r"^    (\w+) --> (\w+)$", page, re.MULTILINE))
+    stages = {path.parent.name for path in (ROOT / "dp2osr").glob("*/__init__.py")}
+    found = set()
+    for name, path in PACKAGE.items():
+        own = name.split(".")[1] if "." in name else ""
+        found |= {(own, other) for needed in imports_of(path) if (other := needed.split(".")[1]) in stages - {own} and own in stages}
+    assert drawn == found
+    named = set(re.findall(r"`(?:dp2osr/)?((?:[a-z_]+/)+[a-z_0-9]+\.py)[:`]", page))
+    assert named and not [name for name in named if not (ROOT / "dp2osr" / name).exists() and not (ROOT / name).exists()]
 
 
 def test_no_two_modules_have_one_name_nor_one_of_the_standard_library():

@@ -1,14 +1,14 @@
 """Stable Diffusion 2 (and the tiny preset of its classes) with a `ControlNetModel`."""
 
 import math
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import torch
-from torch.nn import functional as F
 
 from dp2osr.backbones.footprint import unet_numbers
 from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_part, load_weights
 from dp2osr.backbones.sd2_files import conditioning_channels, shape_of_config, shape_of_tensors
+from dp2osr.backbones.sd2_unet import embedded_control, unet_decode, unet_encode
 from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
@@ -309,48 +309,3 @@ def laid_out_on(network, device):
     for tensor in [*network.parameters(), *network.buffers()]:
         tensor.data = tensor.data.clone(memory_format=CONVOLUTIONS if tensor.dim() == 4 else torch.preserve_format)
     return network
-
-
-@contextmanager
-def embedded_control(controlnet, control):
-    """Within, `controlnet` takes the embedded control image: it depends on the LR alone, so it is computed once."""
-    embedder = controlnet.controlnet_cond_embedding
-    controlnet.controlnet_cond_embedding = torch.nn.Identity()
-    try:
-        yield embedder(control)
-    finally:
-        controlnet.controlnet_cond_embedding = embedder
-
-
-def unet_encode(unet, noisy, timesteps, context):
-    """The part of a UNet that no ControlNet reaches: (time embedding, skip activations, middle activation)."""
-    timesteps = torch.as_tensor(timesteps, device=noisy.device).expand(len(noisy))
-    embedding = unet.time_embedding(unet.get_time_embed(noisy, timesteps))
-    hidden = unet.conv_in(noisy)
-    skips = [hidden]
-    for block in unet.down_blocks:
-        if getattr(block, "has_cross_attention", False):
-            hidden, states = block(hidden_states=hidden, temb=embedding, encoder_hidden_states=context)
-        else:
-            hidden, states = block(hidden_states=hidden, temb=embedding)
-        skips.extend(states)
-    return embedding, skips, unet.mid_block(hidden, embedding, encoder_hidden_states=context)
-
-
-def unet_decode(unet, embedding, skips, hidden, context):
-    """From the steered skips and middle activation to the prediction, (B, C, h, w)."""
-    skips = list(skips)
-    for block in unet.up_blocks:
-        count = len(block.resnets)
-        states, skips = tuple(skips[-count:]), skips[:-count]
-        # a side that is odd at some level is restored to the size of the skip that it meets next
-        inputs = {
-            "hidden_states": hidden,
-            "temb": embedding,
-            "res_hidden_states_tuple": states,
-            "upsample_size": skips[-1].shape[2:] if skips else None,
-        }
-        if getattr(block, "has_cross_attention", False):
-            inputs["encoder_hidden_states"] = context
-        hidden = block(**inputs)
-    return unet.conv_out(F.silu(unet.conv_norm_out(hidden)))

@@ -4,8 +4,8 @@ import tempfile
 from pathlib import Path
 
 from dp2osr.errors import UserError
+from dp2osr.rewards.building import create_metric
 from dp2osr.rewards.config import MetricSpec
-from dp2osr.rewards.metrics import create_metric
 
 FEWEST = 100  # RealSR's test set; below, the distance says more about the number of images than about the method
 

@@ -8,6 +8,7 @@ import pandas as pd
 from dp2osr.data.inputs import find_gt
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError
+from dp2osr.evaluation.reward_inspection import finite_groups, inspect_rewards, sentences
 from dp2osr.evaluation.reward_report import Pictures, write_report
 from dp2osr.files import write_text
 from dp2osr.outputs import check_output
@@ -16,7 +17,6 @@ from dp2osr.preference.pairs import curate
 from dp2osr.provenance import versions
 from dp2osr.results import check_own_files, own_files
 from dp2osr.rewards.chosen import label_command, read_with_reward
-from dp2osr.rewards.inspection import finite_groups, inspect_rewards, sentences
 from dp2osr.rewards.maps import has_map
 from dp2osr.rewards.metrics import MetricSuite
 from dp2osr.rewards.ordering import held_out_crops, validate_reward

@@ -1,4 +1,4 @@
-"""rewards.html: a reward explained on one page that needs nothing but itself. What it says is `dp2osr.rewards.inspection`'s."""
+"""rewards.html: a reward explained on one page that needs nothing but itself. What it says is `dp2osr.evaluation.reward_inspection`'s."""
 
 from dataclasses import replace
 from math import isnan
@@ -11,8 +11,8 @@ from tqdm import tqdm
 from dp2osr.data.images import pil_to_tensor, tensor_to_pil
 from dp2osr.evaluation.methods import read_gt
 from dp2osr.evaluation.report import metric_colours, render
+from dp2osr.evaluation.reward_inspection import sentences
 from dp2osr.files import write_text
-from dp2osr.rewards.inspection import sentences
 from dp2osr.rewards.ordering import THRESHOLD
 
 SHOWN_CANDIDATES = 12  # of a group, evenly over its ranking

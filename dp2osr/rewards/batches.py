@@ -1,29 +1,16 @@
 """How many images go through a network together: a fixed number, or fewer where a memory limit asks for it."""
 
 import ctypes
-import weakref
 from contextlib import contextmanager, nullcontext, suppress
+from threading import Event, Thread
 from types import SimpleNamespace
 
+import psutil
 import torch
-from torch.utils._pytree import tree_map_only
 
 from dp2osr.errors import UserError
-from dp2osr.flops import PeakMemory
 
-
-class PeakOfNew(PeakMemory):
-    """`PeakMemory` that does not count what was there before: a tensor that is met as an argument before it was a result."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        tree_map_only(torch.Tensor, self.meet, (args, kwargs or {}))
-        return super().__torch_dispatch__(func, types, args, kwargs)
-
-    def meet(self, tensor):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.seen:
-            self.seen.add(storage._cdata)
-            weakref.finalize(storage, self.forget, storage._cdata, 0)
+SAMPLED_EVERY = 0.002  # seconds; what holds many megabytes fills them for longer
 
 
 class Batches:
@@ -45,19 +32,18 @@ class Batches:
         self.limit = None if memory_limit is None else min(memory_limit, 1e9) * 1e9  # more than there is: no infinity in the sums
         self.each = {}
 
-    def run(self, name, images, function, measure=True):
+    def run(self, name, images, function):
         """The results of `function`, called on parts of `images`, one after the other.
 
         Args:
             name: what is run, for errors; its cost an image is measured once for each shape.
             images: (M, ...) tensor.
             function: part of `images` → (B, ...) tensor.
-            measure: False where what is to be done costs nothing this time, and must not be taken for the rule.
 
         Raises:
             UserError: one image alone does not fit.
         """
-        if self.limit is None or not measure:
+        if self.limit is None:
             return torch.cat([function(part) for part in images.split(self.size)])
         first, rest, key = images[:1], images[1:], (name, *images.shape[1:])
         before = self._held()
@@ -78,15 +64,17 @@ class Batches:
         """Bytes that the process holds on the device."""
         if self.device.type == "cuda":
             return torch.cuda.memory_allocated(self.device)
-        import psutil
-
-        with suppress(OSError, AttributeError):  # glibc may keep what was freed; other libraries do not have this
-            ctypes.CDLL("libc.so.6").malloc_trim(0)
-        return psutil.Process().memory_info().rss
+        give_back_freed()
+        return resident()
 
     @contextmanager
     def _peak(self):
-        """Within, the most bytes beside those that are held at its start."""
+        """Within, the most bytes beside those that are held at its start.
+
+        On a CPU the process's resident size is looked at, which is what the limit promises: not tensors alone, but also the buffers of
+        convolutions and the arrays of a user's own metric. What a first call sets up counts too, a compiler's work for one; batches are
+        then smaller than they could be, never larger.
+        """
         found = SimpleNamespace(bytes=0)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
@@ -94,6 +82,38 @@ class Batches:
             yield found
             found.bytes = torch.cuda.max_memory_allocated(self.device) - before
         else:
-            with PeakOfNew() as memory:
+            give_back_freed()
+            before = resident()
+            with highest_resident() as highest:
                 yield found
-            found.bytes = memory.peak
+            found.bytes = highest.bytes - before
+
+
+def give_back_freed():
+    """Memory that was freed goes back to the system; glibc may keep it, and other libraries do not have this."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def resident():
+    """Bytes of memory that the process has."""
+    return psutil.Process().memory_info().rss
+
+
+@contextmanager
+def highest_resident():
+    """Within, `resident()` is looked at all the time: `bytes` of what is yielded is the most that was seen, after the end."""
+    highest, ended = SimpleNamespace(bytes=resident()), Event()
+
+    def watch():
+        while not ended.wait(SAMPLED_EVERY):
+            highest.bytes = max(highest.bytes, resident())
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield highest
+    finally:
+        ended.set()
+        watcher.join()
+        highest.bytes = max(highest.bytes, resident())

@@ -12,8 +12,12 @@ DEFAULT = "default"  # of label_rewards.py, and of tables that do not say what t
 
 
 def as_dict(config):
-    """A `RewardConfig` as JSON holds it."""
-    return as_json(asdict(config))
+    """A `RewardConfig` as JSON holds it; a metric's `draws` where it is true, as records of before that key lack it."""
+    content = as_json(asdict(config))
+    for spec in content["fr"] + content["nr"]:
+        if not spec["draws"]:
+            del spec["draws"]
+    return content
 
 
 def from_dict(content):

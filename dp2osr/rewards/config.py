@@ -17,12 +17,14 @@ class MetricSpec:
     """A metric by its pyiqa name, and the options that differ from pyiqa's defaults.
 
     Attributes:
+        draws: whether it draws random numbers, and is to be seeded by image and candidate.
         better: "higher" or "lower" for a column that the user adds to the score table; it is read, never computed. Else None.
         imports: the user's modules that register metrics with pyiqa, imported before this one is created (`own.import_modules`).
     """
 
     name: str
     options: dict = field(default_factory=dict)
+    draws: bool = False
     better: str | None = None
     imports: tuple = field(default=(), compare=False, repr=False)
 
@@ -100,8 +102,9 @@ def nearest(name, known):
 def load_reward_config(name_or_yaml):
     """Read a reward config by its name in `configs/rewards/` or by the path of a YAML file.
 
-    Each entry of `fr` and `nr` is a metric's name, `{name: {option: value}}`, or `{name: {better: higher | lower}}` for a column of the
-    user's own; `fr_weight` is a number in (0, 1), ½ by default; `imports` a list of modules; the other keys are `RewardConfig`'s.
+    Each entry of `fr` and `nr` is a metric's name, `{name: {option: value}}`, where `draws: true` is no option but says that it draws
+    random numbers, or `{name: {better: higher | lower}}` for a column of the user's own; `fr_weight` is a number in (0, 1), ½ by default;
+    `imports` a list of modules; the other keys are `RewardConfig`'s.
 
     Raises:
         UserError: no such name or file, not YAML, an unknown key, a malformed entry, a metric listed twice, no metric, a bad weight,
@@ -218,8 +221,15 @@ def _read_spec(path, entry):
         name, options = next(iter(entry.items()))
         if isinstance(name, str) and isinstance(options or {}, dict):
             options = dict(options or {})
-            return _read_column(path, name, options) if "better" in options else MetricSpec(name, options)
+            return _read_column(path, name, options) if "better" in options else _read_computed(path, name, options)
     raise UserError(f"{path}: '{entry}' is not a metric; write NAME or NAME: {{option: value}}")
+
+
+def _read_computed(path, name, options):
+    draws = options.pop("draws", False)
+    if not isinstance(draws, bool):
+        raise UserError(f"{path}: metric '{name}': 'draws' must be true or false, not {draws!r}")
+    return MetricSpec(name, options, draws)
 
 
 def _read_column(path, name, options):

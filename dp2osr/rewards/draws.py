@@ -1,4 +1,8 @@
-"""Metrics that draw random numbers (LIQE's and WaDIQaM's patches): each image's draw follows from (seed, image id, candidate) alone."""
+"""Metrics that draw random numbers: each image's draw follows from (seed, image id, candidate) alone.
+
+A metric that draws says so in the reward YAML (`draws: true`). None of pyiqa 0.1.16's does: bench/drawing_metrics.py watched all that can
+be built without their weights, and the others' sources draw in training alone.
+"""
 
 import random
 from contextlib import contextmanager
@@ -19,25 +23,6 @@ def random_state_kept():
     finally:
         random.setstate(python)
         np.random.set_state(numpy)
-
-
-@contextmanager
-def noticing_draws():
-    """Within, `drawn()` of what is yielded says whether a random number was drawn; the generators are left as they were."""
-
-    def states():
-        cuda = [state.clone() for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_available() else []
-        return [torch.random.get_rng_state(), *cuda], np.random.get_state()[1:3], random.getstate()
-
-    def drawn():
-        torch_states, numpy_state, python_state = states()
-        same = all(torch.equal(first, second) for first, second in zip(before[0], torch_states, strict=True))
-        return not (same and python_state == before[2] and np.array_equal(numpy_state[0], before[1][0]) and numpy_state[1] == before[1][1])
-
-    with random_state_kept():
-        before = states()
-        before = before[0], (before[1][0].copy(), before[1][1]), before[2]
-        yield drawn
 
 
 def one_seeded_image_at_a_time(metric, seed, image_id, candidates):

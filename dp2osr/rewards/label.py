@@ -80,8 +80,8 @@ def label_candidates(args):
         print(f"{', '.join(config.columns)}: not computed here; must be in {output} as a column of your own (docs/OWN_METRICS.md)")
     if (args.compile or args.precision != "fp32") and state.is_main_process:
         labeller.compare_with_exact(image_ids[0])
-    labeller.score_missing(image_ids[state.process_index :: state.num_processes], state.is_main_process)
-    if state.is_main_process:
+    scored = labeller.score_missing(image_ids[state.process_index :: state.num_processes], state.is_main_process)
+    if scored and state.is_main_process:
         labeller.report_draws(image_ids[0])
     state.wait_for_everyone()
     if state.is_main_process:

@@ -8,7 +8,7 @@ def has_map(name):
     """Whether a pyiqa metric is of a kind that `spatial_maps` draws."""
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-    return DEFAULT_CONFIGS.get(name, {}).get("metric_opts", {}).get("type") in MAKERS
+    return DEFAULT_CONFIGS.get(name, {}).get("metric_opts", {}).get("type") in ("LPIPS", "DISTS", "CFANet", "GMSD")
 
 
 @torch.no_grad()
@@ -28,9 +28,8 @@ def spatial_maps(suite, images, gt):
     images, gt = images.to(suite.device), gt.to(suite.device)[None]
     maps = {}
     for name, metric in suite.networks().items():
-        make = MAKERS.get(type(metric.metric.net).__name__)
-        if make and suite.modes[name] == "FR":
-            maps[name] = make(metric, images, gt)
+        if suite.modes[name] == "FR" and has_map(name):
+            maps[name] = _map_of(metric, images, gt)
     maps["ssim"] = ssim_map(images, gt)
     for metric in suite.networks().values():
         metric.forget()
@@ -39,6 +38,22 @@ def spatial_maps(suite, images, gt):
 
 def _to_size(values, size):
     return F.interpolate(values[:, None].float(), size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def _map_of(metric, images, gt):
+    from pyiqa.archs.dists_arch import DISTS
+    from pyiqa.archs.gmsd_arch import GMSD
+    from pyiqa.archs.lpips_arch import LPIPS
+
+    net = metric.metric.net
+    if isinstance(net, LPIPS):
+        return _lpips_map(metric, images, gt)
+    if isinstance(net, GMSD):
+        return gmsd_map(images, gt)
+    metric.begin(gt)
+    if isinstance(net, DISTS):
+        return _feature_map(net.forward_once(images), net.forward_once(gt), images.shape[-2:])
+    return _feature_map(net.semantic_model(net.preprocess(images)), net.semantic_model(net.preprocess(gt)), images.shape[-2:])
 
 
 def _lpips_map(metric, images, gt):
@@ -50,12 +65,9 @@ def _lpips_map(metric, images, gt):
         net.spatial = False
 
 
-def _feature_map(metric, images, gt):
-    net = metric.metric.net
-    inputs = [net.preprocess(part) if hasattr(net, "preprocess") else part for part in (images, gt)]
-    theirs, of_gt = (metric.remembered.run(part) for part in inputs)
+def _feature_map(theirs, of_gt, size):
     layers = [(first - second).abs().mean(dim=1) for first, second in zip(theirs, of_gt)]
-    scaled = [_to_size(layer / layer.mean().clamp(min=1e-12), images.shape[-2:]) for layer in layers]
+    scaled = [_to_size(layer / layer.mean().clamp(min=1e-12), size) for layer in layers]
     return torch.stack(scaled).mean(dim=0)
 
 
@@ -80,6 +92,3 @@ def ssim_map(images, gt):
 
     first, second = (to_y_channel(image, 255).double() for image in (images, gt.expand_as(images)))
     return 1 - ssim(first, second, get_ssim_map=True, data_range=255)[:, 0]
-
-
-MAKERS = {"LPIPS": _lpips_map, "DISTS": _feature_map, "CFANet": _feature_map, "GMSD": lambda _, *pair: gmsd_map(*pair)}

@@ -1,10 +1,9 @@
-"""Q-Align (Wu et al., 2023), pyiqa's `qalign`: where its 16 GB are, what its classes lack here, and one image at a time.
+"""Q-Align (Wu et al., 2023), pyiqa's `qalign`: where its 16 GB are, and what its classes lack here.
 
 pyiqa 0.1.16 carries the model's classes for transformers 5. Its network is in float16 on any device, a CPU too, and takes one image.
 """
 
 import json
-import logging
 import sys
 import warnings
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,6 @@ from unittest import mock
 import torch
 
 from dp2osr.errors import UserError
-from dp2osr.rewards.reuse import PlainMetric
 
 HUB_ID = "q-future/one-align"
 FOLDER = "qalign"  # in the folder of scripts/fetch_metrics.py
@@ -92,22 +90,6 @@ def _inverted_mask(self, mask):
     """(B, K) or (B, Q, K), 1 = is seen → (B, 1, 1 or Q, K) in the model's precision, to be added to attention scores."""
     mask = mask[:, None] if mask.dim() == 3 else mask[:, None, None]
     return (1 - mask.to(self.dtype)) * torch.finfo(self.dtype).min
-
-
-class QAlignMetric(PlainMetric):
-    """One image at a time, in the precision of its weights, whatever the other metrics run in."""
-
-    own_precision = True
-
-    def __call__(self, images):
-        logger = logging.getLogger("transformers")
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # a deprecation that is pyiqa's to mend
-        try:
-            with torch.autocast(images.device.type, enabled=False):
-                return torch.cat([self.metric(image).flatten() for image in images.split(1)])
-        finally:
-            logger.setLevel(level)
 
 
 def is_whole(folder):

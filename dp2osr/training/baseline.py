@@ -29,13 +29,13 @@ from dp2osr.training.baseline_options import FREE_SETTINGS, check_baseline, chec
 from dp2osr.training.checkpoints import check_agreement, restore_checkpoint, save_checkpoint
 from dp2osr.training.folder import clear_parts, keep_run_settings
 from dp2osr.training.log import TrainingLog, start_tracker
-from dp2osr.training.pictures import Pictures, read_validation
 from dp2osr.training.pool import LatentPool
 from dp2osr.training.regression import Regression, draw_noise, image_metric
 from dp2osr.training.settings import STEADY_SCHEDULES
 from dp2osr.training.signals import noted_signals
 from dp2osr.training.skipped import Skipped, check_photographs, take_tags
 from dp2osr.training.text import PromptBook
+from dp2osr.training.validation_pictures import Pictures, read_validation
 
 CONTROLNET_FLAGS = ("conditioning_channels", "num_double_layers", "num_single_layers")  # each kind of backbone takes its own
 METRIC_CROPS = 16  # from which `image_metric` learns how an image feels a latent's error

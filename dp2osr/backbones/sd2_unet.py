@@ -1,0 +1,51 @@
+"""The UNet of SD2 in two halves, so that several ControlNets share its encoder."""
+
+from contextlib import contextmanager
+
+import torch
+from torch.nn import functional as F
+
+
+@contextmanager
+def embedded_control(controlnet, control):
+    """Within, `controlnet` takes the embedded control image: it depends on the LR alone, so it is computed once."""
+    embedder = controlnet.controlnet_cond_embedding
+    controlnet.controlnet_cond_embedding = torch.nn.Identity()
+    try:
+        yield embedder(control)
+    finally:
+        controlnet.controlnet_cond_embedding = embedder
+
+
+def unet_encode(unet, noisy, timesteps, context):
+    """The part of a UNet that no ControlNet reaches: (time embedding, skip activations, middle activation)."""
+    timesteps = torch.as_tensor(timesteps, device=noisy.device).expand(len(noisy))
+    embedding = unet.time_embedding(unet.get_time_embed(noisy, timesteps))
+    hidden = unet.conv_in(noisy)
+    skips = [hidden]
+    for block in unet.down_blocks:
+        if getattr(block, "has_cross_attention", False):
+            hidden, states = block(hidden_states=hidden, temb=embedding, encoder_hidden_states=context)
+        else:
+            hidden, states = block(hidden_states=hidden, temb=embedding)
+        skips.extend(states)
+    return embedding, skips, unet.mid_block(hidden, embedding, encoder_hidden_states=context)
+
+
+def unet_decode(unet, embedding, skips, hidden, context):
+    """From the steered skips and middle activation to the prediction, (B, C, h, w)."""
+    skips = list(skips)
+    for block in unet.up_blocks:
+        count = len(block.resnets)
+        states, skips = tuple(skips[-count:]), skips[:-count]
+        # a side that is odd at some level is restored to the size of the skip that it meets next
+        inputs = {
+            "hidden_states": hidden,
+            "temb": embedding,
+            "res_hidden_states_tuple": states,
+            "upsample_size": skips[-1].shape[2:] if skips else None,
+        }
+        if getattr(block, "has_cross_attention", False):
+            inputs["encoder_hidden_states"] = context
+        hidden = block(**inputs)
+    return unet.conv_out(F.silu(unet.conv_norm_out(hidden)))

@@ -1,0 +1,181 @@
+"""A metric by its name: this repository's, pyiqa's, or one that the user registers with pyiqa."""
+
+import inspect
+import io
+import logging
+from contextlib import contextmanager, redirect_stdout
+from pickle import UnpicklingError
+
+import torch
+
+from dp2osr.errors import UserError, is_full_disk
+from dp2osr.places import ROOT
+from dp2osr.rewards.config import nearest
+from dp2osr.rewards.own import described, import_modules, registered
+
+BRISQUE_PARAMETERS = "preset/metrics/brisque.safetensors"
+
+
+class LocalMetric(torch.nn.Module):
+    """A metric of this repository with the attributes of pyiqa's: `network` maps (B, 3, H, W) in [0, 1], and GTs if FR, to (B,).
+
+    Attributes:
+        weights: hash of the weights, where they are made anew now and then: scores of other weights are computed again.
+    """
+
+    def __init__(self, network, lower_better, mode="NR", weights=None):
+        super().__init__()
+        self.net, self.lower_better, self.metric_mode, self.weights = network.eval(), lower_better, mode, weights
+
+    @torch.no_grad()
+    def forward(self, images, *gt):
+        return self.net(images, *gt)
+
+
+def _brisque(parameters):
+    from dp2osr.rewards.brisque import Brisque
+
+    return LocalMetric(Brisque(ROOT / parameters), lower_better=True)
+
+
+def _dp2o_rank(weights="preset/metrics/tiny_rank.safetensors"):
+    from dp2osr.rewards.rank_metric import load_rank_metric
+
+    return LocalMetric(load_rank_metric(ROOT / weights), lower_better=False)
+
+
+def _dp2o_naturalness(weights="preset/metrics/naturalness.safetensors"):
+    from dp2osr.rewards.efficientnet import content_hash
+    from dp2osr.rewards.naturalness import load_naturalness
+
+    network = load_naturalness(ROOT / weights)
+    return LocalMetric(network, lower_better=False, weights=content_hash(network.head.state_dict()))
+
+
+def _perceptual(form, network):
+    def build(weights=None):
+        from dp2osr.rewards import perceptual
+
+        path = weights and ROOT / weights
+        return LocalMetric(getattr(perceptual, form)(network, path), lower_better=True, mode="FR")
+
+    return build
+
+
+LOCAL_METRICS = {
+    "dp2o_rank": _dp2o_rank,
+    "dp2o_naturalness": _dp2o_naturalness,
+    "dp2o_lpips": _perceptual("lpips_form", "efficientnet_lite0"),
+    "dp2o_dists": _perceptual("dists_form", "efficientnet_lite0"),
+    # On another network, for evaluation alone: a model that was trained with the two above is judged by others.
+    "dp2o_lpips2": _perceptual("lpips_form", "efficientnet_lite2"),
+    "dp2o_dists2": _perceptual("dists_form", "efficientnet_lite2"),
+}
+
+
+def _local_builder(spec):
+    """The builder of a metric that needs no pyiqa weights: a name in `LOCAL_METRICS`, and `brisque` where its parameters are a file."""
+    if spec.name == "brisque":
+        return _brisque if "parameters" in spec.options else None
+    return LOCAL_METRICS.get(spec.name)
+
+
+@contextmanager
+def quiet_imports():
+    """Keep libraries' notices about optional packages off the screen; a first-time user reads them as a failure."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "pyiqa", "timm")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def create_metric(spec, device, weights_dir=None):
+    """A metric of this repository, pyiqa's or, through `spec.imports`, the user's; see `MetricSuite`, also for what it raises."""
+    if spec.better:
+        problem = f"metric '{spec.name}' is a column of a score table ('better: {spec.better}' in the YAML) and cannot be computed"
+        raise UserError(f"{problem}; leave it out here")
+    import_modules(spec.imports)
+    builder = _local_builder(spec)
+    if builder:
+        return _check_options(spec, builder)(**spec.options).to(device)
+    import pyiqa
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    from dp2osr.rewards.weight_files import metric_weights, metrics_folder
+
+    if spec.name not in DEFAULT_CONFIGS:
+        own = "for a metric of your own see docs/OWN_METRICS.md"
+        raise UserError(f"unknown metric '{spec.name}'{nearest(spec.name, [*DEFAULT_CONFIGS, *LOCAL_METRICS])}; {own}")
+    kind = _checked_entry(spec.name, DEFAULT_CONFIGS[spec.name])
+    try:
+        with metric_weights(kind, metrics_folder(weights_dir)), redirect_stdout(io.StringIO()):
+            return pyiqa.create_metric(spec.name, device=device, **spec.options)
+    except UserError:
+        raise
+    except Exception as error:
+        if is_full_disk(error):
+            raise
+        problem = _own_problem(spec, error) if registered(kind) else _problem(spec, kind, error, device)
+        if problem is None:
+            raise
+        raise UserError(f"metric '{spec.name}'{problem}") from None
+
+
+def _checked_entry(name, entry):
+    """pyiqa's name of a metric's network; `UserError` where the entry, the user's own, lacks something that pyiqa reads."""
+    kind = entry["metric_opts"].get("type") if isinstance(entry, dict) and isinstance(entry.get("metric_opts"), dict) else None
+    if not kind or entry.get("metric_mode") not in ("FR", "NR"):
+        form = "{'metric_opts': {'type': CLASS}, 'metric_mode': 'FR' or 'NR', 'lower_better': True or False}"
+        raise UserError(f"metric '{name}': its entry in pyiqa's DEFAULT_CONFIGS must be {form}; see docs/OWN_METRICS.md")
+    return kind
+
+
+def _own_problem(spec, error):
+    return f", a metric of your own, cannot be built with the options {spec.options}: {described(error)}"
+
+
+def _problem(spec, kind, error, device):
+    """What a user can do about an error in the building of pyiqa's metric; None for one that is nobody's mistake."""
+    reason = " ".join(str(error).split())[:200]
+    if isinstance(error, ImportError):
+        return f" needs a package that this environment lacks ({reason}); install it, or leave the metric out"
+    if isinstance(error, TypeError):
+        return f": pyiqa refuses the options {spec.options} ({reason})"
+    if isinstance(error, torch.OutOfMemoryError):
+        return f": out of memory on {device} while its network was built; use fewer metrics at a time"
+    if isinstance(error, KeyError) and "registry" in reason:
+        return f": {reason}; its class must be registered with pyiqa's ARCH_REGISTRY, see docs/OWN_METRICS.md"
+    if isinstance(error, (RuntimeError, EOFError, KeyError, UnpicklingError)):
+        return f": a weights file of it cannot be read ({reason}); fetch it again"
+    if isinstance(error, OSError):
+        return f": its weights are not here and cannot be fetched ({reason}); {_ways_without(spec.name, kind)}"
+    return None
+
+
+def _ways_without(name, kind):
+    """What to do about a metric whose weights are not on this machine."""
+    from dp2osr.rewards.weight_files import FROM_HUB
+
+    asked = "--fid" if name == "fid" else f"--extra_metrics {name}"
+    fetched = f"python scripts/fetch_metrics.py {asked} --metrics_dir metrics"
+    ways = f"run {fetched} on a machine with a network and pass --metrics_dir metrics"
+    if kind in FROM_HUB and kind != "QAlign":
+        ways += ", with that machine's hub cache (HF_HOME)"
+    if name == "brisque":
+        return f"write brisque: {{parameters: {BRISQUE_PARAMETERS}}} in the YAML for the one that is shipped here, or {ways}"
+    if name == "fid":
+        return ways
+    return f"take --reward_config embedded (evaluate.py --images: --protocol offline), which needs no download, or {ways}"
+
+
+def _check_options(spec, builder):
+    known = inspect.signature(builder).parameters
+    for option in spec.options:
+        if option not in known:
+            raise UserError(f"metric '{spec.name}' has no option '{option}'{nearest(option, known)}")
+    return builder
