@@ -39,6 +39,18 @@ def test_every_requirement_has_one_exact_version_within_its_range(python):
         assert wanted.specifier.contains(next(iter(pin.specifier)).version), f"{pin} is outside of {wanted}"
 
 
+BACKEND = """
+import zipfile
+
+def build_editable(wheel_directory, config_settings=None, metadata_directory=None):
+    with zipfile.ZipFile(f"{wheel_directory}/tree-0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("tree-0.dist-info/METADATA", "Metadata-Version: 2.1\\nName: tree\\nVersion: 0\\n")
+        wheel.writestr("tree-0.dist-info/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr("tree-0.dist-info/RECORD", "")
+    return "tree-0-py3-none-any.whl"
+"""  # a package that is installed without a build's libraries, which are not here
+
+
 @pytest.fixture
 def clone(tmp_path):
     """A bare tree with only what environment.sh reads, one small requirement, and a disk with room."""
@@ -48,6 +60,8 @@ def clone(tmp_path):
         shutil.copy(ROOT / "scripts" / name, tree / "scripts")
     (tree / "requirements.txt").write_text("no-such-package>=1  # a comment\n")
     (tree / "constraints.txt").write_text("")
+    (tree / "pyproject.toml").write_text('[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n')
+    (tree / "backend.py").write_text(BACKEND)
     (tmp_path / "bin").mkdir()
     set_free_disk(tmp_path, gigabytes=500)
     return tree
