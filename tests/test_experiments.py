@@ -224,7 +224,7 @@ def test_an_experiment_that_fails_does_not_keep_the_next_from_running(tmp_path, 
     monkeypatch.chdir(ROOT)
     args = SimpleNamespace(output_dir=str(tmp_path / "out"), plan=False, jobs=1, bootstrap=10)
     with pytest.raises(UserError, match="^first: it diverged$"):
-        run.run_experiments(args, {tmp_path / name: replace(found, name=name) for name in ("first", "second")})
+        run.run_experiments(args, {tmp_path / "out" / name: replace(found, name=name) for name in ("first", "second")})
     assert ran == ["first", "second", "results of second"]
 
 
