@@ -216,7 +216,7 @@ def suites_of(metrics, device="cpu", weights_dir=None, imports=()):
     by_precision = {}
     for name, entry in metrics.items():
         if not entry.get("column"):
-            spec = MetricSpec(name, entry.get("options") or {}, imports=imports)
+            spec = MetricSpec(name, entry.get("options") or {}, imports=imports, draws=entry.get("draws", False))
             by_precision.setdefault(entry.get("precision", "fp32"), []).append(spec)
     return [MetricSuite(specs, device, precision=precision, weights_dir=weights_dir) for precision, specs in sorted(by_precision.items())]
 

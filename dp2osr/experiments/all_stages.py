@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from dp2osr.backbones.kinds import KINDS
 from dp2osr.cli import read_settings
 from dp2osr.errors import PARENT, UserError
 from dp2osr.experiments.rounds import further_round, reference_of, round_suffix
@@ -51,8 +52,8 @@ def check_stages(configs, output, reference="moved"):
     configs = Path(configs)
     train = read_settings(configs / "train.yaml") if os.access(configs / "train.yaml", os.R_OK) else {}
     backbone, base = train.get("backbone") or "sd2", train.get("controlnet_model_name_or_path")
-    if backbone not in ("sd2", "flux"):
-        raise UserError(f"{configs / 'train.yaml'}: backbone is '{backbone}', must be sd2 or flux")
+    if backbone not in KINDS:
+        raise UserError(f"{configs / 'train.yaml'}: backbone is '{backbone}', must be {' or '.join(KINDS)}")
     missing = [f"{name}.yaml" for name in NAMES if not os.access(configs / f"{name}.yaml", os.R_OK)]
     if missing:
         copies = [str(ROOT / f"configs/tiny_{backbone}/quickstart" / name) for name in missing]
