@@ -13,9 +13,9 @@ from dp2osr.errors import run
 from dp2osr.sampling.settings import GenerateSettings
 
 
-def main():
+def main() -> None:
     settings = parse(GenerateSettings, description=__doc__)
-    from dp2osr.sampling.sampler import generate_candidates
+    from dp2osr.sampling.generate import generate_candidates
 
     generate_candidates(settings)
 

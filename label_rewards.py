@@ -10,7 +10,7 @@ from dp2osr.errors import run
 from dp2osr.rewards.settings import LabelSettings
 
 
-def main():
+def main() -> None:
     settings = parse(LabelSettings, description=__doc__)
     from dp2osr.rewards.label import label_candidates
 

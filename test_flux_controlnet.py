@@ -19,7 +19,7 @@ class FluxRestoreSettings(FluxSettings, RestoreSettings):
     """SR images of a folder by FLUX."""
 
 
-def main():
+def main() -> None:
     settings = parse(FluxRestoreSettings, description=__doc__, backbone="flux")
     from dp2osr.sampling.restore import restore_folder
 

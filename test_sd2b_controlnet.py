@@ -11,7 +11,7 @@ from dp2osr.errors import run
 from dp2osr.sampling.settings import RestoreSettings
 
 
-def main():
+def main() -> None:
     settings = parse(RestoreSettings, description=__doc__, backbone="sd2")
     from dp2osr.sampling.restore import restore_folder
 

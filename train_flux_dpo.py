@@ -13,12 +13,12 @@ from dp2osr.training.checks import check_given
 from dp2osr.training.settings import TrainSettings
 
 
-def main():
+def main() -> None:
     settings = parse(TrainSettings, description=__doc__, backbone="flux")
     check_given(settings, given(TrainSettings))
-    from dp2osr.training.trainer import PreferenceTrainer
+    from dp2osr.training.trainer import train_preferences
 
-    PreferenceTrainer(settings).train()
+    train_preferences(settings)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     accelerate launch train_sd2_dpo.py --pretrained_model_name_or_path preset/models/tiny-sd2 \\
         --controlnet_model_name_or_path preset/models/c-tiny-sd2 --candidates_dir runs/candidates \\
-        --reward_config embedded_nr --top_n 6 --groups_per_step 6 --timestep_range 0.4 1 --shared_noise --learning_rate 1e-4 \\
+        --reward_config embedded --top_n 4 --groups_per_step 4 --shared_noise --learning_rate 1e-4 \\
         --max_train_steps 50 --output_dir runs/dp2o
 
 The candidates are those of the examples of gen_candidates.py and label_rewards.py. Run it again and it goes on from its last checkpoint.
@@ -14,12 +14,12 @@ from dp2osr.training.checks import check_given
 from dp2osr.training.settings import TrainSettings
 
 
-def main():
+def main() -> None:
     settings = parse(TrainSettings, description=__doc__, backbone="sd2")
     check_given(settings, given(TrainSettings))
-    from dp2osr.training.trainer import PreferenceTrainer
+    from dp2osr.training.trainer import train_preferences
 
-    PreferenceTrainer(settings).train()
+    train_preferences(settings)
 
 
 if __name__ == "__main__":

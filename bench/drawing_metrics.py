@@ -3,7 +3,7 @@
     python bench/drawing_metrics.py                    # one line a metric, then how many drew
     python bench/drawing_metrics.py --metrics liqe     # these alone
 
-A metric that draws is to say so in the reward YAML (`draws: true`, docs/OWN_METRICS.md). Those that cannot be built here read their
+A metric that draws is to say so in the reward YAML (`draws: true`, docs/rewards.md). Those that cannot be built here read their
 parameters from a file that must be fetched, or a model from a hub.
 """
 

@@ -5,6 +5,7 @@
     python bench/rewards.py --memory_limit 3 --metrics lpips-vgg dists topiq_fr musiq     # the peak of this process instead of times
     python bench/rewards.py --rows 200000                        # a score table: read, reward, curate, weigh
     python bench/rewards.py --fast bf16 --num_candidates 16      # our suite in bf16, or compiled, against itself in fp32
+    python bench/rewards.py --flops                              # what a candidate costs, counted: no time, so on any machine
 
 Both sides score the same candidates: one held-out photograph's crop, distorted more and more. A full-reference metric passes 2M images
 where M + 1 are different; that ratio is the most that keeping the GT's features can give.
@@ -30,6 +31,7 @@ def build_parser():
     parser.add_argument("--batch_size", type=int, default=8, help="images scored together by our suite (default: %(default)s)")
     parser.add_argument("--fast", choices=["bf16", "compile"], help="time our suite in fp32 and like this, and compare the rankings")
     parser.add_argument("--memory_limit", type=float, help="GB: score one group under this limit and print the most that the process held")
+    parser.add_argument("--flops", action="store_true", help="count the FLOPs of each metric on one candidate instead")
     parser.add_argument("--rows", type=int, help="time a synthetic score table of so many rows instead, 64 candidates a group")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch (default: %(default)s)")
     return parser
@@ -123,6 +125,33 @@ def compare_fast(args, names):
     print(f"{'all':14} {'':6} {totals[0]:9.3f} {totals[1]:10.3f} {totals[0] / totals[1]:6.2f}  seconds an image")
 
 
+def print_flops(args, names):
+    """Print TFLOPs (two a multiply-add) of a candidate whose GT is known, and of the GT's own pass where there is one."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from dp2osr.flops import CPU_ATTENTION
+    from dp2osr.rewards.config import MetricSpec
+    from dp2osr.rewards.metrics import MetricSuite
+
+    gt, candidates = make_candidates(2, args.size)
+
+    def count(suite, images):
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+            suite.score(images, gt)
+        return counter.get_total_flops() / 1e12
+
+    print(f"{'metric':14} {'a candidate, TFLOP':>20} {'a group beside, TFLOP':>22}", flush=True)
+    total = [0.0, 0.0]
+    for name in names:
+        with random_weights():
+            suite = MetricSuite([MetricSpec(name)])
+        one, two = count(suite, candidates[:1]), count(suite, candidates)
+        costs = [two - one, 2 * one - two]
+        total = [sum(pair) for pair in zip(total, costs, strict=True)]
+        print(f"{name:14} {costs[0]:20.4f} {costs[1]:22.4f}", flush=True)
+    print(f"{'all':14} {total[0]:20.4f} {total[1]:22.4f}")
+
+
 def peak_under_a_limit(args, names):
     """Score one group with all metrics in one suite and print the peak of this process beside the limit."""
     from models import memory
@@ -189,6 +218,9 @@ def main():
     if args.memory_limit:
         with quiet_imports():
             return peak_under_a_limit(args, names)
+    if args.flops:
+        with quiet_imports(), torch.no_grad():
+            return print_flops(args, names)
     if args.fast:
         with quiet_imports():
             return compare_fast(args, names)

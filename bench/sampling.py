@@ -60,6 +60,7 @@ class Bench:
         self.sampler = GroupSampler(flags, "cpu")
         self.sampler.prompts = lambda image_id, lr: PROMPT
         backbone = self.sampler.backbone
+        backbone.load_text_encoders()  # of the pipeline; the sampler then takes them too
         self.tilings = self.sampler.settings.tiling, backbone.vae_tiling
         self.pipeline = StableDiffusionControlNetPipeline(
             vae=backbone.vae, text_encoder=backbone.text_encoder, tokenizer=backbone.tokenizer, unet=backbone.unet,
@@ -75,7 +76,7 @@ class Bench:
 
     def ours(self, size, samples, tilings):
         self.sampler.settings.tiling, self.sampler.backbone.vae_tiling = tilings
-        self.sampler.embeddings.clear()  # the pipeline encodes its prompts at every call
+        self.sampler.embedded.known.clear()  # the pipeline encodes its prompts at every call
         return self.sampler.images(self.sampler.sample("x", self.image(size), samples))
 
     def run(self, method, size, samples):

@@ -113,7 +113,6 @@ def one_run(args, method, rate, seed, path):
 
     from dp2osr.cli import parse
     from dp2osr.files import write_json
-    from dp2osr.rewards.config import load_reward_config
     from dp2osr.training.settings import TrainSettings
     from dp2osr.training.trainer import PreferenceTrainer
 
@@ -123,12 +122,11 @@ def one_run(args, method, rate, seed, path):
     flags = ["--config", args.config, "--candidates_dir", args.candidates_dir, "--scores", f"{args.candidates_dir}/scores.parquet"]
     flags += ["--learning_rate", rate, "--seed", seed, "--lr_scheduler", "constant_with_warmup", "--output_dir", path.parent / path.stem]
     flags += ["--groups_per_step", size] if kind == "groups" else []
-    flags += ["--report_to", "none", "--force", "--reward_config", "embedded_nr"]
+    flags += ["--report_to", "none", "--force", "--reward_config", "embedded"]
     flags += ["--validation_image_path", "preset/test/lr", "--validation_gt_path", "preset/test/gt", "--validation_steps", 1]
     flags += ["--validation_prompt_file", "preset/test/prompts.json", "--validation_candidates", args.validation_candidates]
-    flags += ["--num_inference_steps", 3, "--guidance_scale", 1, "--align_method", "wavelet"]
+    flags += ["--num_inference_steps", 8, "--guidance_scale", 1, "--align_method", "wavelet"]
     trainer = PreferenceTrainer(parse(TrainSettings, flags, backbone="sd2"))
-    trainer.reward = load_reward_config("embedded")  # pairs are chosen by one reward, G is of the other
     validator = trainer.make_validator()
     step_of = PairwiseStep(trainer, size) if kind == "pairs" else lambda step: trainer.train_step()
     seconds, history = 0.0, []

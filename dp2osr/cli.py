@@ -5,11 +5,11 @@ The command line overrides the YAML wherever `--config` stands. Flags are taken 
 
 import difflib
 import sys
-from collections.abc import Mapping
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import tyro
 from tyro import _errors  # its only way to say an error in one line; the version is pinned in constraints.txt
@@ -17,6 +17,9 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from dp2osr.errors import UserError, stop
 from dp2osr.files import read_yaml
+
+if TYPE_CHECKING:
+    from tyro._arguments import ArgumentDefinition
 
 MARKERS = (tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone, tyro.conf.OmitSubcommandPrefixes)
 Chosen = TypeVar("Chosen")
@@ -35,7 +38,7 @@ class Settings:
         UserError: a value that its field does not take.
     """
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)
         for entry in fields(self):
             reason = _wrong(getattr(self, entry.name), hints[entry.name])
@@ -43,7 +46,12 @@ class Settings:
                 raise UserError(f"--{entry.name}: {reason}")
 
 
-def _wrong(value, hint):
+def field_names(settings: type[Settings]) -> tuple[str, ...]:
+    """Names of the flags of a class of settings, those of its bases too."""
+    return tuple(entry.name for entry in fields(settings))
+
+
+def _wrong(value: Any, hint: Any) -> str | None:
     """What is wrong with a value of a field with this type, or None."""
     origin, parts = get_origin(hint), get_args(hint)
     if origin is Annotated:
@@ -71,7 +79,7 @@ def _wrong(value, hint):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def parse(settings: type[Chosen], argv=None, description: str | None = None, **defaults) -> Chosen:
+def parse(settings: type[Chosen], argv: Iterable[object] | None = None, description: str | None = None, **defaults: Any) -> Chosen:
     """The settings that the command line and its `--config` YAML give; one line and exit code 2 on a mistake.
 
     Args:
@@ -99,7 +107,7 @@ def parse(settings: type[Chosen], argv=None, description: str | None = None, **d
     )
     names = flags_of(chosen) if chosen is not None else list(commands or ())
 
-    def refuse(event):
+    def refuse(event: _errors.ParseErrorEvent) -> None:
         first = _wrong_value(chosen, argv) if chosen is not None and isinstance(event, _errors.MissingArgs) else None
         stop(f"error: {first or _told(event, names)} (see --help)", 2)
 
@@ -107,14 +115,14 @@ def parse(settings: type[Chosen], argv=None, description: str | None = None, **d
         return tyro.cli(wanted, args=argv, description=_with_config(description), use_underscores=True, config=MARKERS)
 
 
-def made(settings: type[Chosen], values: Mapping[str, Any], where) -> Chosen:
+def made(settings: type[Chosen], values: Mapping[str, Any], where: str) -> Chosen:
     """The settings of {field: value}, as a YAML gives them.
 
     Raises:
         UserError: a field that is not there or lacks a value, a value that does not fit; `where` they are from is named.
     """
 
-    def refuse(event):
+    def refuse(event: _errors.ParseErrorEvent) -> None:
         raise UserError(f"{where}: {_told(event, flags_of(settings))}")
 
     words = words_of(settings, values, where)
@@ -122,11 +130,11 @@ def made(settings: type[Chosen], values: Mapping[str, Any], where) -> Chosen:
         return tyro.cli(settings, args=words, use_underscores=True, config=MARKERS)
 
 
-def _with_config(description):
+def _with_config(description: str | None) -> str:
     return f"{description or ''}\n--config YAML sets any flag below; the command line overrides it.".strip()
 
 
-def take_config(argv):
+def take_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
     """(the words without `--config PATH`, the path or None)."""
     rest, path, words = [], None, iter(argv)
     for word in words:
@@ -141,7 +149,7 @@ def take_config(argv):
     return rest, path
 
 
-def read_settings(path) -> dict[str, Any]:
+def read_settings(path: str | Path) -> dict[str, Any]:
     """{flag: text} of a YAML of settings; `UserError` where it is none."""
     found = read_yaml(path, "a readable YAML of settings", as_text=True)
     if found is not None and not isinstance(found, dict):
@@ -149,14 +157,14 @@ def read_settings(path) -> dict[str, Any]:
     return found or {}
 
 
-def given(settings, argv=None) -> set[str]:
+def given(settings: type[Any], argv: Iterable[object] | None = None) -> set[str]:
     """Names of the fields that the command line or its YAML gives."""
     argv, path = take_config(sys.argv[1:] if argv is None else [str(word) for word in argv])
     words = {word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")}
     return {entry.name for entry in fields(settings)} & (words | (read_settings(path).keys() if path is not None else set()))
 
 
-def words_of(settings, values: Mapping[str, Any], where) -> list[str]:
+def words_of(settings: type[Any], values: Mapping[str, Any], where: str | Path | None) -> list[str]:
     """{field: value} as command-line words; values are text, or what a typed YAML holds.
 
     Raises:
@@ -171,7 +179,7 @@ def words_of(settings, values: Mapping[str, Any], where) -> list[str]:
     return words
 
 
-def _words(name, hint, value, where):
+def _words(name: str, hint: Any, value: Any, where: str) -> list[str]:
     """The command-line words that give one field its value."""
     kind = _plain(hint)
     several = get_origin(kind) in (list, tuple)
@@ -194,17 +202,17 @@ def _words(name, hint, value, where):
     return [f"--{name}", *words] if several else [f"--{name}={words[0]}"]
 
 
-def _check_word(hint, word, where):
+def _check_word(hint: Any, word: str, where: str) -> None:
     """Raise `UserError` unless tyro takes a word for a field with this type."""
 
-    def refuse(event):
+    def refuse(event: _errors.ParseErrorEvent) -> None:
         raise UserError(f"{where}: {_reason(event)}")
 
     with _errors.on_parse_error(refuse):
         tyro.cli(make_dataclass("One", [("value", hint)]), args=[f"--value={word}"], config=(tyro.conf.DisallowNone,))
 
 
-def _wrong_value(settings, argv):
+def _wrong_value(settings: type[Any], argv: Sequence[str]) -> str | None:
     """What is wrong with the first value among the words that its flag does not take, or None; tyro tells what is missing before it."""
     hints, hint = get_type_hints(settings, include_extras=True), None
     for word in argv:
@@ -223,7 +231,7 @@ def _wrong_value(settings, argv):
     return None
 
 
-def _plain(hint):
+def _plain(hint: Any) -> Any:
     """A field's type without annotations and None."""
     while get_origin(hint) in (Annotated, Union, UnionType):
         hint = next(part for part in get_args(hint) if part is not NoneType)
@@ -235,12 +243,12 @@ def _plain(hint):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def flags_of(settings):
+def flags_of(settings: type[Any]) -> list[str]:
     """The flags of a dataclass."""
     return [f"--{entry.name}" for entry in fields(settings)]
 
 
-def _told(event, names):
+def _told(event: _errors.ParseErrorEvent, names: Iterable[str]) -> str:
     """A mistake on the command line as a line."""
     if isinstance(event, _errors.MissingArgs) and not event.unrecognized_tokens:
         return f"the following arguments are required: {', '.join(_flag(each.arg) for each in event.missing_arguments)}"
@@ -254,12 +262,12 @@ def _told(event, names):
     return f"{'argument ' + _flag(argument) + ': ' if argument else ''}{_reason(event)}"
 
 
-def _flag(argument):
+def _flag(argument: "ArgumentDefinition") -> str:
     name = argument.field.intern_name
     return name if tyro.conf.Positional in argument.field.markers else f"--{name}"
 
 
-def _reason(event):
+def _reason(event: _errors.ParseErrorEvent) -> str:
     """Why a value is refused."""
     if isinstance(event, _errors.InvalidChoice):
         return f"is {event.value!r}, must be one of {', '.join(map(str, get_args(_plain(event.argument.field.type))))}"
@@ -269,21 +277,21 @@ def _reason(event):
     return " ".join(message.rpartition("]: ")[2].split())  # of a value or None, tyro lists both tries
 
 
-def nearest_of(name, known) -> str:
+def nearest_of(name: object, known: Iterable[str]) -> str:
     """`; the nearest known one is 'x'`, or nothing where none is near."""
     plain = {word.lstrip("-"): word for word in known}
     close = difflib.get_close_matches(str(name).lstrip("-"), plain, n=1, cutoff=0.7)
     return f"; the nearest known one is '{plain[close[0]]}'" if close else ""
 
 
-def refuse_ignored(named, ignorable, where):
+def refuse_ignored(named: Container[str], ignorable: Iterable[str], where: str) -> None:
     """Raise `UserError` if any of the `ignorable` fields is among the `named` ones, since it would do nothing `where`."""
     ignored = [f"--{name}" for name in ignorable if name in named]
     if ignored:
         raise UserError(f"{', '.join(ignored)}: would do nothing {where}; leave {'it' if len(ignored) == 1 else 'them'} out")
 
 
-def named_folder(word, flag, example) -> tuple[str, Path]:
+def named_folder(word: str, flag: str, example: str) -> tuple[str, Path]:
     """(name, Path) of `NAME=DIR`; `UserError`, which names `flag` and shows an `example`, where it is not of that form."""
     name, equals, folder = word.partition("=")
     if not (name and equals and folder):

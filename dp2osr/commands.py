@@ -3,7 +3,7 @@
 import shlex
 
 
-def command(program, **flags):
+def command(program: str, **flags: object) -> str:
     """`python PROGRAM --flag value ...`, quoted where a shell needs it.
 
     Args:

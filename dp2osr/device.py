@@ -1,28 +1,78 @@
 """Where a program computes, and in which precision."""
 
+import contextlib
 import ctypes
 import os
+import shutil
 import sys
+from collections.abc import Iterator
+from functools import partial
+from unittest import mock
 
 import torch
+
+from dp2osr.errors import UserError
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 KEPT_BYTES = 2**31 - 1  # the largest int
 
 
-def compute_device():
-    """`"cuda"` where there is a GPU, else `"cpu"`, whose allocator then keeps what is freed (`keep_freed_memory`)."""
-    if torch.cuda.is_available():
-        return "cuda"
-    keep_freed_memory()
-    return "cpu"
+def compute_device() -> torch.device:
+    """The accelerator of this machine that is this process's, by LOCAL_RANK: CUDA's, ROCm's, MPS, XPU, NPU ...; else the CPU.
+
+    `ACCELERATE_USE_CPU`, which `accelerate launch --cpu` sets, and `ACCELERATE_TORCH_DEVICE` decide where they are given. A CPU's
+    allocator then keeps what is freed (`keep_freed_memory`).
+    """
+    named = os.environ.get("ACCELERATE_TORCH_DEVICE")
+    found = torch.device(named) if named else torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type == "cpu" or os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true"):
+        keep_freed_memory()
+        return torch.device("cpu")
+    if named:
+        return found
+    index = int(os.environ.get("LOCAL_RANK") or 0) % torch.accelerator.device_count()
+    torch.accelerator.set_device_index(index)
+    return torch.device(found.type, index)
 
 
-def keep_freed_memory():
+def check_compiler(device: str | torch.device) -> None:
+    """Raise `UserError` where `torch.compile` has nothing to compile with."""
+    compilers = [os.environ.get("CXX"), "g++", "clang++"]
+    if torch.device(device).type == "cpu" and not any(name and shutil.which(name) for name in compilers):
+        raise UserError("--compile: needs a C++ compiler on a CPU (Debian: apt install g++ python3-dev); leave it out, or install one")
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+
+def has_own_memory(device: str | torch.device) -> bool:
+    """Whether a device has memory beside the host's. A CPU has none; nor has MPS, which shares the host's."""
+    return torch.device(device).type not in ("cpu", "mps")
+
+
+def free_device_bytes(device: str | torch.device) -> int:
+    """Bytes that this process may still take on a device with memory of its own, those that its allocator keeps among them."""
+    kept = torch.accelerator.memory_reserved(device) - torch.accelerator.memory_allocated(device)
+    return torch.accelerator.get_memory_info(device)[0] + kept
+
+
+def give_back_cached() -> None:
+    """Freed memory that the accelerator's allocator keeps goes back to the device."""
+    if torch.accelerator.is_available():
+        torch.accelerator.empty_cache()
+
+
+def wait_for_device() -> None:
+    """Return when all that was begun on the accelerator is done; at once without one."""
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+
+
+def keep_freed_memory() -> None:
     """Let glibc keep up to 2 GB of freed memory, which it otherwise gives back at each large free and gets anew, page by page.
 
-    Of scoring images of 512 × 512 on a CPU that is two fifths of the time (docs/RESULTS.md). Another C library, or settings
+    Of scoring images of 512 × 512 on a CPU that is two fifths of the time (docs/SPEED.md). Another C library, or settings
     of the user's own (`MALLOC_..._`, `GLIBC_TUNABLES`), are left alone.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):
@@ -33,11 +83,65 @@ def keep_freed_memory():
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def usable_precision(asked, device):
-    """`asked` ("no", "fp16" or "bf16"), but "no" and a warning for fp16 on a CPU, which has no half-precision arithmetic to speak of."""
+# -- precision ---------------------------------------------------------------------------------------------------------
+
+
+def asked_precision(given: str | None) -> str:
+    """--mixed_precision as `given`; else the launcher's, which `accelerate launch` passes on; else "no".
+
+    Raises:
+        UserError: the launcher's is none of "no", "fp16" and "bf16".
+    """
+    asked = given or os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
+    if asked not in DTYPES:
+        raise UserError(f"accelerate launch asks for --mixed_precision {asked}, which is not to be had here; give {', '.join(DTYPES)}")
+    return asked
+
+
+def usable_precision(given: str | None, device: str | torch.device) -> str:
+    """`asked_precision`, but "no" and a warning for fp16 on a CPU, which has no half-precision arithmetic to speak of."""
+    asked = asked_precision(given)
     if asked == "fp16" and torch.device(device).type == "cpu":
         print("warning: --mixed_precision fp16 needs a GPU; going on in fp32 on the CPU", file=sys.stderr)
         return "no"
     if asked == "bf16" and torch.device(device).type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         print("warning: --mixed_precision bf16: this CPU has no instructions for it and takes about ten times as long", file=sys.stderr)
     return asked
+
+
+def set_tf32(device: str | torch.device, disable: bool) -> bool:
+    """Compute float32 matrix products and convolutions in TF32 where the device has it, unless it is disabled; returns whether it does.
+
+    TF32 rounds what is multiplied to 10 bits of fraction and adds in float32. Both of PyTorch's flags are set: its own default is TF32 in
+    convolutions alone.
+    """
+    is_on = not disable and torch.device(device).type == "cuda" and torch.cuda.is_tf32_supported()
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = is_on
+    return is_on
+
+
+def computes_in_tf32(device: str | torch.device) -> bool:
+    """Whether float32 is TF32 there, as `set_tf32` has left it."""
+    return torch.device(device).type == "cuda" and torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Within, float32 is float32."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def tf32_kept() -> Iterator[None]:
+    """Within, `torch.backends.cudnn.flags` leaves TF32 as it is, unless it is told otherwise.
+
+    pyiqa calls it around each metric, for determinism, and says nothing of TF32: that switches TF32 on in convolutions.
+    """
+    flags = partial(torch.backends.cudnn.flags, allow_tf32=torch.backends.cudnn.allow_tf32)
+    with mock.patch.object(torch.backends.cudnn, "flags", flags):
+        yield

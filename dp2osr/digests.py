@@ -8,11 +8,13 @@ import json
 import os
 import sqlite3
 import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 
-def cache_folder():
+def cache_folder() -> Path:
     """The user's cache folder of this project: DP2OSR_CACHE_DIR, else `dp2osr` in XDG_CACHE_HOME or ~/.cache."""
     given = os.environ.get("DP2OSR_CACHE_DIR")
     return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dp2osr"
@@ -27,27 +29,31 @@ class Memory:
     SETTLED_AFTER = 2.0  # seconds since the last change: within the same tick of a clock a file may change once more unseen
     FLUSH_AT = 1000
 
-    def __init__(self, file=None):
-        self.file, self.known, self.fresh = file, {}, {}
+    def __init__(self, file: str | Path | None = None) -> None:
+        self.file = file
+        self.known: dict[tuple[str, str], tuple[list[int], Any]] = {}
+        self.fresh: dict[tuple[str, str], tuple[list[int], Any]] = {}
 
-    def recall(self, path, kind, learn):
+    def recall(self, path: str | Path, kind: str, learn: Callable[[str], Any]) -> Any:
         """`learn(path)`, a JSON-able value, or what it was when the file was the same."""
         return self.recall_all([path], kind, learn)[0]
 
-    def recall_all(self, paths, kind, learn, workers=1):
+    def recall_all(self, paths: Iterable[str | Path], kind: str, learn: Callable[[str], Any], workers: int = 1) -> list[Any]:
         """`recall` of several paths; what is not known is learnt by so many threads."""
-        paths = [os.path.abspath(path) for path in paths]
-        states = [_state(path) for path in paths]
-        found = [self.known.get((path, kind)) or self._read(path, kind) for path in paths]
-        unknown = [path for path, state, known in zip(paths, states, found, strict=True) if not known or known[0] != state]
+        whole = [os.path.abspath(path) for path in paths]
+        states = [_state(path) for path in whole]
+        found = [self.known.get((path, kind)) or self._read(path, kind) for path in whole]
+        unknown = [path for path, state, known in zip(whole, states, found, strict=True) if not known or known[0] != state]
+        if not unknown:
+            return [known and known[1] for known in found]
         with ThreadPoolExecutor(workers) as pool:
             learnt = dict(zip(unknown, pool.map(learn, unknown) if workers > 1 else map(learn, unknown), strict=True))
-        for path, state in zip(paths, states, strict=True):
+        for path, state in zip(whole, states, strict=True):
             if path in learnt:
                 self._keep(path, kind, state, learnt[path])
-        return [learnt.get(path, known and known[1]) for path, known in zip(paths, found, strict=True)]
+        return [learnt.get(path, known and known[1]) for path, known in zip(whole, found, strict=True)]
 
-    def _keep(self, path, kind, state, value):
+    def _keep(self, path: str, kind: str, state: list[int], value: Any) -> None:
         self.known[path, kind] = state, value
         if time.time() - max(state[1], state[2]) / 1e9 > self.SETTLED_AFTER:
             self.fresh[path, kind] = state, value
@@ -55,7 +61,7 @@ class Memory:
                 self.flush()
 
     @functools.cached_property
-    def _database(self):
+    def _database(self) -> sqlite3.Connection | None:
         """A connection, or None where there can be none: no home, a full disk, a file system without locks."""
         with contextlib.suppress(sqlite3.Error, OSError, RuntimeError):
             file = Path(self.file or cache_folder() / "files.sqlite")
@@ -63,14 +69,17 @@ class Memory:
             database = sqlite3.connect(file, timeout=5, check_same_thread=False)
             database.execute("CREATE TABLE IF NOT EXISTS files (path TEXT, kind TEXT, state TEXT, value TEXT, PRIMARY KEY (path, kind))")
             return database
+        return None
 
-    def _read(self, path, kind):
+    def _read(self, path: str, kind: str) -> tuple[list[int], Any] | None:
         with contextlib.suppress(sqlite3.Error, ValueError):
             select = "SELECT state, value FROM files WHERE path = ? AND kind = ?"
-            row = self._database and self._database.execute(select, (path, kind)).fetchone()
-            return row and (json.loads(row[0]), json.loads(row[1]))
+            row = self._database.execute(select, (path, kind)).fetchone() if self._database else None
+            if row:
+                self.known[path, kind] = json.loads(row[0]), json.loads(row[1])
+        return self.known.get((path, kind))
 
-    def flush(self):
+    def flush(self) -> None:
         """Keep what is new for other processes."""
         rows = [(path, kind, json.dumps(state), json.dumps(value)) for (path, kind), (state, value) in self.fresh.items()]
         self.fresh = {}
@@ -79,7 +88,7 @@ class Memory:
                 database.executemany("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", rows)
 
 
-def _state(path):
+def _state(path: str | Path) -> list[int]:
     found = os.stat(path)
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
@@ -88,17 +97,22 @@ MEMORY = Memory()
 atexit.register(lambda: MEMORY.flush())
 
 
-def remember(path, kind, learn):
+def remember(path: str | Path, kind: str, learn: Callable[[str], Any]) -> Any:
     """`learn(path)`, or what it was when the file was the same."""
     return MEMORY.recall(path, kind, learn)
 
 
-def digest(path):
+def digest(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal, remembered."""
     return remember(path, "sha256", sha256)
 
 
-def sha256(path):
+def learn_digests(paths: Iterable[str | Path]) -> None:
+    """Hash those of many files whose `digest` is not remembered, several at a time."""
+    MEMORY.recall_all(paths, "sha256", sha256, workers=min(8, os.cpu_count() or 1))
+
+
+def sha256(path: str | Path) -> str:
     """SHA-256 of a file as it is now, hexadecimal."""
     found = hashlib.sha256()
     with open(path, "rb") as stream:

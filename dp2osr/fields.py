@@ -2,7 +2,8 @@
 
 import math
 import re
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
@@ -10,7 +11,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 LARGEST = 2**63 - 1  # the libraries' whole numbers
 
 
-def checked(read, kind, metavar=None):
+def checked(read: Callable[[str], Any], kind: type, metavar: str | None = None) -> PrimitiveConstructorSpec[Any]:
     """An annotation: `read` makes a value of `kind` from a word of the command line or of a YAML, or raises ValueError."""
     return PrimitiveConstructorSpec(
         nargs=1,
@@ -21,46 +22,46 @@ def checked(read, kind, metavar=None):
     )
 
 
-def at_least(least, kind=int):
-    """A number of `kind` that is finite, fits into 64 bits and is not below `least`."""
+def at_least(least: float, kind: type[int] | type[float] = int, most: int = LARGEST) -> PrimitiveConstructorSpec[Any]:
+    """A number of `kind` that is finite, not below `least` and, where it is whole, at most `most`."""
 
-    def read(word):
+    def read(word: str) -> float:
         value = _number(word, kind)
         if not value >= least or value == math.inf:
             raise ValueError(f"must be at least {least}{' and finite' if value == math.inf else ''}, not {word}")
-        if kind is int and value > LARGEST:
-            raise ValueError(f"must be at most {LARGEST}, not {word}")
+        if kind is int and value > most:
+            raise ValueError(f"must be at most {most}, not {word}")
         return value
 
     return checked(read, kind)
 
 
-def _number(word, kind):
+def _number(word: str, kind: type[int] | type[float]) -> float:
     try:
         return kind(word)
     except ValueError:
         raise ValueError(f"{word!r} is not {'a whole number' if kind is int else 'a number'}") from None
 
 
-def _positive(word):
+def _positive(word: str) -> float:
     if not 0 < _number(word, float) < math.inf:
         raise ValueError(f"must be a finite number above 0, not {word}")
     return float(word)
 
 
-def _share(word):
+def _share(word: str) -> float:
     if not 0 <= _number(word, float) <= 1:
         raise ValueError(f"must lie between 0 and 1, not {word}")
     return float(word)
 
 
-def _finite(word):
+def _finite(word: str) -> float:
     if not math.isfinite(_number(word, float)):
         raise ValueError(f"must be a finite number, not {word}")
     return float(word)
 
 
-def regular_expression(word):
+def regular_expression(word: str) -> str:
     """A regular expression, as it is written; ValueError where it is none."""
     try:
         re.compile(word)
@@ -69,13 +70,16 @@ def regular_expression(word):
     return word
 
 
-def _part_of_a_name(word):
+def _part_of_a_name(word: str) -> str:
     if any(letter in word for letter in "/\\\0\n"):
         raise ValueError(f"{word!r} is no part of a file's name")
     return word
 
 
 Count = Annotated[int, at_least(1)]
+
+
+Tokens = Annotated[int, at_least(1, most=512)]  # of a prompt, for T5
 
 
 Natural = Annotated[int, at_least(0)]  # with zero
@@ -99,11 +103,11 @@ RegularExpression = Annotated[str, checked(regular_expression, str)]
 PartOfAName = Annotated[str, checked(_part_of_a_name, str)]
 
 
-def default_is(text):
+def default_is(text: str) -> Any:
     """An annotation: what --help calls the default of a field whose value is found later."""
     return tyro.conf.arg(help_behavior_hint=f"(default: {text})")
 
 
-def metavar(text):
+def metavar(text: str) -> Any:
     """An annotation: how --help calls a field's value."""
     return tyro.conf.arg(metavar=text)

@@ -7,6 +7,8 @@ Two ideas, each in one place:
   that it wrote them itself.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
@@ -14,9 +16,15 @@ import os
 import shutil
 import socket
 import sys
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dp2osr.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from ruamel.yaml.nodes import Node
 
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}  # as editors and Excel write them
 LONGEST_NAME = 255  # bytes of a file's name, on the file systems in use
@@ -25,17 +33,17 @@ LONGEST_NAME = 255  # bytes of a file's name, on the file systems in use
 # -- reading --
 
 
-def read_text(path):
+def read_text(path: str | Path) -> str:
     """Text of a file of the user's: UTF-8, or what its byte-order mark says. Raises OSError or UnicodeDecodeError."""
     content = Path(path).read_bytes()
     encoding = next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), "utf-8")
     return content.decode(encoding)
 
 
-def read_json(path):
+def read_json(path: str | Path) -> Any:
     """Contents of a JSON file; UserError if it is missing or broken, or has a key twice."""
 
-    def unique(pairs):
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         content = dict(pairs)
         if len(content) < len(pairs):
             names = [name for name, _ in pairs]
@@ -49,7 +57,7 @@ def read_json(path):
         raise UserError(f"{path}: not a readable JSON file ({error})") from None
 
 
-def read_yaml(path, what="a readable YAML file", as_text=False):
+def read_yaml(path: str | Path, what: str = "a readable YAML file", as_text: bool = False) -> Any:
     """Contents of a YAML 1.2 file: `no` is a word, and a key that is given twice is an error.
 
     Args:
@@ -76,7 +84,7 @@ def read_yaml(path, what="a readable YAML file", as_text=False):
         raise UserError(f"{path}: not {what} ({where}{reason})") from None
 
 
-def _node_text(node, path):
+def _node_text(node: Node | None, path: str | Path) -> Any:
     """A composed YAML node with its scalars as text."""
     from ruamel.yaml import MappingNode, ScalarNode
 
@@ -99,14 +107,14 @@ def _node_text(node, path):
 # -- writing --
 
 
-def part_path(path):
+def part_path(path: str | Path) -> Path:
     """A hidden path beside `path` for this process to write to; its name is short however long that of `path` is."""
     path = Path(path)
     return path.with_name(f".{short_name(path.name)}.{socket.gethostname()[:32]}-{os.getpid()}.part")
 
 
 @contextlib.contextmanager
-def whole(path):
+def whole(path: str | Path) -> Iterator[Path]:
     """Within, a path to write the file to; it replaces `path` at the end, and is gone after an error.
 
     The file has the permissions of a new file, also where a library writes it for its owner alone.
@@ -123,7 +131,7 @@ def whole(path):
         part.unlink(missing_ok=True)
 
 
-def clear_parts(folder):
+def clear_parts(folder: str | Path) -> None:
     """Remove what processes of this machine that are no more left half-written in a folder."""
     for path in Path(folder).glob(".*.part"):
         host, _, process = path.name.removesuffix(".part").rpartition(".")[2].rpartition("-")
@@ -131,7 +139,7 @@ def clear_parts(folder):
             shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _runs(process):
+def _runs(process: int) -> bool:
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -141,18 +149,18 @@ def _runs(process):
     return True
 
 
-def write_text(path, text):
+def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole."""
     with whole(path) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def write_json(path, content):
+def write_json(path: str | Path, content: Any) -> None:
     """Write a JSON file whole; several processes may write the same file, the last one stands."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
 
 
-def save_tensors(tensors, path, metadata=None):
+def save_tensors(tensors: Mapping[str, torch.Tensor], path: str | Path, metadata: dict[str, str] | None = None) -> None:
     """Write {name: tensor} as safetensors, whole, readable as the user's other files are."""
     from safetensors.torch import save_file
 
@@ -160,7 +168,7 @@ def save_tensors(tensors, path, metadata=None):
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, part, metadata=metadata)
 
 
-def save_model(model, folder):
+def save_model(model: Any, folder: str | Path) -> None:
     """`model.save_pretrained(folder)` with files that are readable as the user's other files are."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -169,7 +177,7 @@ def save_model(model, folder):
         path.chmod(_plain_mode(folder))
 
 
-def _plain_mode(folder):
+def _plain_mode(folder: Path) -> int:
     """The permissions that a new file gets in `folder`."""
     part = part_path(folder / "mode")
     part.touch()
@@ -178,7 +186,7 @@ def _plain_mode(folder):
     return mode
 
 
-def replace_folder(folder, write):
+def replace_folder(folder: str | Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a folder beside `folder`, then put it in its place; what a stop between two renames left is put back first."""
     folder = Path(folder)
     part, aside = part_path(folder), _aside(folder)
@@ -198,18 +206,18 @@ def replace_folder(folder, write):
     shutil.rmtree(aside, ignore_errors=True)
 
 
-def put_back(folder):
+def put_back(folder: str | Path) -> None:
     """Put the earlier `folder` back in its place if a stop in the middle of `replace_folder` left it aside."""
     aside = _aside(folder)
     if aside.exists() and not Path(folder).exists():
         aside.rename(folder)
 
 
-def _aside(folder):
+def _aside(folder: str | Path) -> Path:
     return Path(folder).with_name(f".{short_name(Path(folder).name)}.old")
 
 
-def short_name(name):
+def short_name(name: str) -> str:
     """A short name that stands for one of any length."""
     return hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
@@ -217,7 +225,12 @@ def short_name(name):
 # -- the same settings? --
 
 
-def differences(found, settings, not_compared=(), also=None):
+def differences(
+    found: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    not_compared: Collection[str] = (),
+    also: Mapping[str, Callable[[], Any]] | None = None,
+) -> list[str]:
     """`key is X there and Y here` of the settings that differ, but for the keys in `not_compared`.
 
     Args:
@@ -230,12 +243,19 @@ def differences(found, settings, not_compared=(), also=None):
     return [f"{key} is {found.get(key)!r} there and {settings.get(key)!r} here" for key in keys]
 
 
-def as_json(settings):
+def as_json(settings: Any) -> Any:
     """Settings as they are after they were written to JSON and read again."""
     return json.loads(json.dumps(settings, default=str))
 
 
-def keep_settings(path, settings, not_compared=(), force=False, way="", also=None):
+def keep_settings(
+    path: str | Path,
+    settings: Mapping[str, Any],
+    not_compared: Collection[str] = (),
+    force: bool = False,
+    way: str = "",
+    also: Mapping[str, Callable[[], Any]] | None = None,
+) -> None:
     """Write a run's `settings` to the JSON at `path`, or check that the run already there has the same.
 
     Args:
@@ -263,7 +283,7 @@ def keep_settings(path, settings, not_compared=(), force=False, way="", also=Non
         raise UserError(f"{path.parent}: was made with other settings ({'; '.join(differing)}); {ways}")
 
 
-def check_same_program(path, found, settings):
+def check_same_program(path: str | Path, found: Any, settings: Mapping[str, Any]) -> None:
     """Raise `UserError` where the settings found are another program's: half of what a program writes is always there."""
     if not isinstance(found, dict) or 2 * len(set(found) & set(settings)) < min(len(found), len(settings)):
         raise UserError(f"{path}: is not of this program; nothing of that folder is touched, give another output folder")

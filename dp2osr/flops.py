@@ -1,8 +1,10 @@
 """What a piece of code costs, found by running it on tensors without memory: its FLOPs, and the most memory that it holds."""
 
 import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 from unittest import mock
 
 import torch
@@ -32,18 +34,20 @@ class PeakMemory(TorchDispatchMode):
         known: tensors that were there before and are not counted.
     """
 
-    def __init__(self, known=()):
+    def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
         super().__init__()
         self.alive, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
         for tensor in known:
             self.seen[tensor.untyped_storage()] = True
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = func(*args, **(kwargs or {}))
         tree_map_only(torch.Tensor, self.see, result)
         return result
 
-    def see(self, tensor):
+    def see(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         if storage in self.seen:
             return
@@ -52,15 +56,17 @@ class PeakMemory(TorchDispatchMode):
         self.peak = max(self.peak, self.alive)
         weakref.finalize(storage, self.forget, storage.nbytes())
 
-    def forget(self, size):
+    def forget(self, size: int) -> None:
         self.alive -= size
 
 
-def attention_flops(query, key, value, *_, out_shape=None, **__):
+def attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
 
-def attention_backward_flops(gradient, query, key, value, *_, out_shape=None, **__):
+def attention_backward_flops(
+    gradient: torch.Size, query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, out_shape: Any = None, **__: Any
+) -> int:
     return sdpa_backward_flop_count(gradient, query, key, value)
 
 
@@ -71,11 +77,11 @@ CPU_ATTENTION = {  # the counter knows the GPU's kernels only
 
 
 @contextmanager
-def norms_in_float32():
+def norms_in_float32() -> Iterator[None]:
     """Within, norms take and give float32, as under a GPU's autocast; a CPU's leaves them in 16 bits, and they are much of what is kept."""
 
-    def in_float32(norm):
-        def call(*args, **kwargs):
+    def in_float32(norm: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def call(*args: Any, **kwargs: Any) -> torch.Tensor:
             args, kwargs = tree_map_only(torch.Tensor, torch.Tensor.float, (args, kwargs))
             return norm(*args, **kwargs)
 
@@ -87,7 +93,7 @@ def norms_in_float32():
         yield
 
 
-def measure(function, known=()):
+def measure(function: Callable[[], object], known: Iterable[torch.Tensor] = ()) -> Cost:
     """The `Cost` of calling `function`; call within a `FakeTensorMode`. It is called twice: the counter of FLOPs keeps tensors alive."""
     memory = PeakMemory(known)
     with memory:
@@ -97,11 +103,11 @@ def measure(function, known=()):
     return Cost(counter.get_total_flops(), memory.peak)
 
 
-def weights_of(networks):
+def weights_of(networks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:
     """Parameters and buffers of networks, each once."""
     return list({id(tensor): tensor for network in networks for tensor in [*network.parameters(), *network.buffers()]}.values())
 
 
-def weight_bytes(*networks):
+def weight_bytes(*networks: torch.nn.Module) -> int:
     """Bytes of their parameters and buffers."""
     return sum(tensor.numel() * tensor.element_size() for tensor in weights_of(networks))

@@ -14,17 +14,17 @@ import uuid
 from dp2osr.errors import PARENT, end_with_parent
 
 
-def count_processes(threads):
+def count_processes(threads: int) -> int:
     import torch
 
-    return torch.cuda.device_count() or (2 if threads > 1 else 1)
+    return torch.accelerator.device_count() or (2 if threads > 1 else 1)
 
 
-def main(argv):
+def main(argv: list[str]) -> int:
     if not argv or not argv[0].endswith(".py"):
         print("usage: python -m dp2osr.launch SCRIPT.py [FLAGS...]", file=sys.stderr)
         return 2
-    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
+    threads = int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
     processes = count_processes(threads)
     if processes == 1:
         os.execv(sys.executable, [sys.executable, *argv])

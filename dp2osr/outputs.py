@@ -3,13 +3,16 @@
 import fnmatch
 import os
 import tempfile
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from dp2osr.errors import UserError
 from dp2osr.files import LONGEST_NAME
 
 
-def refuse_inputs(output, inputs, written=(), flag="--output_dir"):
+def refuse_inputs(
+    output: str | Path, inputs: Mapping[str, str | Path | None], written: Collection[str] = (), flag: str = "--output_dir"
+) -> None:
     """Raise `UserError` where `output` is one of the inputs, or an input lies in it under a name that is `written`."""
     place = Path(output).resolve()
     for name, path in inputs.items():
@@ -22,12 +25,12 @@ def refuse_inputs(output, inputs, written=(), flag="--output_dir"):
             raise UserError(f"{flag} {output}: {what} the input {name} {path}; give another {flag}")
 
 
-def matches(name, patterns):
+def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a file's name is one of `patterns`, which may have wildcards."""
     return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def check_output(path, flag="--output_dir", is_file=False):
+def check_output(path: str | Path, flag: str = "--output_dir", is_file: bool = False) -> None:
     """Raise `UserError` unless `path` can be written: a folder (made when it is needed), or with `is_file` a file in one."""
     if not str(path):  # as a shell's unset variable gives it: it would be the current folder
         raise UserError(f"{flag}: is empty; name a {'file' if is_file else 'folder'}")
@@ -47,7 +50,7 @@ def check_output(path, flag="--output_dir", is_file=False):
         raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); give another {flag}") from None
 
 
-def check_no_input(output, inputs, flag="--output"):
+def check_no_input(output: str | Path, inputs: Iterable[str | Path], flag: str = "--output") -> None:
     """Raise `UserError` if the file `output` is one of the `inputs`, also by a link or another spelling."""
     for path in inputs:
         if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):

@@ -2,17 +2,22 @@
 
 import multiprocessing
 import signal
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from typing import Any, TypeVar
 
 import cv2
 from tqdm import tqdm
 
 from dp2osr.errors import UserError, end_with_parent
 
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
-def process_map(function, items, num_workers, **bar):
+
+def process_map(function: Callable[[Item], Made], items: Sequence[Item], num_workers: int, **bar: Any) -> Iterator[Made]:
     """Results of `function(item)` in the items' order.
 
     Args:
@@ -38,7 +43,8 @@ def process_map(function, items, num_workers, **bar):
         raise UserError("a worker process died, perhaps for want of memory; run the same command again with fewer --num_workers") from None
 
 
-def _start_worker():
+def _start_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C
-    end_with_parent(multiprocessing.parent_process().pid)
+    parent = multiprocessing.parent_process()
+    end_with_parent(parent.pid if parent else None)
     cv2.setNumThreads(1)

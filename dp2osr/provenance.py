@@ -1,18 +1,25 @@
 """What made a result: versions of the libraries, hashes of the weights."""
 
+from __future__ import annotations
+
 import hashlib
 import importlib.metadata
 import platform
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dp2osr.digests import digest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 LIBRARIES = ("torch", "diffusers", "transformers", "accelerate", "pyiqa", "numpy", "pillow", "safetensors")
 
 
-def versions():
+def versions() -> dict[str, str | None]:
     """{library: version} of what results depend on."""
-    found = {"python": platform.python_version()}
+    found: dict[str, str | None] = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
             found[name] = importlib.metadata.version(name)
@@ -21,12 +28,12 @@ def versions():
     return found
 
 
-def vocabulary_hash(tokenizer):
+def vocabulary_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     """sha256 over the words of a tokenizer and their numbers."""
     return hashlib.sha256(repr(sorted(tokenizer.get_vocab().items())).encode()).hexdigest()[:16]
 
 
-def weights_hash(path, variant=None, revision=None, part=None):
+def weights_hash(path: str | Path, variant: str | None = None, revision: str | None = None, part: str | None = None) -> str:
     """sha256 over the weights of a model, by their names in its folder, in order, and their contents; equal for a folder and a hub id.
 
     Args:
@@ -45,7 +52,7 @@ def weights_hash(path, variant=None, revision=None, part=None):
     return _hash_files(weight_files(path, variant, revision, part))
 
 
-def legacy_weights_hash(path):
+def legacy_weights_hash(path: str | Path) -> str:
     """`weights_hash` as it was recorded before: of a folder all safetensors files, used or not, of a hub id its name."""
     path = Path(path)
     files = sorted(path.rglob("*.safetensors")) if path.is_dir() else [path] if path.is_file() else []
@@ -53,7 +60,7 @@ def legacy_weights_hash(path):
     return _hash_files(names, start=b"" if path.exists() else str(path).encode())
 
 
-def _hash_files(files, start=b""):
+def _hash_files(files: Mapping[str, Path], start: bytes = b"") -> str:
     found = hashlib.sha256(start)
     for name, file in files.items():
         found.update(name.encode())

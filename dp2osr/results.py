@@ -7,8 +7,10 @@ several jobs never share one, and a result may be of any format.
 """
 
 import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from dp2osr.digests import digest, sha256
 from dp2osr.errors import UserError, listed
@@ -29,12 +31,19 @@ class Results:
         also: {key: a function that gives another value for the same}; see `files.differences`.
     """
 
-    def __init__(self, folder, settings, not_compared=(), also=None, flags=("--output_dir",)):
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any],
+        not_compared: Iterable[str] = (),
+        also: Mapping[str, Callable[[], Any]] | None = None,
+        flags: Collection[str] = ("--output_dir",),
+    ) -> None:
         self.folder, self.settings, self.not_compared, self.also = Path(folder), as_json(settings), tuple(not_compared), also
         self.another = "another " + " or ".join(flag for flag in flags if flag != "--overwrite")
         self.anew = ", or make them anew by --overwrite" if "--overwrite" in flags else ""
 
-    def missing(self, wanted, overwrite=False, adopt=False):
+    def missing(self, wanted: Mapping[str, Any], overwrite: bool = False, adopt: bool = False) -> list[str]:
         """Names of `wanted` that are to be made or made anew, in order; nothing is changed but that adopted results get their records.
 
         Args:
@@ -49,7 +58,10 @@ class Results:
         for name, made_of in wanted.items():
             state = self.state(name, made_of)
             if state == "unrecorded" and adopt:
-                state = "missing" if overwrite else adopted.append(name)
+                if not overwrite:
+                    adopted.append(name)
+                    continue
+                state = "missing"
             if state in ("foreign", "unrecorded"):
                 foreign.append(name)
             elif isinstance(state, list) and not overwrite:
@@ -70,7 +82,7 @@ class Results:
             self.record(name, wanted[name], digest(self.folder / name), adopted=True)
         return missing
 
-    def state(self, name, made_of):
+    def state(self, name: str, made_of: Any) -> str | list[str]:
         """Of one result: "missing" (or of another input), "done", "foreign", "unrecorded", or the list of its settings that differ."""
         path, record = self.folder / name, self.read_record(name)
         if not os.path.lexists(path):
@@ -84,7 +96,7 @@ class Results:
         differing = differences(record["settings"], self.settings, self.not_compared, self.also)
         return differing or ("done" if record["input"] == as_json(made_of) else "missing")
 
-    def read_record(self, name):
+    def read_record(self, name: str) -> dict[str, Any] | None:
         """The record of a result, or None; one that a stop or a hand has broken counts as none."""
         path = self._record_path(name)
         try:
@@ -93,11 +105,11 @@ class Results:
             return None
         return record if isinstance(record, dict) and {"input", "settings", "sha256"} <= record.keys() else None
 
-    def any_record(self):
+    def any_record(self) -> bool:
         """Whether the folder has a record of any result."""
         return any(self.folder.joinpath(RECORDS).glob("*.json"))
 
-    def any_of(self, settings):
+    def any_of(self, settings: Mapping[str, Any]) -> bool:
         """Whether a record of the folder has these settings."""
         for path in self.folder.joinpath(RECORDS).glob("*.json"):
             try:
@@ -108,12 +120,12 @@ class Results:
                 return True
         return False
 
-    def is_own(self, name):
+    def is_own(self, name: str) -> bool:
         """Whether a file of the folder is a result, with its record and unchanged, of any settings."""
         record = self.read_record(name)
         return record is not None and self._owns(self.folder / name, record)
 
-    def check_inputs(self, names, inputs):
+    def check_inputs(self, names: Iterable[str], inputs: Iterable[str | Path]) -> None:
         """Raise `UserError` if a result of `names` would replace one of the `inputs` (paths), also by a link or another spelling."""
         own = {_identity(path): path for path in inputs}
         taken = [own[_identity(self.folder / name)] for name in names if _identity(self.folder / name) in own]
@@ -122,7 +134,7 @@ class Results:
             raise UserError(f"{self.folder}: the results would overwrite the inputs {some}; give {self.another}")
 
     @contextmanager
-    def writing(self, name, made_of):
+    def writing(self, name: str, made_of: Any) -> Iterator[Path]:
         """Within, a path to write the result to; then its record is written, and it replaces an earlier result of this program."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,31 +152,31 @@ class Results:
         finally:
             part.unlink(missing_ok=True)
 
-    def discard(self, name):
+    def discard(self, name: str) -> None:
         """Remove a result of this program that its input no longer gives, with its record."""
         if self.is_own(name):
             (self.folder / name).unlink()
             self._record_path(name).unlink()
 
-    def record(self, name, made_of, found, **more):
+    def record(self, name: str, made_of: Any, found: str | None, **more: Any) -> None:
         """Write what made a result."""
         path = self._record_path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"result": name, "input": made_of, "settings": self.settings, "sha256": found, **more})
 
-    def _owns(self, path, record):
+    def _owns(self, path: Path, record: Mapping[str, Any]) -> bool:
         """Whether a file is what its record says, or what the next one was about to replace when a stop came."""
         if not path.is_file() or path.is_symlink():
             return False
         return record.get("pending") or digest(path) in (record["sha256"], record.get("replaces"))
 
-    def _record_path(self, name):
+    def _record_path(self, name: str) -> Path:
         file = str(name).replace("%", "%25").replace("/", "%2F")
         long = len(os.fsencode(file)) + len(".json") > LONGEST_NAME
         return self.folder / RECORDS / f"{short_name(file) if long else file}.json"
 
 
-def check_own_files(folder, names, flag="--output_dir"):
+def check_own_files(folder: str | Path, names: Collection[str], flag: str = "--output_dir") -> None:
     """Raise `UserError` if a file that is to be written is there and not known to be this project's: tables, pages, pictures."""
     results = Results(folder, {})
     foreign = [name for name in names if os.path.lexists(results.folder / name) and not results.is_own(name)]
@@ -176,7 +188,7 @@ def check_own_files(folder, names, flag="--output_dir"):
 
 
 @contextmanager
-def own_files(folder, names, flag="--output_dir"):
+def own_files(folder: str | Path, names: Collection[str], flag: str = "--output_dir") -> Iterator[None]:
     """Within, the files `names` of a folder are written; from then on they are known to be this project's, also after a stop."""
     check_own_files(folder, names, flag)
     results = Results(folder, {})
@@ -194,7 +206,7 @@ def own_files(folder, names, flag="--output_dir"):
             (results.folder / RECORDS).rmdir()
 
 
-def _identity(path):
+def _identity(path: str | Path) -> tuple[int, int] | str:
     """What two spellings of a path or two links to a file have in common: the file where there is one, else the absolute path."""
     try:
         found = os.stat(path)
@@ -203,7 +215,7 @@ def _identity(path):
         return os.path.realpath(path)
 
 
-def read_image_record(path):
+def read_image_record(path: str | Path) -> dict[str, Any] | None:
     """The record of the result at `path` (its "input" names the image id and the sample), or None: `evaluate` pairs results by it."""
     path = Path(path)
     for folder in (path.parent, *list(path.parents)[1:3]):

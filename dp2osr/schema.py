@@ -4,6 +4,7 @@ A key that is not known names the nearest one, a value of another type is one li
 dataclass itself: its `__post_init__` raises ValueError.
 """
 
+from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,12 +18,12 @@ Made = TypeVar("Made")
 NAMES = {str: "text", int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
 
 
-def read_typed(kind: type[Made], path, what: str) -> Made:
+def read_typed(kind: type[Made], path: str | Path, what: str) -> Made:
     """The dataclass `kind` of the YAML at `path`; `UserError` where it does not fit, or is no YAML of `what` it should be."""
     return build(kind, read_lines(path, what), str(path))
 
 
-def read_lines(path, what: str) -> dict[str, Any]:
+def read_lines(path: str | Path, what: str) -> dict[str, Any]:
     """The dictionary of a YAML; `UserError` where it is not readable, or `what` it should be is not 'key: value' lines."""
     content = read_yaml(path, "a readable YAML")
     if not isinstance(content, dict):
@@ -52,13 +53,14 @@ def build(kind: Any, value: Any, where: str) -> Any:
     return value if kind is Any else _scalar(kind, value, where)
 
 
-def _scalar(kind, value, where):
-    taken = {str: (str, int, float), Path: str, float: (int, float)}.get(kind, kind)
+def _scalar(kind: Any, value: Any, where: str) -> Any:
+    others: dict[type, Any] = {str: (str, int, float), Path: str, float: (int, float)}
+    taken = others.get(kind, kind)
     _require(isinstance(value, taken) and isinstance(value, bool) == (kind is bool), where, NAMES[kind], value)
     return kind(value)
 
 
-def _checked(value, specs, where):
+def _checked(value: Any, specs: Iterable[Any], where: str) -> Any:
     """A value that the checks of `dp2osr.cli` take."""
     for spec in specs:
         try:
@@ -68,7 +70,7 @@ def _checked(value, specs, where):
     return value
 
 
-def _dataclass(kind, content, where):
+def _dataclass(kind: Any, content: Any, where: str) -> Any:
     _require(isinstance(content, dict), where, "lines of 'key: value'", content)
     known = {entry.name: entry for entry in fields(kind) if entry.metadata.get("in_yaml", True)}
     hints = get_type_hints(kind, include_extras=True)
@@ -85,12 +87,12 @@ def _dataclass(kind, content, where):
         raise UserError(f"{where}: {error}") from None
 
 
-def _entry(where, key):
+def _entry(where: str, key: object) -> str:
     """Of an entry of 'arms', its place is called arm 'KEY'."""
     before, _, field = where.rpartition(": '")
     return f"{before}: {field.removesuffix(chr(39)).removesuffix('s')} '{key}'"
 
 
-def _require(holds, where, what, value):
+def _require(holds: bool, where: str, what: str, value: object) -> None:
     if not holds:
         raise UserError(f"{where} must be {what}, not {value!r}")

@@ -5,13 +5,17 @@ Every number of the report is a mean over images or a ratio of two such means, s
 """
 
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import comb
+from typing import Any, TypeVar
 
 import numpy as np
 
+from dp2osr.rewards.config import RewardConfig
 from dp2osr.rewards.reward import normalise, reward_parts, reward_shares
 
+Key = TypeVar("Key")
 CROP_SUFFIX = r"_\d\d$"  # photo_00, photo_01 are crops of `photo`
 
 
@@ -24,7 +28,7 @@ class Estimate:
     high: float = float("nan")
 
     @property
-    def verdict(self):
+    def verdict(self) -> str:
         """`better` or `worse` if the interval leaves zero out (sign aligned: + is better), else `unclear`."""
         if self.low > 0:
             return "better"
@@ -34,7 +38,9 @@ class Estimate:
 # ---------------------------------------------------------------- normalisation (paper Sec. 4.1, pooled over models)
 
 
-def pooled_parts(scores, lower_better, config):
+def pooled_parts(
+    scores: Mapping[Key, Mapping[str, np.ndarray]], lower_better: Mapping[str, bool], config: RewardConfig
+) -> dict[Key, dict[str, np.ndarray]]:
     """Each metric's part of the reward, normalised per LR image over the candidates of *all* methods together.
 
     A normalisation of each method alone would give every method the same scale 0…1 and hide the gain.
@@ -56,7 +62,12 @@ def pooled_parts(scores, lower_better, config):
     return {method: {name: split[name][i] for name in names} for i, method in enumerate(methods)}
 
 
-def parts_of_outsider(outsider, scores, lower_better, config):
+def parts_of_outsider(
+    outsider: Mapping[str, np.ndarray],
+    scores: Mapping[Any, Mapping[str, np.ndarray]],
+    lower_better: Mapping[str, bool],
+    config: RewardConfig,
+) -> dict[str, np.ndarray]:
     """The reward's parts for an image outside the pool (bicubic), on the scale of the pool.
 
     The pool sets the scale. With min-max nothing is clipped: below 0 means worse than every candidate of every method.
@@ -79,7 +90,7 @@ def parts_of_outsider(outsider, scores, lower_better, config):
 # ---------------------------------------------------------------- Best / Worst of m
 
 
-def expected_best(rewards, m):
+def expected_best(rewards: np.ndarray, m: int) -> np.ndarray:
     """E[max of m candidates drawn without replacement], exactly: the k-th smallest of M is the largest of m drawn with
     probability C(k-1, m-1) / C(M, m).
 
@@ -95,18 +106,18 @@ def expected_best(rewards, m):
     return np.sort(rewards, axis=1) @ weights
 
 
-def expected_worst(rewards, m):
+def expected_worst(rewards: np.ndarray, m: int) -> np.ndarray:
     """E[min of m candidates drawn without replacement], (G,); see `expected_best`."""
     return -expected_best(-rewards, m)
 
 
-def subset_sizes(total):
+def subset_sizes(total: int) -> list[int]:
     """1, 2, 4, … up to and with `total`."""
     sizes = [2**k for k in range(total.bit_length()) if 2**k <= total]
     return sizes if sizes[-1] == total else [*sizes, total]
 
 
-def best_mean_worst(rewards):
+def best_mean_worst(rewards: np.ndarray) -> dict[str, Sequence[float]]:
     """Curves averaged over images: {"m": [...], "best": [...], "mean": [...], "worst": [...]}."""
     sizes = subset_sizes(rewards.shape[1])
     return {
@@ -120,17 +131,17 @@ def best_mean_worst(rewards):
 # ---------------------------------------------------------------- gain and its interval
 
 
-def spread(values):
+def spread(values: np.ndarray) -> np.ndarray:
     """Standard deviation over candidates, per image: (G, M) → (G,). Seeds are a sample, hence the divisor M − 1."""
     return values.std(axis=1, ddof=1)
 
 
-def photographs_of(image_ids, crop_suffix=CROP_SUFFIX):
+def photographs_of(image_ids: Iterable[str], crop_suffix: str = CROP_SUFFIX) -> list[str]:
     """The photograph each image id was cropped from: `photo_03` → `photo`."""
     return [re.sub(crop_suffix, "", image_id) or image_id for image_id in image_ids]
 
 
-def bootstrap_weights(photographs, resamples, seed):
+def bootstrap_weights(photographs: Sequence[str] | np.ndarray, resamples: int, seed: int) -> np.ndarray | None:
     """How often each image is drawn when photographs are drawn with replacement, all crops of a photograph together.
 
     Crops of one photograph are not independent: drawing images one by one would make the interval too narrow.
@@ -148,7 +159,7 @@ def bootstrap_weights(photographs, resamples, seed):
     return counts[:, cluster]
 
 
-def ratio_of_means(numerator, denominator, weights):
+def ratio_of_means(numerator: np.ndarray, denominator: np.ndarray, weights: np.ndarray | None) -> Estimate:
     """mean(numerator) / mean(denominator) over images, with the 95 % percentile interval; NaN where the denominator is 0.
 
     Args:
@@ -166,7 +177,7 @@ def ratio_of_means(numerator, denominator, weights):
     return Estimate(value, float(low), float(high))
 
 
-def gain(policy, base, weights):
+def gain(policy: np.ndarray, base: np.ndarray, weights: np.ndarray | None) -> Estimate:
     """G = (Mean of the policy − Mean of the base) / σ, σ = mean over images of the base's spread within a group.
 
     Args:
@@ -175,7 +186,7 @@ def gain(policy, base, weights):
     return ratio_of_means(policy.mean(axis=1) - base.mean(axis=1), spread(base), weights)
 
 
-def worst_raised(policy, base, weights):
+def worst_raised(policy: np.ndarray, base: np.ndarray, weights: np.ndarray | None) -> Estimate:
     """Rise of Worst@M as a share of the distance from the base's Worst@M to the base's Mean (1: the floor is at the old mean)."""
     return ratio_of_means(policy.min(axis=1) - base.min(axis=1), base.mean(axis=1) - base.min(axis=1), weights)
 
@@ -183,12 +194,14 @@ def worst_raised(policy, base, weights):
 # ---------------------------------------------------------------- several trainings of one setting
 
 
-def seed_weights(count, resamples, seed):
+def seed_weights(count: int, resamples: int, seed: int) -> np.ndarray:
     """How often each of `count` trainings is drawn when they are drawn with replacement: (resamples, count)."""
     return np.random.default_rng((seed, 1)).multinomial(count, np.full(count, 1 / count), size=resamples)
 
 
-def mean_gain(differences, base_spread, weights, weights_of_seeds):
+def mean_gain(
+    differences: np.ndarray, base_spread: np.ndarray, weights: np.ndarray | None, weights_of_seeds: np.ndarray
+) -> tuple[Estimate, np.ndarray | None]:
     """`gain` over several trainings of one setting: intervals draw photographs and trainings, both with replacement.
 
     Args:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The quickstart's stages with any folder of settings and any number of rounds: the documented full tiny run, or your own copy of it.
-#     bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS [REFERENCE]]]]     # default: configs/tiny_sd2/full runs/full 5 moved
+#     bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS [REFERENCE]]]]     # default: configs/tiny_sd2/full runs/full 3 moved
 #     bash scripts/full_run.sh configs/tiny_flux/full runs/full_flux 2   # the same on tiny-flux, two rounds
 # Run it again and it goes on where it was stopped. PYTHON and OMP_NUM_THREADS: see scripts/environment.sh.
 
@@ -16,7 +16,7 @@ configs=configs/tiny_sd2/full
 output=runs/full
 if [ $# -ge 1 ]; then configs=$(absolute "$1"); fi
 if [ $# -ge 2 ]; then output=$(absolute "$2"); fi
-rounds=${3:-5}
+rounds=${3:-3}
 reference=${4:-moved}
 usage="usage: bash scripts/full_run.sh [CONFIG_DIR [OUTPUT_DIR [ROUNDS [REFERENCE]]]]"
 if [ $# -gt 4 ]; then fail "$# arguments, four at most (a path with spaces must be quoted); $usage"; fi

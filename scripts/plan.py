@@ -1,15 +1,17 @@
 """What a run takes before it starts: hours, disk and peak memory on each GPU, stage by stage, from its own settings.
 
     python scripts/plan.py configs/flux_dev --num_gpus 8
+    python scripts/plan.py configs/flux_dev --table            # what fits 1, 8 and 16 GPUs of 24, 48 and 80 GB, and with which flags
 
 FLOPs and memory are counted by running the programs' own code on tensors that have a shape and no content, so this needs no weights,
 no GPU and little memory. A model that is not on disk is taken to be the published one of its kind (configs/models). Hours follow from the
-FLOPs and the share of a GPU's peak that is had; unless told, the share that the paper's hours of sampling imply.
+FLOPs and the share of a GPU's peak that is had. That share is an assumption until somebody measures it: sampling is shown by the share
+that the paper's hours imply, whose sampling was probably not batched, and by one for batches.
 """
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -18,10 +20,10 @@ from dp2osr.errors import UserError, run
 from dp2osr.fields import Count, Positive, default_is, metavar
 from dp2osr.rewards.settings import LabelSettings
 from dp2osr.sampling.settings import GenerateSettings
+from dp2osr.training.baseline_settings import BaselineSettings
 from dp2osr.training.settings import TrainSettings
 
-GIGA = 1e9
-FULL = 0.9  # of a GPU's memory: the rest is CUDA's context, its libraries' workspaces and what lies between tensors
+SIZES, COUNTS = (24, 48, 80), (1, 8, 16)  # of --table
 
 
 @dataclass(kw_only=True)
@@ -29,21 +31,35 @@ class PlanSettings(Settings):
     """The hardware, and the run's folder of settings."""
 
     settings: tyro.conf.Positional[Annotated[str, metavar("SETTINGS_DIR")]]
-    """Folder with the sample.yaml and train.yaml that will be run, and perhaps the label.yaml."""
-    num_gpus: Count
+    """Folder with the sample.yaml and train.yaml that will be run, and perhaps the label.yaml and baseline.yaml."""
+    num_gpus: Count = 8
     """GPUs, each with a replica."""
+    gpus_per_node: Count = 8
+    """GPUs of one node."""
     gpu_memory: Positive = 80
-    """Of one GPU, GB."""
+    """Of one GPU, GB as it is sold."""
     tflops: Positive = 312
     """Peak of one GPU in the precision used, TFLOPS; 312: A800 and A100."""
-    utilisation: Annotated[Positive | None, default_is("what the paper's hours imply")] = None
-    """Share of that peak that is had."""
+    interconnect: Positive = 200
+    """Within a node, GB/s in each direction of one GPU; 200: the A800's NVLink (A100 300, H100 450, PCIe 4.0 about 25)."""
+    network: Positive = 200
+    """Between nodes, Gb/s of one node."""
+    utilisation: Annotated[Positive | None, default_is("an assumption in configs/models")] = None
+    """Share of the peak that batched sampling has."""
+    training_utilisation: Annotated[Positive | None, default_is("an assumption in configs/models")] = None
+    """Share of the peak that training has."""
+    scoring_seconds: Annotated[Positive | None, default_is("counted where the metrics' FLOPs are known, else the paper's 1.08")] = None
+    """GPU-seconds that the metrics take for a candidate of 512 x 512, as `bench/rewards.py` measures them."""
     num_images: Annotated[Count | None, default_is("those of sample.yaml's folder; without it the paper's 30000")] = None
     """LR images."""
+    num_validation_images: Annotated[
+        Count | None, default_is("those of train.yaml's folder; without it 100, or none where it names none")
+    ] = None
+    """Held-out images of the training's validation."""
     lr_size: Annotated[tuple[Count, Count] | None, default_is("the first's; 128 128"), metavar("WIDTH HEIGHT")] = None
     """Of an LR image, pixels."""
-    sharding: Literal["ddp", "zero2", "fsdp"] = "ddp"
-    """How training would share its memory; the preference trainer runs replicas, the others are what-ifs."""
+    table: bool = False
+    """Print instead what fits 1, 8 and 16 GPUs of 24, 48 and 80 GB, and the flags that make it fit."""
 
 
 def settings_of(settings, path, **defaults):
@@ -51,7 +67,7 @@ def settings_of(settings, path, **defaults):
     if not path.is_file():
         raise UserError(f"{path}: is missing; a plan reads sample.yaml and train.yaml")
     # where things are written does not matter here, and an experiment's settings do not say it
-    places = {entry.name: "-" for entry in fields(settings) if entry.name in ("output_dir", "candidates_dir")}
+    places = {entry.name: "-" for entry in fields(settings) if entry.name in ("output_dir", "candidates_dir", "train_dir")}
     return parse(settings, ["--config", str(path)], **{**defaults, **places})
 
 
@@ -78,54 +94,45 @@ def images_of(args, sampling):
     return count, tuple(size)
 
 
-def table(stages, hardware, utilisation):
-    """Markdown: one row a stage."""
-    rows = ["| stage | what | PFLOP | GPU-hours | hours | GB a GPU | disk, GB |", "|---|---|---|---|---|---|---|"]
-    for stage in stages:
-        hours = stage.gpu_hours(hardware.tflops, utilisation)
-        peak = sum(stage.memory.values()) / GIGA
-        name = stage.name + ("" if peak < FULL * hardware.gpu_memory else " **does not fit**")
-        row = [name, stage.amount, f"{stage.flops / 1e15:,.4g}", f"{hours:,.4g}", f"{hours / hardware.num_gpus:,.3g}", f"{peak:.1f}"]
-        rows.append("| " + " | ".join([*row, f"{stage.disk / GIGA:,.3g}"]) + " |")
-    return "\n".join(rows)
+def validation_images(args, training):
+    """How many held-out images a training validates on; 0 where it does not."""
+    from dp2osr.data.inputs import list_images
+
+    path = training.validation_image_path
+    if not training.validation_steps or not (path or args.num_validation_images):
+        return 0
+    return args.num_validation_images or (len(list_images(path)) if Path(path).exists() else 100)
 
 
-def main():
-    args = parse(PlanSettings, description=__doc__)
+def model_of(args):
+    """(`PlannedModel`, LR images) of the folder's sample.yaml."""
     from dp2osr.planning.models import read_published
-    from dp2osr.planning.stages import SCORING_SECONDS, PlannedModel, implied_utilisation, plan_sampling, plan_scoring, plan_training, shard
+    from dp2osr.planning.stages import PlannedModel
 
-    if args.utilisation and args.utilisation > 1:
-        raise UserError(f"--utilisation {args.utilisation}: is a share, at most 1")
-    folder = Path(args.settings)
-    sampling = settings_of(GenerateSettings, folder / "sample.yaml")
+    sampling = settings_of(GenerateSettings, Path(args.settings) / "sample.yaml")
     on_disk = Path(sampling.pretrained_model_name_or_path).exists()
     if not on_disk and not sampling.backbone:
         raise UserError(f"{sampling.pretrained_model_name_or_path}: is not on disk; say with `backbone:` in sample.yaml which model it is")
     count, lr_size = images_of(args, sampling)
-    model = PlannedModel(sampling, lr_size, None if on_disk else read_published(sampling.backbone))
-    training = settings_of(TrainSettings, folder / "train.yaml", backbone=model.kind)
-    stages = [
-        plan_sampling(model, count),
-        plan_scoring(model, count, metrics_of(folder / "label.yaml")),
-        plan_training(model, training, args.num_gpus),
-    ]
-    stages[-1].memory = shard(stages[-1].memory, args.sharding, args.num_gpus)
-    implied, paper = implied_utilisation(model.kind)
-    utilisation = args.utilisation or implied
+    return PlannedModel(sampling, lr_size, None if on_disk else read_published(sampling.backbone)), count, lr_size
 
-    gpus = f"{args.num_gpus} GPUs of {args.gpu_memory:g} GB and {args.tflops:g} TFLOPS"
-    print(f"{count:,} LR images of {lr_size[0]} × {lr_size[1]}, {gpus}\n")
-    print(table(stages, args, utilisation))
-    for stage in stages:
-        print(f"\n{stage.name}, GB a GPU: " + ", ".join(f"{name} {size / GIGA:.2f}" for name, size in stage.memory.items()))
-    paper_run = f"{paper['sampling_hours']} h of sampling {paper['candidates']:,} candidates on {paper['gpus']} × {paper['tflops']} TFLOPS"
-    print(
-        f"\nUtilisation {utilisation:.3f}, the same for all stages; the paper's {paper_run} mean {implied:.3f} of the FLOPs counted here.\n"
-        f"Scoring takes the paper's {SCORING_SECONDS:.2f} GPU-seconds for 512 × 512 pixels and nine metrics, on any GPU, and decoding.\n"
-        "Not counted: the tagger, PNGs, other metrics' memory, validation, a scheduler that predicts more than once a step.\n"
-        f"All images are taken to have the first one's size. A stage fits below {FULL:.0%} of the memory."
-    )
+
+def main():
+    args = parse(PlanSettings, description=__doc__)
+    for name in ("utilisation", "training_utilisation"):
+        if (getattr(args, name) or 0) > 1:
+            raise UserError(f"--{name} {getattr(args, name)}: is a share, at most 1")
+    from dp2osr.planning.plan_tables import print_fits, print_plan
+
+    folder = Path(args.settings)
+    model, count, lr_size = model_of(args)
+    training = settings_of(TrainSettings, folder / "train.yaml", backbone=model.kind)
+    baseline = settings_of(BaselineSettings, folder / "baseline.yaml") if (folder / "baseline.yaml").is_file() else None
+    if args.table:
+        print_fits(model, training, baseline, [(gpus, size) for size in SIZES for gpus in COUNTS])
+        return
+    print(f"{count:,} LR images of {lr_size[0]} × {lr_size[1]}", end=", ")
+    print_plan(args, model, count, training, baseline, metrics_of(folder / "label.yaml"), validation_images(args, training))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every table, figure and ablation that the tiny models can give, one after the other: about six hours on two cores, by its plans.
+# Every table, figure and ablation that the tiny models can give, one after the other: about ten hours on two cores, by its plans.
 #     bash scripts/reproduce_tiny.sh [OUTPUT_DIR]     # default: runs/reproduce; the quickstarts, which come first, have folders of their own
 # Run it again and it goes on where it was stopped; what is done is told by its tables in seconds.
 
@@ -25,8 +25,6 @@ for name in table1 table2 table3 reward_sets aggregation groups_per_step degrada
     program scripts/reproduce.py "$name"
 done
 program studies/predict_nm.py
-program studies/capacity.py
-program studies/predict_nm.py --experiment capacity
 for runs in quickstart quickstart_flux; do
     echo "== fig6, $runs"
     "$PY" studies/fig6.py --candidates "base=runs/$runs/test/base" "policy=runs/$runs/test/policy" --gt_path preset/test/gt \

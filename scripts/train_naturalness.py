@@ -18,7 +18,7 @@ from dp2osr.places import ROOT
 def shipped_models():
     """BASE:CONTROLNET of every embedded model."""
     models = ROOT / "preset" / "models"
-    return [f"{models / name}:{models / f'c-{name}'}" for name in ("tiny-flux", "tiny-sd2", "tiny-sd2-16", "tiny-sd2-8")]
+    return [f"{models / name}:{models / f'c-{name}'}" for name in ("tiny-flux", "tiny-sd2")]
 
 
 @dataclass(kw_only=True)

@@ -1,14 +1,12 @@
 """Does a probe before the training order the settings of a sweep over M and N? Run the sweep first, `python scripts/reproduce.py fig4`.
 
 python studies/predict_nm.py
-python studies/predict_nm.py --experiment capacity     # after studies/capacity.py: the first line of each of its models
 """
 
 from dataclasses import dataclass
 
-import numpy as np
 import pandas as pd
-from scipy.stats import rankdata, spearmanr
+from scipy.stats import spearmanr
 
 from dp2osr.cli import parse
 from dp2osr.errors import UserError, run
@@ -23,7 +21,6 @@ from dp2osr.files import read_json, write_text
 from dp2osr.rewards.table import SCORES
 from dp2osr.schema import read_lines
 from dp2osr.stats import Estimate
-from studies.capacity import line_folder, load_capacity
 
 PROBE = "probe"
 SWEPT = {"num_candidates", "top_n", "groups_per_step"}  # what the arms of a sweep may differ in
@@ -46,7 +43,6 @@ class Sweep:
     """An experiment over M and N alone, and the probe of its settings.
 
     Args:
-        model: its name where an experiment has several, else "".
         results: folder of the experiment's results.
         output: of all experiments.
         script: the command that runs the sweep.
@@ -55,8 +51,8 @@ class Sweep:
         UserError: the arms differ in more than M and N; what `Plan` refuses.
     """
 
-    def __init__(self, model, experiment, results, output, script):
-        self.model, self.experiment, self.results, self.script = model, experiment, results, script
+    def __init__(self, experiment, results, output, script):
+        self.experiment, self.results, self.script = experiment, results, script
         plan, arms = plan_experiment(experiment, output, results), list(experiment.arms.values())
         plan.check_flags()
         plan.check_inputs(output)
@@ -106,38 +102,22 @@ def probe_step(experiment, train, settings, candidates, folder):
     return Step("scripts/suggest_nm.py", PROBE, folder, flags, folder / PROBE / "probe.json")
 
 
-def read_sweeps(args):
-    """(title, folder of the comparison, list of `Sweep`): one, or the first line of each model of an experiment with `models`."""
+def read_sweep(args):
+    """(title, `Sweep`) of the experiment that `RunSettings` name."""
     path = find_experiment(args.experiment or "fig4", args.preset)
-    content, folder = read_lines(path, "an experiment"), args.results_folder(path.stem)
-    if "models" not in content:
-        experiment, script = experiment_of(path, content), f"scripts/reproduce.py {path.stem}"
-        return experiment.title, folder, [Sweep("", experiment, folder, args.output_dir, script)]
-    first = {}
-    for (model, line), experiment in load_capacity(path, args.preset).items():
-        first.setdefault(model, (line, experiment))
-    script = "studies/capacity.py"
-    sweeps = [Sweep(model, of, folder / line_folder(model, line), args.output_dir, script) for model, (line, of) in first.items()]
-    return content["title"], folder, sweeps
+    experiment = experiment_of(path, read_lines(path, "an experiment"))
+    script = f"scripts/reproduce.py {path.stem}"
+    return experiment.title, Sweep(experiment, args.results_folder(path.stem), args.output_dir, script)
 
 
-def prediction_markdown(title, found):
-    """Of each model a row a setting, rank correlations and what following the probe would have cost; of several their mean.
-
-    Args:
-        found: {model: (rows, proposals)} of `Sweep.run`.
-    """
+def prediction_markdown(title, rows, proposals):
+    """A row a setting, rank correlations and what following the probe would have cost; of what `Sweep.run` returns."""
     parts = [
         f"# {title}: what a probe before the training said",
         "First-order gain on held-out photographs after a few steps (`scripts/suggest_nm.py`), the largest first, and the measured "
         "change of the held-out reward in σ of the base.",
+        *_sweep_markdown(rows, proposals),
     ]
-    for model, (rows, proposals) in found.items():
-        parts += [f"## {model}"] if model else []
-        parts += _sweep_markdown(rows, proposals)
-    if len(found) > 1:
-        mean, p_value = mean_within([rows for rows, _ in found.values()])
-        parts += ["## All models", f"Mean of the {len(found)} rank correlations: {mean:+.2f}, p = {p_value:.2g} (orders drawn at random)."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -166,38 +146,14 @@ def rank_correlation(rows):
     return spearmanr([row.gain for row in rows], [row.change for row in rows])
 
 
-def mean_within(sweeps, draws=20000, seed=0):
-    """(mean rank correlation within sweeps, how often gains in a random order within each have as large a mean)."""
-    rng, mean = np.random.default_rng(seed), float(np.mean([rank_correlation(rows).statistic for rows in sweeps]))
-    chance = np.zeros(draws)
-    for rows in sweeps:
-        changes = rankdata([row.change for row in rows])
-        shuffled = rng.permuted(np.tile(rankdata([row.gain for row in rows]), (draws, 1)), axis=1)
-        centred = shuffled - shuffled.mean(axis=1, keepdims=True), changes - changes.mean()
-        chance += centred[0] @ centred[1] / np.sqrt((centred[0] ** 2).sum(axis=1) * (centred[1] ** 2).sum())
-    return mean, float((1 + (chance / len(sweeps) >= mean - 1e-9).sum()) / (1 + draws))
-
-
-def prediction_frame(found):
-    """A row a setting of {model: rows}; the model is a column where there are several."""
-    columns = {"arm": "arm", "size": "M", "top_n": "N", "gain": "gain", "change": "change", "low": "low", "high": "high"}
-    frame = pd.DataFrame([{"model": model} | vars(row) for model, rows in found.items() for row in rows]).rename(columns=columns)
-    return frame if len(found) > 1 else frame.drop(columns="model")
-
-
-def draw_prediction(found, output):
-    """Measured against predicted, N beside each point, a colour for each M or each model: `prediction.png` and `.svg`.
-
-    Args:
-        found: {model: rows}.
-    """
-    lines = [(model, size) for model, rows in found.items() for size in sorted({row.size for row in rows}, reverse=True)]
+def draw_prediction(rows, output):
+    """Measured against predicted, N beside each point, a colour for each M: `prediction.png` and `.svg`."""
+    sizes = sorted({row.size for row in rows}, reverse=True)
     with plots.drawing() as (figure, axes):
-        for (model, size), colour in zip(lines, plots.other_colours(), strict=False):
-            line = [row for row in found[model] if row.size == size]
-            label = ", ".join([model] * bool(model) + [f"M = {size}"] * (len(lines) > len(found) or not model))
+        for size, colour in zip(sizes, plots.other_colours(), strict=False):
+            line = [row for row in rows if row.size == size]
             axes.vlines([row.gain for row in line], [row.low for row in line], [row.high for row in line], color=colour, alpha=0.4)
-            axes.plot([row.gain for row in line], [row.change for row in line], "o", color=colour, label=label)
+            axes.plot([row.gain for row in line], [row.change for row in line], "o", color=colour, label=f"M = {size}")
             for row in line:
                 axes.annotate(f"{row.top_n}", (row.gain, row.change), textcoords="offset points", xytext=(5, 3), fontsize=8)
         axes.set(xlabel="probe: first-order gain (N beside each point)", ylabel="measured change, σ of the base")
@@ -207,19 +163,16 @@ def draw_prediction(found, output):
 
 def main():
     args = parse(RunSettings, description=__doc__)
-    title, folder, sweeps = read_sweeps(args)
-    for sweep in sweeps:
-        lacking = "" if (sweep.results / "results.csv").is_file() else f"; the sweep has to be run first: {sweep.script}"
-        done = "done" if sweep.step.is_done() else "missing"
-        print(f"{sweep.experiment.name}: a probe of {len(sweep.settings)} settings, {done}{lacking}", flush=True)
+    title, sweep = read_sweep(args)
+    lacking = "" if (sweep.results / "results.csv").is_file() else f"; the sweep has to be run first: {sweep.script}"
+    done = "done" if sweep.step.is_done() else "missing"
+    print(f"{sweep.experiment.name}: a probe of {len(sweep.settings)} settings, {done}{lacking}", flush=True)
     if args.plan:
         return
-    measured = [sweep.measured() for sweep in sweeps]
-    found = {sweep.model: sweep.run(changes, args.bootstrap) for sweep, changes in zip(sweeps, measured, strict=True)}
-    text = prediction_markdown(title, found)
-    rows = {model: rows for model, (rows, _) in found.items()}
+    rows, proposals = sweep.run(sweep.measured(), args.bootstrap)
+    text, folder = prediction_markdown(title, rows, proposals), sweep.results
     write_text(folder / "prediction.md", text)
-    write_text(folder / "prediction.csv", csv_text(prediction_frame(rows)))
+    write_text(folder / "prediction.csv", csv_text(pd.DataFrame([vars(row) for row in rows]).rename(columns={"size": "M", "top_n": "N"})))
     draw_prediction(rows, folder)
     print(f"\n{text}\nfiles: {folder}/prediction.md, .csv, .png and .svg")
 

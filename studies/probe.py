@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from dp2osr import stats
+from dp2osr.cli import field_names
 from dp2osr.errors import UserError
 from dp2osr.evaluation.tables import fraction
 from dp2osr.files import keep_settings, read_json, write_json
@@ -19,13 +20,15 @@ from dp2osr.preference.groups import PreferenceGroups
 from dp2osr.provenance import weights_hash
 from dp2osr.rewards.chosen import as_dict
 from dp2osr.rewards.table import read_scores, scores_path
+from dp2osr.sampling.store import reading
 from dp2osr.training.adapters import distance
 from dp2osr.training.folder import check_folder
+from dp2osr.training.settings import ValidationSampling
 from dp2osr.training.trainer import PreferenceTrainer
 
 FREE_SETTINGS = (
     "config", "output_dir", "force", "sizes", "tops", "top_n", "num_candidates", "max_train_steps", "groups_per_step", "reward_config",
-    "num_inference_steps", "guidance_scale", "align_method", "upscale",
+    *field_names(ValidationSampling),
 )  # fmt: skip
 
 
@@ -98,7 +101,7 @@ class Probe:
         trainer.groups = groups.only([place for place, image_id in enumerate(groups.image_ids) if image_id in self.visited_ids])
         trainer.args.num_candidates, trainer.args.top_n = size, top_n
         trainer.args.groups_per_step = max(1, self.visited // (2 * top_n))
-        trainer.policy.load_state_dict(trainer.reference.state_dict())
+        trainer.policy.load_state_dict(trainer.origin.state_dict())
         trainer.start_anew()
         for _ in range(self.steps):
             record, _ = trainer.train_step()
@@ -113,7 +116,7 @@ class Probe:
             "groups_per_step": trainer.args.groups_per_step,
             "gap": float((best.mean() - worst.mean()) / stats.spread(trainer.groups.rewards).mean()),
             "accuracy": record["implicit_accuracy"],
-            "distance": distance(trainer.policy, trainer.reference),
+            "distance": distance(trainer.policy, trainer.origin),
             "gain": estimate.value,
             "low": estimate.low,
             "high": estimate.high,
@@ -131,7 +134,7 @@ class Probe:
             implicit = torch.zeros(len(self.candidates), dtype=torch.float64)
             for visit in range(self.timesteps):
                 timestep, noise = trainer.objective.draw(0, group, visit)
-                models = [trainer.policy] + [trainer.reference] * ((index, visit) not in self.reference_errors)
+                models = [trainer.policy] + [trainer.frozen] * ((index, visit) not in self.reference_errors)
                 policy, *found = trainer.objective.errors(models, group, control, timestep, noise, slice(0, len(self.candidates)))
                 if found:
                     [self.reference_errors[index, visit]] = found
@@ -196,7 +199,7 @@ def run_probe(args):
     table = read_scores(scores_path(args.candidates_dir, args.scores))
     wanted = settings_to_probe(args.sizes, args.tops, next(iter(table.scores.values())).shape[1])
     output = Path(args.output_dir)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, reading([args.candidates_dir], "probe"):
         fixed = {"output_dir": folder, "top_n": 1, "num_candidates": None, "validation_steps": 0, "max_train_steps": args.probe_steps}
         trainer = PreferenceTrainer(replace(args, **fixed, lr_scheduler="constant_with_warmup"))
         if trainer.accelerator.num_processes > 1:
@@ -207,7 +210,7 @@ def run_probe(args):
         )  # fmt: skip
         hashes = {"groups_hash": trainer.groups.fingerprint(), "start_hash": weights_hash(args.controlnet_model_name_or_path)}
         settings = vars(args) | hashes | {"reward": as_dict(trainer.reward)}
-        keep_settings(output / "settings.json", settings, FREE_SETTINGS, also={"reward": None})
+        keep_settings(output / "settings.json", settings, FREE_SETTINGS, also={"reward": lambda: None})
         print(f"{len(probe.train_on)} groups are visited, {len(probe.held_out)} judge\n")
         print("| M | N | N/M | gap, σ | accuracy | gain | |\n|---|---|---|---|---|---|---|")
         records = probe_all(probe, wanted, output / "probe.json", _show)

@@ -9,9 +9,11 @@ import contextlib
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 
@@ -49,6 +51,38 @@ def run_forked(words, environment, cwd):
     return subprocess.CompletedProcess([sys.executable, *words], process.exitcode, out, err)
 
 
+def run_ranks(count, *words, more=None, cwd=ROOT):
+    """Run a program in `count` processes that torch's launcher would have started together; returns the finished processes.
+
+    `more`: {rank: flags that it alone has}.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = {"WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    done = []
+    with tempfile.TemporaryDirectory() as folder:
+        started = []
+        for rank in range(count):
+            own = {**launch, "RANK": rank, "LOCAL_RANK": rank}
+            environment = {**os.environ, "OMP_NUM_THREADS": "1", **HERE, **QUIET, **{key: str(value) for key, value in own.items()}}
+            paths = [f"{folder}/{rank}-{name}" for name in ("out", "err")]
+            given = [str(word) for word in (*words, *(more or {}).get(rank, ()))]
+            started.append((server().Process(target=_run, args=(given, environment, str(cwd), paths)), paths))
+            started[-1][0].start()
+        while any(process.is_alive() for process, _ in started):
+            time.sleep(0.1)
+            if any(process.exitcode not in (None, 0) for process, _ in started):  # a launcher ends the others
+                time.sleep(3)
+                for process, _ in started:
+                    process.kill()
+        for process, paths in started:
+            process.join()
+            out, err = (Path(path).read_text(encoding="utf-8", errors="replace") for path in paths)
+            done.append(subprocess.CompletedProcess(list(words), process.exitcode, out, err))
+    return done
+
+
 _SERVER = []
 
 
@@ -57,7 +91,8 @@ def server():
     if not _SERVER:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(LIBRARIES)
-        with _environment({**QUIET, **HERE, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}):
+        found = {"PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), HERE["PYTHONPATH"]])}  # it looks nowhere else, and fails in silence
+        with _environment({**QUIET, **found, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}):
             multiprocessing.forkserver.ensure_running()
         _SERVER.append(context)
     return _SERVER[0]
@@ -76,6 +111,7 @@ def _environment(changes):
 
 def _run(words, environment, cwd, paths):
     """In the fork: the program as `__main__`, its output in two files."""
+    assert "preloaded" in sys.modules, "the server has not imported what the programs need"
     for number, path in zip((1, 2), paths, strict=True):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)

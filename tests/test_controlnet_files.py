@@ -13,16 +13,18 @@ from loading_models import (
 )
 from safetensors.torch import load_file, save_file
 
-from dp2osr.backbones import load_backbone
 from dp2osr.errors import UserError
 
 
-def test_a_controlnet_of_another_width_is_refused_in_one_line_however_it_is_given(sd2, hub, tmp_path):
+def test_a_controlnet_of_another_width_is_refused_in_one_line_however_it_is_given(sd2, sd2_controlnet, hub, tmp_path):
+    from diffusers import ControlNetModel
+
     from dp2osr.training.checkpoints import save_checkpoint
 
-    narrow = f"{CONTROLNET}-8"
+    narrow = tmp_path / "narrow"
+    policy = ControlNetModel.from_config({**sd2_controlnet.config, "block_out_channels": [8, 16, 32]})
+    policy.save_pretrained(narrow)
     cache_model(hub, "someone/narrow", narrow)
-    policy = load_backbone(f"{MODEL}-8").load_controlnet(narrow)
     save_checkpoint(tmp_path, 3, {"policy": policy}, 1)
     for path in (narrow, f"{narrow}/diffusion_pytorch_model.safetensors", tmp_path / "checkpoint-3.pt", "someone/narrow"):
         with pytest.raises(UserError, match=f"is a ControlNet of 8, 16, 32 channels, the base {MODEL} has 32, 64, 128; give the"):

@@ -276,7 +276,7 @@ def test_bad_settings(path, value, message, tmp_path):
 def test_settings_that_would_never_be_read_and_files_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(UserError, match="never be read"):
         config_of({**settings_of("resshift_second_order"), "second_order_prob": 0.0}, tmp_path)
-    with pytest.raises(UserError, match="not one of bicubic, resshift, resshift_noisy, resshift_second_order"):
+    with pytest.raises(UserError, match="not one of bicubic, light, resshift, resshift_noisy, resshift_second_order"):
         load_degradation("reshift")
     with pytest.raises(UserError, match="cannot be read"):
         load_degradation(tmp_path / "none.yaml")

@@ -12,6 +12,7 @@ from conftest import ROOT, run_program
 
 from dp2osr.errors import run
 
+PAGES = [ROOT / "docs/CHOOSING.md"]  # whose commands are checked as those of --help are
 PROGRAMS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
 # Behind a command, so that it takes seconds instead of minutes: the command line overrides what stands before.
 SHORTER = {
@@ -33,9 +34,13 @@ NOT_HERE = ("--candidates base=runs/quickstart", "RealSR", "RealLR200", "votes-"
 
 
 def examples(path):
-    """The commands in a program's docstring, each as one line without its comment."""
-    text = re.search(r'"""(.*?)"""', path.read_text(encoding="utf-8"), re.S)[1].replace("\\\\\n", " ")
-    lines = [line.strip() for line in text.splitlines() if re.match(r"    (python|accelerate launch) ", line)]
+    """The commands in a program's docstring or in a page, each as one line without its comment."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".md":
+        text, start = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " "), ""
+    else:
+        text, start = re.search(r'"""(.*?)"""', text, re.S)[1].replace("\\\\\n", " "), "    "
+    lines = [line.strip() for line in text.splitlines() if re.match(rf"{start}(python|accelerate launch) ", line)]
     return [re.sub(r"\s+#.*| +(?= )", "", line) for line in lines]
 
 
@@ -44,7 +49,7 @@ def test_every_program_of_the_method_has_an_example():
         assert examples(ROOT / name), name
 
 
-@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", [*PROGRAMS, *PAGES], ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_examples_name_programs_and_flags_that_exist(path):
     for line in examples(path):
         words = shlex.split(line)

@@ -24,8 +24,7 @@ from dp2osr.rewards.table import read_scores
 from dp2osr.sampling.store import CandidateStore
 
 TABLES = sorted(CONFIG_DIR.glob("*/table[12].yaml"))
-CAPACITY = CONFIG_DIR / "tiny" / "capacity.yaml"
-EXPERIMENTS = sorted(set(CONFIG_DIR.glob("*/*.yaml")) - {*TABLES, CAPACITY})
+EXPERIMENTS = sorted(set(CONFIG_DIR.glob("*/*.yaml")) - {*TABLES})
 
 
 def planned(path, folder, **changes):

@@ -10,7 +10,7 @@ from trainings import run_training
 
 from dp2osr.backbones import kinds
 from dp2osr.preference import loss
-from dp2osr.sampling.sampler import generate_candidates
+from dp2osr.sampling.generate import generate_candidates
 from dp2osr.sampling.settings import GenerateSettings
 
 METRIC = """

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from dp2osr.backbones import load_backbone
-from dp2osr.backbones.flux import image_ids, pack, unpack
+from dp2osr.backbones.flux_tokens import image_ids, pack, unpack
 from dp2osr.backbones.tiles import WHOLE, Tiling
 from dp2osr.errors import UserError
 from dp2osr.sampling.defaults import LoopSettings

@@ -4,9 +4,9 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
-from dp2osr.data.images import read_image, read_image_and_alpha
+from dp2osr.data.images import read_image, read_image_and_alpha, why_unreadable
 from dp2osr.errors import UserError
 
 PHOTO = np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -91,3 +91,12 @@ def test_alpha_is_kept_apart_or_put_on_white(tmp_path):
     assert (on_white[:, :4] == 255).all() and np.array_equal(on_white[:, 4:], PHOTO[:, 4:])
     Image.fromarray(PHOTO).save(tmp_path / "b.png")
     assert read_image_and_alpha(tmp_path / "b.png")[1] is None
+
+
+def test_what_cannot_be_read_is_said_without_the_address_of_a_stream():
+    from io import BytesIO
+
+    with pytest.raises(UnidentifiedImageError) as error:
+        Image.open(BytesIO(b"no image"))
+    assert "BytesIO" in str(error.value) and why_unreadable(error.value) == "cannot identify image file"
+    assert why_unreadable(ValueError("two\nlines")) == "two lines"

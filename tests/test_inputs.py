@@ -128,7 +128,7 @@ class Published:
 def test_a_model_recommends_its_settings_flags_win_and_without_either_the_paper_holds(tmp_path):
     kind = KINDS["flux"]
     args, filled = with_defaults(flags_of(kind, *kind.model_flags, "--guidance_scale", 2), Published)
-    assert (args.num_inference_steps, args.guidance_scale, args.align_method, args.scheduler) == (4, 2.0, "wavelet", "flow_euler")
+    assert (args.num_inference_steps, args.guidance_scale, args.align_method, args.scheduler) == (8, 2.0, "wavelet", "flow_euler")
     assert "sampling_settings.json" in filled["num_inference_steps"][1] and "guidance_scale" not in filled
     elsewhere = flags_of(kind, "--pretrained_model_name_or_path", tmp_path, "--controlnet_model_name_or_path", tmp_path)
     assert with_defaults(elsewhere, Published)[0].num_inference_steps == 25
@@ -148,7 +148,7 @@ def test_a_broken_recommendation_is_one_line(tmp_path, content):
 
 
 def test_the_tiny_models_recommend_what_their_configs_sample_with():
-    for name, steps in (("tiny-sd2", 3), ("tiny-flux", 4)):
+    for name, steps in (("tiny-sd2", 8), ("tiny-flux", 8)):
         settings, _ = read_recommended(str(ROOT / "preset/models" / name))
         text = (ROOT / f"configs/{name.replace('-', '_')}/full/sample.yaml").read_text()
         assert settings["num_inference_steps"] == steps and f"num_inference_steps: {steps}\n" in text
@@ -168,7 +168,7 @@ def test_what_a_program_sets_itself_gives_way_to_its_flags_and_changes_no_other_
 
 
 def test_candidates_grow_and_those_that_are_there_stay_as_they_are(folder, tmp_path):
-    from dp2osr.sampling.sampler import generate_candidates
+    from dp2osr.sampling.generate import generate_candidates
     from dp2osr.sampling.store import CandidateStore
 
     def sample(out, count):

@@ -192,7 +192,7 @@ def test_what_a_draw_does_to_the_ranking_is_reported(store, suites, gt_path, tmp
 def test_a_table_of_another_pyiqa_is_not_written_over(store, suites, gt_path, tmp_path, monkeypatch):
     label(store, suites["full"], gt_path, tmp_path / "scores.parquet")
     before = (tmp_path / "scores.parquet").read_bytes()
-    monkeypatch.setattr("dp2osr.rewards.labeller.pyiqa_version", lambda: "9.9")
+    monkeypatch.setattr("dp2osr.rewards.known_scores.pyiqa_version", lambda: "9.9")
     with pytest.raises(UserError, match=r"scores.parquet: was scored with pyiqa 0\..*, and this is 9\.9.*--output"):
         labeller(store, suites["full"], gt_path, tmp_path / "scores.parquet").check_version()
     assert (tmp_path / "scores.parquet").read_bytes() == before

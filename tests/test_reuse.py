@@ -1,6 +1,7 @@
 """pyiqa's networks with repeated work taken out, against pyiqa on one image at a time: the same random weights on both sides."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -66,6 +67,55 @@ def test_scores_are_pyiqas_of_each_image_alone(name):
         expected = each_alone(plain, gt, images)
         assert expected.std() > 1e-6  # the random network does tell them apart
         np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-5)
+
+
+def test_afine_is_given_one_image_at_a_time(monkeypatch):
+    """Here a score depends on all images of its batch, and the images are overwritten; each has the score that it has alone."""
+    import pyiqa
+    from pyiqa.archs.afine_arch import AFINE
+
+    def forward(self, images, gt=None):
+        score = images.sum().reshape(1) - (0 if gt is None else 2 * gt.sum())
+        images.zero_()
+        return score
+
+    gt, images = draw(64, count=5)
+    for name in ("afine_fr", "afine_nr", "afine_all"):
+        with monkeypatch.context() as patched:
+            patched.setattr(AFINE, "forward", forward)
+            found = build([name], batches=Batches(3)).score(images, gt)[name]
+            expected = each_alone(pyiqa.create_metric(name, device=torch.device("cpu")), gt, images)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
+        assert len(set(found.tolist())) == 5
+
+
+def test_a_gpu_takes_as_many_images_of_maniqa_as_its_memory_lets(monkeypatch):
+    """A CPU takes one; here it passes for a GPU, with room for three images of twenty crops."""
+    from dp2osr.rewards import reuse
+
+    passes = []
+
+    class Metric:
+        net = SimpleNamespace(test_sample=20, conv1=SimpleNamespace(in_channels=4 * 768))
+
+        def __call__(self, images):
+            passes.append(len(images))
+            return images.mean((1, 2, 3))[:, None]
+
+    images, metric = draw(64, count=4)[1], reuse.Maniqa(Metric())
+    alone = metric(images)
+    monkeypatch.setattr(reuse, "has_own_memory", lambda device: True)
+    monkeypatch.setattr(reuse, "free_device_bytes", lambda device: 6.5 * 20 * 3 * (4 * 768) ** 2 * 4)
+    assert torch.equal(metric(images), alone) and passes == [1, 1, 1, 1, 3, 1]
+
+
+def test_maniqa_scores_two_images_as_it_scores_each():
+    import pyiqa
+
+    plain = pyiqa.create_metric("maniqa-pipal", device=torch.device("cpu"), test_sample=1)
+    _, images = draw(225, count=2)
+    with torch.no_grad():
+        np.testing.assert_allclose(plain(images).flatten(), [plain(image[None]).item() for image in images], rtol=0, atol=1e-5)
 
 
 def test_each_metric_sees_the_image_and_not_what_another_left_of_it():

@@ -57,7 +57,7 @@ def test_a_table_that_does_not_say_is_read_by_the_default_and_what_it_lacks_is_a
     table = ScoreTable(["a"], scores, {}, {}, {"gt_path": "my photos/gt"})
     with pytest.raises(UserError) as error:
         check_scored(config, table, "my runs/candidates")
-    assert "take --reward_config embedded or embedded_nr" in str(error.value)
+    assert "take --reward_config embedded or fr_only or nr_only" in str(error.value)
     words = shlex.split(str(error.value).partition("; run ")[2].partition(", or ")[0])
     assert words == [
         "python", "label_rewards.py", "--candidates_dir", "my runs/candidates", "--gt_path", "my photos/gt", "--reward_config", "default",

@@ -151,7 +151,7 @@ def test_absent_and_nan_scores_are_named():
         hybrid_reward(scores, LOWER_BETTER, CONFIG)
 
 
-@pytest.mark.parametrize("name", ["embedded", "embedded8", "embedded_nr", "default", "paper", "fr_only", "nr_only"])
+@pytest.mark.parametrize("name", ["embedded", "default", "paper", "fr_only", "nr_only"])
 def test_shipped_configs_load(name):
     config = load_reward_config(name)
     assert config.name == name and config.metrics
@@ -159,8 +159,8 @@ def test_shipped_configs_load(name):
 
 
 def test_shipped_configs_have_the_sizes_that_the_method_names():
-    configs = [load_reward_config(name) for name in ("default", "paper", "embedded", "embedded8")]
-    assert [(len(config.fr), len(config.nr)) for config in configs] == [(4, 4), (3, 6), (4, 3), (4, 4)]
+    configs = [load_reward_config(name) for name in ("default", "paper", "embedded")]
+    assert [(len(config.fr), len(config.nr)) for config in configs] == [(4, 4), (3, 6), (4, 4)]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from conftest import ROOT
 FLOORS = [
     {"errors", "places", "commands", "fields"},
     {"device", "divergence", "parallel", "launch", "flops", "digests", "files"},
-    {"outputs", "results"},
+    {"outputs", "results", "locks"},
+    {"sharing"},
     {"cli"},
     {"schema"},
     {"data"},
@@ -23,6 +24,7 @@ FLOORS = [
     {"stats", "preference"},
     {"training", "evaluation"},
     {"planning", "experiments"},
+    {"checkup"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 SHOWN = [

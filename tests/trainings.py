@@ -1,7 +1,7 @@
 """What the tests of training share: fixtures and helpers."""
 
 import pytest
-from conftest import run_program
+from conftest import ROOT, run_program
 from safetensors.torch import load_file
 
 from dp2osr.training.trainer import PreferenceTrainer
@@ -50,3 +50,12 @@ class FallingRewards:
         from PIL import Image
 
         return Image.new("RGB", (4, 4))
+
+
+def copy_validation_images(folder, count=2):
+    """`count` held-out LR images in `folder`/lr, their GT in `folder`/gt; the flags that name them."""
+    for side in ("lr", "gt"):
+        (folder / side).mkdir()
+        for path in sorted((ROOT / f"preset/test/{side}").glob("*.png"))[:count]:
+            (folder / side / path.name).write_bytes(path.read_bytes())
+    return ["--validation_image_path", str(folder / "lr"), "--validation_gt_path", str(folder / "gt"), "--validation_candidates", "2"]

@@ -4,19 +4,30 @@ A timestep is the noise level σ in [0, 1]: x_σ = (1 − σ) x_0 + σ ε, and t
 Latents are kept as images, (B, C, h, w); the transformer sees them packed, 2 × 2 latent pixels a token.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from dp2osr.backbones.flux_files import count_layers, has_guidance, shape_of_config, shape_of_tensors
+from dp2osr.backbones.flux_tokens import image_ids, pack, unpack
 from dp2osr.backbones.footprint import transformer_numbers
-from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_part, load_weights
-from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
+from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_denoiser, load_part, load_weights
+from dp2osr.backbones.tiles import blend_tiles, cut_windows, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
 
-T5_LENGTH = 512  # tokens, as in diffusers' pipelines for FLUX.1-dev
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+    from dp2osr.backbones.base import Loop, Prompt, Steering
+    from dp2osr.backbones.loading import ControlNetFiles, ModelSource
+
 SCHEDULERS = {"flow_euler": "FlowMatchEulerDiscreteScheduler", "flow_heun": "FlowMatchHeunDiscreteScheduler"}
 
 
@@ -26,7 +37,7 @@ class FluxBackbone:
     Args:
         source: `ModelSource`.
         device, dtype: where and in which precision the frozen parts live; the VAE stays in fp32.
-        parts: which of "vae", "text", "denoiser" to load.
+        parts: of "vae", "text", "denoiser" ("tokenizers": those of "text" alone); quantize: "int8" or "nf4", the denoiser is held so.
 
     Raises:
         UserError: a part is missing or broken.
@@ -36,10 +47,13 @@ class FluxBackbone:
     default_scheduler = "flow_euler"
     published_sampling = {"num_inference_steps": 25, "guidance_scale": 2.5}  # of the paper's test code
     encodes_control = True
+    text_parts = ("text_encoder", "text_encoder_2")
+    max_sequence_length: int | None = 512  # tokens that T5 takes, as in diffusers' pipelines for FLUX.1-dev
 
-    def __init__(self, source, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
+    def __init__(self, source: ModelSource, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+                 parts: Sequence[str] = ("vae", "text", "denoiser"), quantize: str | None = None) -> None:  # fmt: skip
         from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+        from transformers import CLIPTokenizer, T5TokenizerFast
 
         self.source, self.device, self.dtype = source, torch.device(device), dtype
         self.noise_schedule = source.load(FlowMatchEulerDiscreteScheduler, "scheduler")
@@ -54,60 +68,82 @@ class FluxBackbone:
         self.guidance = 1.0  # what the distilled guidance embedding is told in training
         if "vae" in parts:
             self.vae = source.load(AutoencoderKL, "vae", torch_dtype=torch.float32).to(self.device).eval()
-        if "text" in parts:
+        if "text" in parts or "tokenizers" in parts:
             self.tokenizer = source.load(CLIPTokenizer, "tokenizer")
-            self.text_encoder = source.load(CLIPTextModel, "text_encoder", dtype=dtype).to(self.device).eval()
             self.tokenizer_2 = source.load(T5TokenizerFast, "tokenizer_2")
-            self.text_encoder_2 = source.load(T5EncoderModel, "text_encoder_2", dtype=dtype).to(self.device).eval()
+        if "text" in parts:
+            self.load_text_encoders()
         if "denoiser" in parts:
-            self.transformer = source.load(FluxTransformer2DModel, "transformer", torch_dtype=dtype).to(self.device).eval()
-        for name in ("vae", "text_encoder", "text_encoder_2", "transformer"):
+            self.transformer = load_denoiser(source, FluxTransformer2DModel, "transformer", self.device, dtype, quantize).eval()
+        for name in ("vae", "transformer"):
             if hasattr(self, name):
                 getattr(self, name).requires_grad_(False)
 
     # -- images, prompts, control ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_images(self, images):
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] → (B, C, H/s, W/s) shifted and scaled latents, the posterior's mode."""
         images = (images.to(self.device, torch.float32) * 2).sub_(1)
         config = self.vae.config
         return (encode_tiled(self.vae, images, self.vae_tiling) - (config.shift_factor or 0)) * config.scaling_factor
 
     @torch.no_grad()
-    def decode_latents(self, latents):
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) latents → (B, 3, s·h, s·w) in [0, 1]."""
         config = self.vae.config
         latents = latents.to(self.device, torch.float32) / config.scaling_factor + (config.shift_factor or 0)
         return decode_tiled(self.vae, latents, self.vae_tiling).div_(2).add_(0.5).clamp_(0, 1)
 
-    def embed_prompts(self, prompts):
+    def embed_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """CLIP's pooled output and T5's last hidden states: {"pooled_projections": (B, D), "encoder_hidden_states": (B, length, D₂)}."""
         clip = tokenize(self.tokenizer, prompts, self.tokenizer.model_max_length)
-        t5 = tokenize(self.tokenizer_2, prompts, min(T5_LENGTH, self.tokenizer_2.model_max_length))
+        t5 = tokenize(self.tokenizer_2, prompts, self.text_length)
         pooled = self.text_encoder(clip.to(self.device)).pooler_output
         return {"pooled_projections": pooled, "encoder_hidden_states": self.text_encoder_2(t5.to(self.device))[0]}
 
     @torch.no_grad()
-    def encode_prompts(self, prompts):
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """`embed_prompts` of the frozen encoders."""
         return self.embed_prompts(prompts)
 
-    def free_text_encoders(self):
+    @property
+    def text_length(self) -> int:
+        """Tokens of T5 in a prompt's embedding."""
+        return min(self.max_sequence_length or 512, self.tokenizer_2.model_max_length)
+
+    def blank_prompt(self) -> dict[str, torch.Tensor]:
+        """Zeros in the shapes of one prompt's embedding: for a pass of the denoiser whose result nobody reads."""
+        pooled, width = self.transformer_config["pooled_projection_dim"], self.transformer_config["joint_attention_dim"]
+        shapes = {"pooled_projections": (1, pooled), "encoder_hidden_states": (1, self.text_length, width)}
+        return {name: torch.zeros(shape, device=self.device, dtype=self.dtype) for name, shape in shapes.items()}
+
+    def load_text_encoders(self) -> None:
+        """CLIP and T5, frozen, on the device."""
+        from transformers import CLIPTextModel, T5EncoderModel
+
+        self.text_encoder = self.source.load(CLIPTextModel, "text_encoder", dtype=self.dtype)
+        self.text_encoder_2 = self.source.load(T5EncoderModel, "text_encoder_2", dtype=self.dtype)
+        for encoder in (self.text_encoder, self.text_encoder_2):
+            encoder.to(self.device).eval().requires_grad_(False)
+
+    def free_text_encoders(self) -> None:
         """Let go of CLIP and T5; `embed_prompts` has none afterwards."""
         del self.text_encoder, self.text_encoder_2
 
-    def prepare_control(self, images):
+    def prepare_control(self, images: torch.Tensor) -> torch.Tensor:
         """The upsampled LR in [0, 1] as packed latents, (B, tokens, 4C) (the paper's C-FLUX)."""
         return pack(self.encode_images(images)).to(self.dtype)
 
-    def cut_control(self, control, side, top, left, window):
-        """The part of a control input, made of images of `side` latent pixels, that belongs to a square window of the latents."""
-        return pack(unpack(control, side, side)[..., top : top + window, left : left + window])
+    def cut_control(self, control: torch.Tensor, side: int, top: torch.Tensor, left: torch.Tensor, window: int) -> torch.Tensor:
+        """The part of each control input, made of images of `side` latent pixels, that belongs to a square window of its latents."""
+        return pack(cut_windows(unpack(control, side, side), top, left, window))
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def draw_timesteps(self, count, generator, share=(0.0, 1.0), timestep_sampling="logit_normal", logit_mean=0.0, logit_std=1.0):
+    def draw_timesteps(
+        self, count: int, generator: torch.Generator, share: tuple[float, float] = (0.0, 1.0), timestep_sampling: str = "logit_normal",
+        logit_mean: float = 0.0, logit_std: float = 1.0) -> torch.Tensor:  # fmt: skip
         """σ within `share`, (count,) float32: logit-normal (Esser et al., "Scaling Rectified Flow Transformers", Sec. 3.1) or uniform."""
         bounds, uniform = torch.tensor(share, dtype=torch.float64), torch.rand(count, generator=generator, dtype=torch.float64)
         if timestep_sampling == "logit_normal":
@@ -117,16 +153,17 @@ class FluxBackbone:
             sigmas = bounds[0] + (bounds[1] - bounds[0]) * uniform
         return sigmas.float().clamp(1e-4, 1).to(self.device)
 
-    def add_noise(self, latents, noise, timesteps):
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_σ = (1 − σ) x_0 + σ ε."""
         sigmas = timesteps.to(latents).view(-1, 1, 1, 1)
         return (1 - sigmas) * latents + sigmas * noise
 
-    def target(self, latents, noise, timesteps):
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The velocity ε − x_0, at any σ."""
         return noise - latents
 
-    def predict(self, controlnets, noisy, timesteps, prompt, control, control_scale=1.0):
+    def predict(self, controlnets: Sequence[Steering], noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, control: torch.Tensor,
+                control_scale: float = 1.0) -> list[torch.Tensor]:  # fmt: skip
         """The velocity under each ControlNet, (B, C, h, w) each; `prompt` may carry a "guidance" of its own, for all or one a sample."""
         count, _, height, width = noisy.shape
         tokens = pack(noisy)
@@ -139,7 +176,7 @@ class FluxBackbone:
             "pooled_projections": prompt["pooled_projections"].expand(count, -1),
             "encoder_hidden_states": text,
             "txt_ids": torch.zeros(text.shape[1], 3, device=tokens.device, dtype=tokens.dtype),
-            "img_ids": image_ids(height // 2, width // 2).to(tokens),
+            "img_ids": image_ids(height // 2, width // 2, tokens.device).to(tokens.dtype),
             "return_dict": False,
         }
         predictions = []
@@ -161,43 +198,45 @@ class FluxBackbone:
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
-    def passes_a_step(self, guidance_scale):
+    def passes_a_step(self, guidance_scale: float) -> int:
         """One: the guidance scale is an input of the distilled network."""
         return 1
 
     @torch.no_grad()
-    def sample(self, controlnet, control, prompt, negative, generators, shape, settings, progress=None):
-        """Denoise len(generators) candidates of one image; arguments as `SD2Backbone.sample`, `negative` is not read.
+    def sample(self, controlnet: torch.nn.Module, control: torch.Tensor, prompt: Prompt, negative: Prompt | None,
+               generators: list[torch.Generator], shape: tuple[int, int, int], settings: Loop,
+               progress: Callable[[int], object] | None = None) -> torch.Tensor:  # fmt: skip
+        """Denoise len(generators) candidates of one image, as `SD2Backbone.sample` does; `negative` is not read.
 
-        The guidance scale is an input of the distilled network: there is no negative prompt.
+        The guidance scale is an input of the distilled network: there is no negative prompt. Latents and scheduler are in float32.
         """
-        latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
-        latents = latents.to(self.device, self.dtype)
+        latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(self.device)
         scheduler = self.sampling_schedule(settings, shape)
         prompt = {**prompt, "guidance": settings.guidance_scale}
         extra = {"generator": generators} if scheduler.config.get("stochastic_sampling") else {}
         control = unpack(control, *shape[1:])
         for timestep in scheduler.timesteps:
 
-            def predict(top, left, height, width, noisy=latents, timestep=timestep):
+            def predict(
+                top: int, left: int, height: int, width: int, noisy: torch.Tensor = latents, timestep: torch.Tensor = timestep
+            ) -> torch.Tensor:
                 window = (..., slice(top, top + height), slice(left, left + width))
-                part, time = pack(control[window]), timestep.to(self.dtype) / 1000
-                [velocity] = self.predict([controlnet], noisy[window], time, prompt, part, settings.control_scale)
+                part, time = pack(control[window]), timestep.float() / 1000
+                [velocity] = self.predict([controlnet], noisy[window].to(self.dtype), time, prompt, part, settings.control_scale)
                 if progress:
                     progress(1)
-                return velocity
+                return velocity.float()
 
             velocity = blend_tiles(predict, *shape[1:], settings.tiling)
             latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
         return latents
 
-    def pass_bytes(self, controlnet, height, width, count):
+    def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int) -> float:
         """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
         blocks = controlnet.config.num_layers + controlnet.config.num_single_layers
-        tokens = height * width / 4 + min(T5_LENGTH, self.tokenizer_2.model_max_length)
-        return count * tokens * transformer_numbers(self.transformer.config, blocks) * self.dtype.itemsize
+        return count * (height * width / 4 + self.text_length) * transformer_numbers(self.transformer.config, blocks) * self.dtype.itemsize
 
-    def sampling_schedule(self, settings, shape):
+    def sampling_schedule(self, settings: Loop, shape: Sequence[int]) -> SchedulerMixin:
         """The scheduler of `settings`, its timesteps set for latents of `shape`: what the network sees at a time decides their shift."""
         scheduler = self.sampling_scheduler(settings.scheduler)
         steps = settings.num_inference_steps
@@ -209,14 +248,14 @@ class FluxBackbone:
             scheduler.set_timesteps(steps, device=self.device)
         return scheduler
 
-    def timestep_shift(self, height, width):
+    def timestep_shift(self, height: int, width: int) -> float:
         """μ of the resolution-dependent shift of the timesteps: linear in the number of tokens (FLUX.1's own sampling code)."""
         config, tokens = self.noise_schedule.config, height * width // 4
         low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
         least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
         return least + (most - least) * (tokens - low) / (high - low)
 
-    def sampling_scheduler(self, name):
+    def sampling_scheduler(self, name: str) -> SchedulerMixin:
         """A diffusers flow scheduler with this model's schedule.
 
         Raises:
@@ -234,20 +273,20 @@ class FluxBackbone:
     # -- ControlNets -------------------------------------------------------------------------------------------------
 
     @property
-    def denoiser(self):
+    def denoiser(self) -> torch.nn.Module:
         """The transformer."""
         return self.transformer
 
-    def trained_parts(self):
+    def trained_parts(self) -> dict[str, torch.nn.Module]:
         """What a baseline's training may train beside the ControlNet: {name in the pipeline: module}."""
         return {"transformer": self.transformer, "text_encoder": self.text_encoder, "text_encoder_2": self.text_encoder_2}
 
-    def saved_parts(self):
+    def saved_parts(self) -> dict[str, Any]:
         """All that a pipeline folder holds: {name: module, tokenizer or schedule}."""
         rest = {"vae": self.vae, "tokenizer": self.tokenizer, "tokenizer_2": self.tokenizer_2, "scheduler": self.noise_schedule}
         return {**self.trained_parts(), **rest}
 
-    def new_controlnet(self, num_double_layers=4, num_single_layers=0, **_of_other_kinds):
+    def new_controlnet(self, num_double_layers: int = 4, num_single_layers: int = 0, **_of_other_kinds: Any) -> torch.nn.Module:
         """`FluxControlNetModel.from_transformer`: copies of the first blocks, zero output layers (the paper's C-FLUX)."""
         from diffusers import FluxControlNetModel
 
@@ -260,7 +299,7 @@ class FluxBackbone:
             num_attention_heads=config.num_attention_heads,
         ).to(self.device)
 
-    def controlnet_options(self, path):
+    def controlnet_options(self, path: str | Path) -> dict[str, int]:
         """What `new_controlnet` must be told for a ControlNet like the one in a folder, hub model or safetensors file.
 
         Raises:
@@ -268,7 +307,7 @@ class FluxBackbone:
         """
         return self.find_controlnet(path)[1]
 
-    def find_controlnet(self, path):
+    def find_controlnet(self, path: str | Path) -> tuple[ControlNetFiles, dict[str, int]]:
         """(`ControlNetFiles`, options of `new_controlnet`) of a ControlNet of this base.
 
         Raises:
@@ -278,7 +317,7 @@ class FluxBackbone:
         if files.config:
             if files.config.get("num_mode") or files.config.get("conditioning_embedding_channels"):
                 raise UserError(f"{path}: takes a control mode, or images that are not encoded; give a ControlNet that takes latents alone")
-            layers, found = [files.config[name] for name in ("num_layers", "num_single_layers")], shape_of_config(files.config)
+            layers, found = tuple(files.config[name] for name in ("num_layers", "num_single_layers")), shape_of_config(files.config)
         else:
             layers, found = count_layers(files.tensors, path), shape_of_tensors(files.tensors)
         check_fit(path, found, own, self.source.path)
@@ -287,7 +326,9 @@ class FluxBackbone:
             raise UserError(f"{path}: {takes} the guidance scale as an input, the base {base}; give it as a folder with its config.json")
         return files, dict(zip(("num_double_layers", "num_single_layers"), layers, strict=True))
 
-    def load_controlnet(self, path, dtype=None, num_double_layers=None, num_single_layers=None):
+    def load_controlnet(
+        self, path: str | Path, dtype: torch.dtype | None = None, num_double_layers: int | None = None, num_single_layers: int | None = None
+    ) -> torch.nn.Module:
         """A ControlNet from a diffusers folder or hub id, or from one safetensors file with the keys of `from_transformer`.
 
         Raises:
@@ -307,23 +348,3 @@ class FluxBackbone:
             load_weights(controlnet, files.tensors, path)
         check_finite(controlnet, path)
         return controlnet.to(self.device).eval()
-
-
-def pack(latents):
-    """(B, C, h, w) → (B, h/2 · w/2, 4C): 2 × 2 latent pixels a token, channels first within it."""
-    count, channels, height, width = latents.shape
-    blocks = latents.reshape(count, channels, height // 2, 2, width // 2, 2)
-    return blocks.permute(0, 2, 4, 1, 3, 5).reshape(count, height * width // 4, 4 * channels)
-
-
-def unpack(tokens, height, width):
-    """The inverse of `pack`, for latents of `height` × `width`."""
-    count, _, channels = tokens.shape
-    blocks = tokens.reshape(count, height // 2, width // 2, channels // 4, 2, 2)
-    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(count, channels // 4, height, width)
-
-
-def image_ids(rows, columns):
-    """(rows · columns, 3) rotary position ids of the image tokens: 0, row, column."""
-    grid = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
-    return torch.stack([torch.zeros(rows, columns), *grid], dim=-1).reshape(-1, 3)

@@ -1,9 +1,18 @@
 """Which ControlNet of FLUX is in a file: its sizes, by its config or by its tensors."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from dp2osr.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def shape_of_config(config):
+
+def shape_of_config(config: Mapping[str, Any]) -> dict[str, int | None]:
     """{what: number} of a transformer's or ControlNet's configuration in which the two must agree."""
     return {
         "attention heads": config.get("num_attention_heads"),
@@ -14,10 +23,10 @@ def shape_of_config(config):
     }
 
 
-def shape_of_tensors(tensors):
+def shape_of_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, int | None]:
     """The same of a ControlNet's tensors; None where they do not say it."""
 
-    def size(name, axis):
+    def size(name: str, axis: int) -> int | None:
         return tensors[name].shape[axis] if name in tensors else None
 
     width, head = size("x_embedder.weight", 0), next((len(tensors[name]) for name in tensors if name.endswith(".attn.norm_q.weight")), None)
@@ -30,12 +39,12 @@ def shape_of_tensors(tensors):
     }
 
 
-def has_guidance(tensors):
+def has_guidance(tensors: Mapping[str, torch.Tensor]) -> bool:
     """Whether a ControlNet with these tensors is told the guidance scale."""
     return any(name.startswith("time_text_embed.guidance_embedder.") for name in tensors)
 
 
-def count_layers(tensors, path):
+def count_layers(tensors: Mapping[str, torch.Tensor], path: str | Path) -> tuple[int, ...]:
     """(double, single) blocks of the FLUX ControlNet whose tensors these are, from the file `path`.
 
     Raises:

@@ -4,8 +4,11 @@ The factors count the tensors that are alive at once in diffusers' blocks; `test
 tensor, for the tiny models and for the published shapes.
 """
 
+from collections.abc import Mapping
+from typing import Any
 
-def unet_numbers(config, embedding_channels, vae_scale):
+
+def unet_numbers(config: Mapping[str, Any], embedding_channels: int, vae_scale: int) -> tuple[float, float]:
     """(a latent pixel and sample, a latent pixel of all samples together) of a UNet under its ControlNet.
 
     Args:
@@ -25,19 +28,19 @@ def unet_numbers(config, embedding_channels, vae_scale):
     return 3 * skips + max(work), 3 * embedding_channels * vae_scale**2  # skips, residuals, and their sums
 
 
-def transformer_numbers(config, blocks):
+def transformer_numbers(config: Mapping[str, Any], blocks: int) -> int:
     """Of a FLUX transformer under a ControlNet of so many `blocks`: a token (of the text, or of 2 × 2 latent pixels) and sample."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     return width * (12 + 2 * blocks)  # a single block: its input, queries, keys, values, an MLP of four, both joined; residuals twice
 
 
-def decoder_numbers(config):
+def decoder_numbers(config: Mapping[str, Any]) -> float:
     """Of an autoencoder: a pixel that is decoded. The first block at a resolution still has the channels of the one below."""
     channels = config["block_out_channels"]
     return max(3 * max(channels[level : level + 2]) / 4**level for level in range(len(channels)))
 
 
-def encoder_numbers(config):
+def encoder_numbers(config: Mapping[str, Any]) -> int:
     """Of an autoencoder: a pixel that is encoded."""
     channels = config["block_out_channels"]
     return 5 * channels[0] + 3

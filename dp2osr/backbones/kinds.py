@@ -25,22 +25,24 @@ OF_FLOW = ("timestep_sampling", "logit_mean", "logit_std")  # the density of a f
 KINDS = {
     "sd2": Kind("StableDiffusionPipeline", "dp2osr.backbones.sd2:SD2Backbone", ("conditioning_channels",)),
     "flux": Kind(
-        "FluxPipeline", "dp2osr.backbones.flux:FluxBackbone", ("num_double_layers", "num_single_layers", "guidance_range", *OF_FLOW)
+        "FluxPipeline",
+        "dp2osr.backbones.flux:FluxBackbone",
+        ("num_double_layers", "num_single_layers", "guidance_range", "max_sequence_length", *OF_FLOW),
     ),
 }
 
 
-def kind_of(pipeline):
+def kind_of(pipeline: str | None) -> str | None:
     """The kind whose pipeline has this name in diffusers, or None."""
     return next((name for name, kind in KINDS.items() if kind.pipeline == pipeline), None)
 
 
-def not_read_by(name):
+def not_read_by(name: str | None) -> dict[str, tuple[str, ...]]:
     """{other kind: its own settings}, which the kind `name` does not read; empty where the kind is not known yet."""
     return {other: kind.own for other, kind in KINDS.items() if name and other != name}
 
 
-def _read(word):
+def _read(word: str) -> str:
     if word not in KINDS:
         raise ValueError(f"is {word!r}, must be one of {', '.join(KINDS)}")
     return word

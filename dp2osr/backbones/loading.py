@@ -1,8 +1,12 @@
 """Weights from disk or hub, with one clear line where they are missing, broken or another model's."""
 
+from __future__ import annotations
+
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from dp2osr.backbones.locate import (
     fetch,
@@ -14,8 +18,12 @@ from dp2osr.backbones.locate import (
     used_weights,
     weight_files,
 )
+from dp2osr.backbones.quantization import quantized
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_json
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
@@ -36,7 +44,7 @@ class ModelSource:
     vae: str | None = None
     tokenizer: str | None = None
 
-    def pipeline(self):
+    def pipeline(self) -> str | None:
         """diffusers' name of the model's pipeline.
 
         Raises:
@@ -44,22 +52,22 @@ class ModelSource:
         """
         return read_json(find_model_index(self.path, self.revision)).get("_class_name")
 
-    def other(self, name):
+    def other(self, name: str) -> str | None:
         """Where a part comes from that is not the model's own, or None."""
         return {"vae": self.vae, "tokenizer": self.tokenizer}.get(name)
 
-    def where(self, name):
+    def where(self, name: str) -> tuple[str, str | None]:
         """(path, subfolder) of a part."""
         other = self.other(name)
         if not other:
             return self.path, name
         return other, name if has_part(other, name) else None
 
-    def variant_of(self, name):
+    def variant_of(self, name: str) -> str | None:
         """Which variant of its weights a part is read from; tokenizers and schedules have none, another autoencoder its default."""
         return None if self.other(name) or _without_weights(name) else self.variant
 
-    def load(self, cls, name, **options):
+    def load(self, cls: type[Any], name: str, **options: Any) -> Any:
         """The part `name`, an instance of `cls`.
 
         Raises:
@@ -68,7 +76,7 @@ class ModelSource:
         variant = {"variant": self.variant_of(name)} if self.variant_of(name) else {}
         return self._read(cls, name, cls.from_pretrained, not _without_weights(name), **variant, **options)
 
-    def config(self, cls, name):
+    def config(self, cls: type[Any], name: str) -> Any:
         """The configuration of the part `name` without its weights.
 
         Raises:
@@ -76,18 +84,27 @@ class ModelSource:
         """
         return self._read(cls, name, cls.load_config, False)
 
-    def _read(self, cls, name, read, weights, **options):
+    def _read(self, cls: type[Any], name: str, read: Callable[..., Any], weights: bool, **options: Any) -> Any:
         path, subfolder = self.where(name)
         revision = None if self.other(name) else self.revision
         files = part_files(list_files(path, revision), subfolder, self.variant_of(name), weights)
-        return load_part(cls, path, subfolder, read, fetch(path, files, revision), **options)
+        return load_part(cls, path, subfolder, read, fetch(path, files, revision) if files else None, **options)
 
 
-def _without_weights(name):
+def load_denoiser(
+    source: ModelSource, cls: type[Any], name: str, device: torch.device, dtype: torch.dtype, how: str | None = None
+) -> torch.nn.Module:
+    """The part `name` of a base model on `device`, in `dtype` or quantised as `how` says."""
+    held = quantized(how, device, dtype)
+    denoiser = source.load(cls, name, torch_dtype=dtype, **held)
+    return denoiser if held else denoiser.to(device)
+
+
+def _without_weights(name: str) -> bool:
     return name.startswith(("tokenizer", "scheduler"))
 
 
-def find_model_index(path, revision=None):
+def find_model_index(path: str | Path, revision: str | None = None) -> Path:
     """The `model_index.json` of a local folder or, if there is no such folder, of a hub model.
 
     Raises:
@@ -98,7 +115,7 @@ def find_model_index(path, revision=None):
     return fetch(path, ["model_index.json"], revision) / "model_index.json"
 
 
-def check_latents(source, vae_config, channels):
+def check_latents(source: ModelSource, vae_config: Mapping[str, Any], channels: int) -> None:
     """Raise `UserError` unless the autoencoder's latents have the `channels` that the diffusion model takes."""
     if vae_config["latent_channels"] != channels:
         path = source.where("vae")[0]
@@ -107,7 +124,14 @@ def check_latents(source, vae_config, channels):
         )
 
 
-def load_part(cls, path, subfolder, read=None, folder=None, **options):
+def load_part(
+    cls: type[Any],
+    path: str | Path,
+    subfolder: str | None,
+    read: Callable[..., Any] | None = None,
+    folder: Path | None = None,
+    **options: Any,
+) -> Any:
     """`cls.from_pretrained` (or another reader of it) with one clear line where a file is missing or broken.
 
     Args:
@@ -127,7 +151,7 @@ def load_part(cls, path, subfolder, read=None, folder=None, **options):
         ) from None
 
 
-def read_tensors(path):
+def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     """Tensors of one safetensors file, or of the policy in a training's checkpoint (.pt); UserError if it is missing or broken."""
     from safetensors.torch import load_file
 
@@ -140,7 +164,7 @@ def read_tensors(path):
         raise UserError(f"{path}: not a readable {kind} ({' '.join(str(error).split())[:200]})") from None
 
 
-def count_parameters(path):
+def count_parameters(path: str | Path) -> int:
     """How many numbers the weights of a diffusers folder, hub model or one file hold, by its header; `UserError` if there are none."""
     from safetensors import SafetensorError, safe_open
 
@@ -160,7 +184,7 @@ def count_parameters(path):
     return count
 
 
-def _policy_of_checkpoint(path):
+def _policy_of_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:
     import torch
 
     tensors = torch.load(path, weights_only=True, map_location="cpu", mmap=True)["policy"]
@@ -169,7 +193,7 @@ def _policy_of_checkpoint(path):
     return tensors
 
 
-def cast(network, dtype):
+def cast(network: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
     """`network.to(dtype)` without diffusers' warning of modules to be kept in fp32, of which these networks have none."""
     import torch
 
@@ -184,13 +208,13 @@ class ControlNetFiles:
         path: as the user named it.
     """
 
-    path: str
-    config: dict | None = None
+    path: str | Path
+    config: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
-    tensors: dict | None = None
+    tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def find_controlnet(path, name):
+def find_controlnet(path: str | Path, name: str) -> ControlNetFiles:
     """The `ControlNetFiles` of a folder, hub id, safetensors file or training's checkpoint; `name`: the class in a folder's config.
 
     Raises:
@@ -217,7 +241,9 @@ def find_controlnet(path, name):
     raise UserError(f"{path}: {held}; give the folder or hub id of a {name}, or one safetensors file{nested}")
 
 
-def check_fit(path, found, own, base):
+def check_fit(
+    path: str | Path, found: Mapping[str, int | list[int] | None], own: Mapping[str, int | list[int] | None], base: str | Path
+) -> None:
     """Raise `UserError` unless a ControlNet has what the base model has; both sides are named.
 
     Args:
@@ -231,11 +257,11 @@ def check_fit(path, found, own, base):
         raise UserError(f"{path}: is a ControlNet of {theirs}, the base {base} has {ours}; give the ControlNet of this base")
 
 
-def _numbers(value):
+def _numbers(value: int | list[int] | None) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def check_finite(network, path):
+def check_finite(network: torch.nn.Module, path: str | Path) -> None:
     """Raise `UserError` where a weight of `network`, loaded from `path`, is NaN or infinite, as it is after a training that diverged."""
     for name, tensor in network.state_dict().items():
         if tensor.numel() and tensor.is_floating_point() and not all(math.isfinite(bound) for bound in tensor.detach().aminmax()):
@@ -245,7 +271,7 @@ def check_finite(network, path):
             )
 
 
-def load_weights(module, tensors, path):
+def load_weights(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Load the tensors of the file `path` into `module`, every key of it and no other."""
     own = module.state_dict()
     missing, unexpected = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())

@@ -7,6 +7,7 @@ Names of files are relative to the model's folder, with `/` between their parts.
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -21,7 +22,7 @@ LAYOUTS = (  # how diffusers and transformers name weights, in the order in whic
 NOT_USED = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no program here loads
 
 
-def locate(path):
+def locate(path: str | Path) -> Path | None:
     """The `Path` of a file or folder here, or None for what can only be a hub id.
 
     Raises:
@@ -35,7 +36,7 @@ def locate(path):
     return None
 
 
-def list_files(path, revision=None):
+def list_files(path: str | Path, revision: str | None = None) -> list[str]:
     """Names of the files of a model's folder, or of a hub model; of a folder two levels.
 
     Raises:
@@ -50,15 +51,15 @@ def list_files(path, revision=None):
     return sorted(file.relative_to(folder).as_posix() for file in found if file.is_file())
 
 
-def fetch(path, names, revision=None):
+def fetch(path: str | Path, names: Sequence[str], revision: str | None = None) -> Path:
     """The folder in which the files `names` of a model lie: its own, or its snapshot in the hub's cache, to which they are downloaded.
 
     Raises:
         UserError: a file cannot be had.
     """
-    folder = locate(path)
-    if folder is not None:
-        return folder
+    here = locate(path)
+    if here is not None:
+        return here
     from huggingface_hub import hf_hub_download
 
     try:
@@ -69,7 +70,7 @@ def fetch(path, names, revision=None):
     return folder
 
 
-def find_model_file(path, name, revision=None):
+def find_model_file(path: str | Path, name: str, revision: str | None = None) -> Path | None:
     """The local path of a small file of a model's folder or hub repository, or None if there is none or it cannot be had."""
     try:
         file = fetch(path, [name], revision) / name
@@ -78,7 +79,7 @@ def find_model_file(path, name, revision=None):
     return file if os.path.isfile(file) else None
 
 
-def has_part(path, name):
+def has_part(path: str | Path, name: str) -> bool:
     """Whether a local folder or a hub model holds a pipeline with the part `name`.
 
     Raises:
@@ -87,13 +88,13 @@ def has_part(path, name):
     return any(file.startswith(f"{name}/") for file in list_files(path))
 
 
-def part_files(names, part=None, variant=None, weights=True):
+def part_files(names: Sequence[str], part: str | None = None, variant: str | None = None, weights: bool = True) -> list[str]:
     """Those of a model's files that its part (a folder in it; None: the model is that part) is loaded from."""
     own = _directly_in(names, part)
     return [name for name in own if name.endswith(SMALL_SUFFIXES)] + (used_weights(own, variant) if weights else [])
 
 
-def used_weights(names, variant=None):
+def used_weights(names: Sequence[str], variant: str | None = None) -> list[str]:
     """Those of the files of one folder that `from_pretrained` reads weights from: of one layout, without other variants."""
     mark = f".{re.escape(variant)}" if variant else ""
     for stem, suffix in LAYOUTS:
@@ -106,7 +107,7 @@ def used_weights(names, variant=None):
     return []
 
 
-def weight_files(path, variant=None, revision=None, part=None):
+def weight_files(path: str | Path, variant: str | None = None, revision: str | None = None, part: str | None = None) -> dict[str, Path]:
     """{name: local path} of the weights that are used of a model, in order: a pipeline's parts, or one part's folder.
 
     Args:
@@ -125,11 +126,11 @@ def weight_files(path, variant=None, revision=None, part=None):
     if not used:  # of another layout: all that there is
         used = [name for name in names if name.startswith(prefix) and name.endswith(".safetensors")]
     used.sort(key=lambda name: name.split("/"))
-    folder = fetch(path, used, revision) if used else None
+    folder = fetch(path, used, revision) if used else Path()
     return {name.removeprefix(prefix): folder / name for name in used}
 
 
-def _parts(path, revision):
+def _parts(path: str | Path, revision: str | None) -> list[str]:
     """Names of a pipeline's parts that programs here load."""
     from dp2osr.files import read_json
 
@@ -137,13 +138,13 @@ def _parts(path, revision):
     return [name for name, cls in index.items() if isinstance(cls, list) and cls[-1] and name not in NOT_USED]
 
 
-def _directly_in(names, part=None):
+def _directly_in(names: Sequence[str], part: str | None = None) -> list[str]:
     prefix = f"{part}/" if part else ""
     return [name for name in names if name.startswith(prefix) and "/" not in name.removeprefix(prefix)]
 
 
 @cache
-def _list_hub(path, revision, cache_folder):
+def _list_hub(path: str, revision: str | None, cache_folder: str) -> list[str]:
     """The files of a hub model as the hub lists them or, where it cannot be asked, those in its cache; asked once a process."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import OfflineModeIsEnabled
@@ -164,19 +165,19 @@ def _list_hub(path, revision, cache_folder):
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())  # a broken link is no file
 
 
-def _near(path):
+def _near(path: str) -> str:
     """`; did you mean ...?` where something of nearly that name is here, else nothing."""
-    path = Path(path).expanduser() if path.startswith("~/") else Path(path)
-    if os.path.exists(path):
-        return f"; did you mean {path}?" if path.name else ""
-    missing = next(part for part in [*reversed(path.parents), path] if not os.path.exists(part))
+    named = Path(path).expanduser() if path.startswith("~/") else Path(path)
+    if os.path.exists(named):
+        return f"; did you mean {named}?" if named.name else ""
+    missing = next(part for part in [*reversed(named.parents), named] if not os.path.exists(part))
     try:
         close = difflib.get_close_matches(missing.name, os.listdir(missing.parent), 1, 0.7)
     except OSError:
         return ""
-    found = missing.parent / close[0] / path.relative_to(missing) if close else path
+    found = missing.parent / close[0] / named.relative_to(missing) if close else named
     return f"; did you mean {found}?" if os.path.exists(found) else ""
 
 
-def _one_line(error):
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]

@@ -1,17 +1,28 @@
 """Stable Diffusion 2 (and the tiny preset of its classes) with a `ControlNetModel`."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dp2osr.backbones.footprint import unet_numbers
-from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_part, load_weights
+from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_denoiser, load_part, load_weights
 from dp2osr.backbones.sd2_files import conditioning_channels, shape_of_config, shape_of_tensors
 from dp2osr.backbones.sd2_unet import embedded_control, unet_decode, unet_encode
-from dp2osr.backbones.tiles import blend_tiles, decode_tiled, default_vae_tiling, encode_tiled
+from dp2osr.backbones.tiles import blend_tiles, cut_windows, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+    from dp2osr.backbones.base import Loop, Prompt, Steering
+    from dp2osr.backbones.loading import ControlNetFiles, ModelSource
 
 CONVOLUTIONS = torch.channels_last  # memory layout of the UNet's and ControlNets' weights: their convolutions run faster in it
 
@@ -34,7 +45,7 @@ class SD2Backbone:
     Args:
         source: `ModelSource`.
         device, dtype: where and in which precision the frozen parts live; the VAE stays in fp32.
-        parts: which of "vae", "text", "denoiser" to load.
+        parts: of "vae", "text", "denoiser" ("tokenizers": those of "text" alone); quantize: "int8" or "nf4", the denoiser is held so.
 
     Raises:
         UserError: a part is missing or broken.
@@ -45,10 +56,13 @@ class SD2Backbone:
     published_sampling = {"num_inference_steps": 50, "guidance_scale": 3.5}  # of the paper's test code
     guidance = 1.0  # SD2 takes none in training
     encodes_control = False
+    text_parts = ("text_encoder",)
+    max_sequence_length: int | None = None  # CLIP's is what it is
 
-    def __init__(self, source, device="cpu", dtype=torch.float32, parts=("vae", "text", "denoiser")):
+    def __init__(self, source: ModelSource, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+                 parts: Sequence[str] = ("vae", "text", "denoiser"), quantize: str | None = None) -> None:  # fmt: skip
         from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-        from transformers import CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTokenizer
 
         self.source, self.device, self.dtype = source, torch.device(device), dtype
         self.noise_schedule = source.load(DDPMScheduler, "scheduler")
@@ -62,70 +76,89 @@ class SD2Backbone:
         self.vae_tiling = default_vae_tiling(self.native_size, self.vae_scale)
         if "vae" in parts:
             self.vae = source.load(AutoencoderKL, "vae", torch_dtype=torch.float32).to(self.device).eval()
-        if "text" in parts:
+        if "text" in parts or "tokenizers" in parts:
             self.tokenizer = source.load(CLIPTokenizer, "tokenizer")
-            self.text_encoder = source.load(CLIPTextModel, "text_encoder", dtype=dtype).to(self.device).eval()
+        if "text" in parts:
+            self.load_text_encoders()
         if "denoiser" in parts:
-            self.unet = laid_out_on(source.load(UNet2DConditionModel, "unet", torch_dtype=dtype), self.device).eval()
-        for name in ("vae", "text_encoder", "unet"):
+            unet = load_denoiser(source, UNet2DConditionModel, "unet", self.device, dtype, quantize)
+            self.unet = (unet if quantize else laid_out_on(unet, self.device)).eval()
+        for name in ("vae", "unet"):
             if hasattr(self, name):
                 getattr(self, name).requires_grad_(False)
 
     # -- images, prompts, control ------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def encode_images(self, images):
+    def encode_images(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] → (B, C, H/s, W/s) scaled latents, the posterior's mode."""
         images = (images.to(self.device, torch.float32) * 2).sub_(1)
         return encode_tiled(self.vae, images, self.vae_tiling) * self.vae.config.scaling_factor
 
     @torch.no_grad()
-    def decode_latents(self, latents):
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """(B, C, h, w) scaled latents → (B, 3, s·h, s·w) in [0, 1]."""
         latents = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         return decode_tiled(self.vae, latents, self.vae_tiling).div_(2).add_(0.5).clamp_(0, 1)
 
-    def embed_prompts(self, prompts):
+    def embed_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """Last hidden states of the text encoder, {"encoder_hidden_states": (B, length, D)}."""
         tokens = tokenize(self.tokenizer, prompts, self.tokenizer.model_max_length)
         return {"encoder_hidden_states": self.text_encoder(tokens.to(self.device))[0]}
 
     @torch.no_grad()
-    def encode_prompts(self, prompts):
+    def encode_prompts(self, prompts: list[str]) -> dict[str, torch.Tensor]:
         """`embed_prompts` of the frozen encoder."""
         return self.embed_prompts(prompts)
 
-    def free_text_encoders(self):
+    def blank_prompt(self) -> dict[str, torch.Tensor]:
+        """Zeros in the shape of one prompt's embedding: for a pass of the denoiser whose result nobody reads."""
+        shape = (1, self.tokenizer.model_max_length, self.unet_config["cross_attention_dim"])
+        return {"encoder_hidden_states": torch.zeros(shape, device=self.device, dtype=self.dtype)}
+
+    def load_text_encoders(self) -> None:
+        """The text encoder, frozen, on the device."""
+        from transformers import CLIPTextModel
+
+        encoder = self.source.load(CLIPTextModel, "text_encoder", dtype=self.dtype)
+        self.text_encoder = encoder.to(self.device).eval().requires_grad_(False)
+
+    def free_text_encoders(self) -> None:
         """Let go of the text encoder; `embed_prompts` has none afterwards."""
         del self.text_encoder
 
-    def prepare_control(self, images):
+    def prepare_control(self, images: torch.Tensor) -> torch.Tensor:
         """The upsampled LR in [0, 1] is the control image as it is (the paper's C-SD2)."""
         return images.to(self.device, self.dtype)
 
-    def cut_control(self, control, side, top, left, window):
-        """The part of a control input, made of images of `side` latent pixels, that belongs to a square window of the latents."""
+    def cut_control(self, control: torch.Tensor, side: int, top: torch.Tensor, left: torch.Tensor, window: int) -> torch.Tensor:
+        """The part of each control input, made of images of `side` latent pixels, that belongs to a square window of its latents."""
         scale = control.shape[-1] // side
-        return control[..., scale * top : scale * (top + window), scale * left : scale * (left + window)]
+        return cut_windows(control, scale * top, scale * left, scale * window)
 
     # -- training ----------------------------------------------------------------------------------------------------
 
-    def draw_timesteps(self, count, generator, share=(0.0, 1.0), **_of_other_kinds):
+    def draw_timesteps(
+        self, count: int, generator: torch.Generator, share: tuple[float, float] = (0.0, 1.0), **_of_other_kinds: Any
+    ) -> torch.Tensor:
         """Uniform over the `share` of the noise schedule (0: clean, 1: noise), (count,) int64."""
         low, high = (bound * self.noise_schedule.config.num_train_timesteps for bound in share)
         return torch.randint(math.floor(low), math.ceil(high), (count,), generator=generator).to(self.device)
 
-    def add_noise(self, latents, noise, timesteps):
+    def add_noise(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """x_t = sqrt(ᾱ_t) x_0 + sqrt(1 − ᾱ_t) ε."""
         return self.noise_schedule.add_noise(latents, noise, timesteps)
 
-    def target(self, latents, noise, timesteps):
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """ε, or v where the schedule says so."""
         if self.noise_schedule.config.prediction_type == "v_prediction":
             return self.noise_schedule.get_velocity(latents, noise, timesteps)
         return noise
 
-    def predict(self, controlnets, noisy, timesteps, prompt, control, control_scale=1.0):
+    def predict(
+        self, controlnets: Sequence[Steering], noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, control: torch.Tensor,
+        control_scale: float = 1.0,
+    ) -> list[torch.Tensor]:  # fmt: skip
         """The prediction under each ControlNet, (B, C, h, w) each; the frozen encoder and middle block run once.
 
         In SD2 a ControlNet acts after the UNet's encoder and middle block, so those do not depend on it.
@@ -148,13 +181,16 @@ class SD2Backbone:
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
-    def passes_a_step(self, guidance_scale):
+    def passes_a_step(self, guidance_scale: float) -> int:
         """Two where guidance is on: with the prompt and with the negative one."""
         return 2 if guidance_scale > 1 else 1
 
     @torch.no_grad()
-    def sample(self, controlnet, control, prompt, negative, generators, shape, settings, progress=None):
-        """Denoise len(generators) candidates of one image.
+    def sample(
+        self, controlnet: torch.nn.Module, control: torch.Tensor, prompt: Prompt, negative: Prompt | None,
+        generators: list[torch.Generator], shape: tuple[int, int, int], settings: Loop, progress: Callable[[int], object] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """Denoise len(generators) candidates of one image. Latents and scheduler are in float32, what enters the network in its precision.
 
         Args:
             control: (1, 3, H, W) control image.
@@ -164,14 +200,14 @@ class SD2Backbone:
             settings: `LoopSettings`.
             progress: called with 1 after each pass over a tile.
         Returns:
-            (B, C, h, w) scaled latents.
+            (B, C, h, w) scaled latents, float32.
         """
         scheduler = self.sampling_schedule(settings, shape)
         latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
-        latents = latents.to(self.device, self.dtype) * scheduler.init_noise_sigma
+        latents = latents.to(self.device) * scheduler.init_noise_sigma
         guided = self.passes_a_step(settings.guidance_scale) == 2
         context = torch.cat(
-            [side["encoder_hidden_states"].expand(len(latents), -1, -1) for side in ([negative, prompt] if guided else [prompt])]
+            [side["encoder_hidden_states"].expand(len(latents), -1, -1) for side in ([negative or {}, prompt] if guided else [prompt])]
         )
         whole = settings.tiling.covers(*shape[1:])
         with embedded_control(controlnet, control) if whole else nullcontext(control) as control:
@@ -179,14 +215,16 @@ class SD2Backbone:
             for timestep in scheduler.timesteps:
                 doubled = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
 
-                def predict(top, left, height, width, noisy=doubled, timestep=timestep):
+                def predict(
+                    top: int, left: int, height: int, width: int, noisy: torch.Tensor = doubled, timestep: torch.Tensor = timestep
+                ) -> torch.Tensor:
                     part = control[..., scale * top : scale * (top + height), scale * left : scale * (left + width)]
-                    noisy = noisy[..., top : top + height, left : left + width]
+                    noisy = noisy[..., top : top + height, left : left + width].to(self.dtype)
                     text = {"encoder_hidden_states": context}
                     [noise] = self.predict([controlnet], noisy, timestep, text, part, settings.control_scale)
                     if progress:
                         progress(1)
-                    return noise
+                    return noise.float()
 
                 noise = blend_tiles(predict, *shape[1:], settings.tiling)
                 if guided:
@@ -196,18 +234,18 @@ class SD2Backbone:
                 latents = scheduler.step(noise, timestep, latents, return_dict=False, **extra)[0]
         return latents
 
-    def pass_bytes(self, controlnet, height, width, count):
+    def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int) -> float:
         """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
         a_sample, once = unet_numbers(self.unet.config, controlnet.config.conditioning_embedding_out_channels[0], self.vae_scale)
         return height * width * max(a_sample * count, once) * self.dtype.itemsize
 
-    def sampling_schedule(self, settings, shape):
+    def sampling_schedule(self, settings: Loop, shape: Sequence[int]) -> SchedulerMixin:
         """The scheduler of `settings`, its timesteps set; they are the same for latents of every `shape`."""
         scheduler = self.sampling_scheduler(settings.scheduler)
         scheduler.set_timesteps(settings.num_inference_steps, device=self.device)
         return scheduler
 
-    def sampling_scheduler(self, name):
+    def sampling_scheduler(self, name: str) -> SchedulerMixin:
         """A diffusers scheduler with this model's noise schedule.
 
         Raises:
@@ -223,19 +261,19 @@ class SD2Backbone:
     # -- ControlNets -------------------------------------------------------------------------------------------------
 
     @property
-    def denoiser(self):
+    def denoiser(self) -> torch.nn.Module:
         """The UNet."""
         return self.unet
 
-    def trained_parts(self):
+    def trained_parts(self) -> dict[str, torch.nn.Module]:
         """What a baseline's training may train beside the ControlNet: {name in the pipeline: module}."""
         return {"unet": self.unet, "text_encoder": self.text_encoder}
 
-    def saved_parts(self):
+    def saved_parts(self) -> dict[str, Any]:
         """All that a pipeline folder holds: {name: module, tokenizer or schedule}."""
         return {**self.trained_parts(), "vae": self.vae, "tokenizer": self.tokenizer, "scheduler": self.noise_schedule}
 
-    def new_controlnet(self, conditioning_channels=None, **_of_other_kinds):
+    def new_controlnet(self, conditioning_channels: Sequence[int] | None = None, **_of_other_kinds: Any) -> torch.nn.Module:
         """`ControlNetModel.from_unet`: a copy of the UNet's encoder with zero convolutions (the paper's C-SD2).
 
         Args:
@@ -258,7 +296,7 @@ class SD2Backbone:
         controlnet = ControlNetModel.from_unet(self.unet, conditioning_embedding_out_channels=tuple(conditioning_channels))
         return laid_out_on(controlnet, self.device)
 
-    def controlnet_options(self, path):
+    def controlnet_options(self, path: str | Path) -> dict[str, tuple[int, ...]]:
         """What `new_controlnet` must be told for a ControlNet like the one in a folder, hub model or safetensors file.
 
         Raises:
@@ -266,7 +304,7 @@ class SD2Backbone:
         """
         return {"conditioning_channels": self.find_controlnet(path)[1]}
 
-    def find_controlnet(self, path):
+    def find_controlnet(self, path: str | Path) -> tuple[ControlNetFiles, tuple[int, ...]]:
         """(`ControlNetFiles`, channels of its control embedding) of a ControlNet of this base.
 
         Raises:
@@ -282,7 +320,7 @@ class SD2Backbone:
         check_fit(path, found | {PIXELS: 2 ** (len(channels) - 1)}, own | {PIXELS: self.vae_scale}, self.source.path)
         return files, tuple(channels)
 
-    def load_controlnet(self, path, dtype=None, **_of_other_kinds):
+    def load_controlnet(self, path: str | Path, dtype: torch.dtype | None = None, **_of_other_kinds: Any) -> torch.nn.Module:
         """A ControlNet from a diffusers folder or hub id, or from one safetensors file with the keys of `from_unet`.
 
         Raises:
@@ -300,7 +338,7 @@ class SD2Backbone:
         return laid_out_on(controlnet, self.device).eval()
 
 
-def laid_out_on(network, device):
+def laid_out_on(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
     """`network` on the device, its convolutions in the layout in which they are fast, and all of it in memory of its own.
 
     A file that weights are mapped from stays in memory whole as long as one of them lies in it, beside the copies of those laid out anew.

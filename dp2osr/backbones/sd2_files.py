@@ -1,12 +1,21 @@
 """Which ControlNet of SD2 is in a file: its sizes, by its config or by its tensors."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from dp2osr.errors import UserError
 
+if TYPE_CHECKING:
+    import torch
 
-def shape_of_config(config):
+
+def shape_of_config(config: Mapping[str, Any]) -> dict[str, int | list[int] | None]:
     """{what: number} of a UNet's or ControlNet's configuration in which the two must agree; None where it does not say it."""
 
-    def plain(value):  # a list for what is the same in all blocks is that number
+    def plain(value: Any) -> Any:  # a list for what is the same in all blocks is that number
         return value[0] if isinstance(value, list | tuple) and len(set(value)) == 1 else value
 
     return {
@@ -18,13 +27,13 @@ def shape_of_config(config):
     }
 
 
-def shape_of_tensors(tensors):
+def shape_of_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, int | list[int] | None]:
     """The same of a ControlNet's tensors."""
 
-    def size(name, axis):
+    def size(name: str, axis: int) -> int | None:
         return tensors[name].shape[axis] if name in tensors else None
 
-    blocks = []
+    blocks: list[int] = []
     while (channels := size(f"down_blocks.{len(blocks)}.resnets.0.conv1.weight", 0)) is not None:
         blocks.append(channels)
     layers = {name.split(".")[3] for name in tensors if name.startswith("down_blocks.0.resnets.")}
@@ -37,7 +46,7 @@ def shape_of_tensors(tensors):
     }
 
 
-def conditioning_channels(tensors, path):
+def conditioning_channels(tensors: Mapping[str, torch.Tensor], path: str | Path) -> tuple[int, ...]:
     """Channels of the control embedding among the tensors of the file `path`: its first convolution's, then each strided one's.
 
     Raises:

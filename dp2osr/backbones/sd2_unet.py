@@ -1,5 +1,6 @@
 """The UNet of SD2 in two halves, so that several ControlNets share its encoder."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -7,7 +8,7 @@ from torch.nn import functional as F
 
 
 @contextmanager
-def embedded_control(controlnet, control):
+def embedded_control(controlnet: torch.nn.Module, control: torch.Tensor) -> Iterator[torch.Tensor]:
     """Within, `controlnet` takes the embedded control image: it depends on the LR alone, so it is computed once."""
     embedder = controlnet.controlnet_cond_embedding
     controlnet.controlnet_cond_embedding = torch.nn.Identity()
@@ -17,7 +18,9 @@ def embedded_control(controlnet, control):
         controlnet.controlnet_cond_embedding = embedder
 
 
-def unet_encode(unet, noisy, timesteps, context):
+def unet_encode(
+    unet: torch.nn.Module, noisy: torch.Tensor, timesteps: torch.Tensor, context: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor]:
     """The part of a UNet that no ControlNet reaches: (time embedding, skip activations, middle activation)."""
     timesteps = torch.as_tensor(timesteps, device=noisy.device).expand(len(noisy))
     embedding = unet.time_embedding(unet.get_time_embed(noisy, timesteps))
@@ -32,7 +35,9 @@ def unet_encode(unet, noisy, timesteps, context):
     return embedding, skips, unet.mid_block(hidden, embedding, encoder_hidden_states=context)
 
 
-def unet_decode(unet, embedding, skips, hidden, context):
+def unet_decode(
+    unet: torch.nn.Module, embedding: torch.Tensor, skips: Sequence[torch.Tensor], hidden: torch.Tensor, context: torch.Tensor
+) -> torch.Tensor:
     """From the steered skips and middle activation to the prediction, (B, C, h, w)."""
     skips = list(skips)
     for block in unet.up_blocks:

@@ -24,12 +24,14 @@ class ModelSettings(Settings):
     """CLIP tokenizer from this folder or hub id."""
     backbone: Annotated[Annotated[str, NAME] | None, default_is("what its folder says")] = None
     """What the base model must be."""
-    mixed_precision: Literal["no", "fp16", "bf16"] = "no"
-    """Compute precision."""
+    mixed_precision: Annotated[Literal["no", "fp16", "bf16"] | None, default_is("the launcher's, else no")] = None
+    """Compute precision; `accelerate launch --mixed_precision` says it too."""
+    disable_tf32: bool = False
+    """Compute float32 in full; by default GPUs that have TF32 use it in matrix products and convolutions."""
     seed: Natural = 0
     """Run seed: all randomness follows from it."""
 
-    def expected_layers(self):
+    def expected_layers(self) -> dict[str, int | None]:
         """{name: blocks that the ControlNet must have}; empty where any will do."""
         return {}
 
@@ -43,5 +45,5 @@ class FluxSettings(ModelSettings):
     num_single_layers: Annotated[int | None, default_is("those of its file")] = None
     """Single blocks that the ControlNet must have."""
 
-    def expected_layers(self):
+    def expected_layers(self) -> dict[str, int | None]:
         return {"num_double_layers": self.num_double_layers, "num_single_layers": self.num_single_layers}

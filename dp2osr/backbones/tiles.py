@@ -4,13 +4,23 @@ Group norms see one tile at a time, so neighbouring tiles may differ in level; a
 and at a tile's own edge its weight is next to nothing.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
 from dp2osr.errors import UserError
 
 EDGE = 3.2  # standard deviations from a tile's centre to its edge: with a third of overlap, 1 % of the sum there, 1/7 a latent in between
+
+
+class Sizes(Protocol):
+    """What of a backbone decides its tiles."""
+
+    native_size: int
+    size_multiple: int
+    vae_scale: int
 
 
 @dataclass(frozen=True)
@@ -21,11 +31,11 @@ class Tiling:
     overlap: int
     multiple: int = 1
 
-    def covers(self, height, width):
+    def covers(self, height: int, width: int) -> bool:
         """Whether one tile holds the whole."""
         return max(height, width) <= self.size
 
-    def cut(self, length):
+    def cut(self, length: int) -> tuple[list[int], int]:
         """First positions of the tiles along a side, evenly spread, the last flush with the end; and the side of a tile.
 
         There are as few as `size` and `overlap` allow, and they are as small as so few may be: what is computed twice is the least.
@@ -47,12 +57,12 @@ class Tiling:
 WHOLE = Tiling(2**31, 0)  # one tile, whatever the size
 
 
-def default_vae_tiling(native_size, vae_scale):
+def default_vae_tiling(native_size: int, vae_scale: int) -> Tiling:
     """Tiles of twice the size that a model was made for, in latent pixels: what it was made for is decoded whole."""
     return Tiling(2 * native_size // vae_scale, native_size // 2 // vae_scale)
 
 
-def latent_tiling(backbone, size=None, overlap=None):
+def latent_tiling(backbone: Sizes, size: int | None = None, overlap: int | None = None) -> Tiling:
     """Tiles of `size` pixels (default: 1½ times the native size) with `overlap` pixels (default: a third), in latent pixels.
 
     Raises:
@@ -68,14 +78,16 @@ def latent_tiling(backbone, size=None, overlap=None):
     return Tiling(size // scale, -(-overlap // scale), grid // scale)
 
 
-def samples_together(backbone, tiling, batch_size, shape):
+def samples_together(backbone: Sizes, tiling: Tiling, batch_size: int, shape: Sequence[int]) -> int:
     """How many samples with latents of `shape` are denoised at once: as many pixels as `batch_size` images of the model's own size."""
     own = (backbone.native_size / backbone.vae_scale) ** 2
     (_, rows), (_, columns) = (tiling.cut(side) for side in shape[1:])
     return max(1, round(batch_size * own / (rows * columns)))
 
 
-def blend_tiles(function, height, width, tiling, scale=1):
+def blend_tiles(
+    function: Callable[[int, int, int, int], torch.Tensor], height: int, width: int, tiling: Tiling, scale: float = 1
+) -> torch.Tensor:
     """The (B, C, scale · height, scale · width) result of `function`, called on one tile after the other.
 
     Args:
@@ -90,27 +102,28 @@ def blend_tiles(function, height, width, tiling, scale=1):
     for top in tops:
         for left in lefts:
             result = function(top, left, rows, columns)
-            if total is None:
+            if total is None or weights is None:
                 total = result.new_zeros((*result.shape[:2], round(height * scale), round(width * scale)), dtype=torch.float32)
                 weights = total.new_zeros(total.shape[2:])
                 window = torch.outer(*(gaussian(side).to(total) for side in result.shape[2:]))
             where = (slice(round(top * scale), round((top + rows) * scale)), slice(round(left * scale), round((left + columns) * scale)))
             total[(..., *where)] += window * result
             weights[where] += window
+    assert total is not None
     return total.div_(weights).to(result.dtype)
 
 
-def gaussian(side):
+def gaussian(side: int) -> torch.Tensor:
     """(side,) weights, symmetric, e⁻⁵ at the ends."""
     position = (torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1
     return torch.exp(-0.5 * (EDGE * position) ** 2)
 
 
-def encode_tiled(vae, images, tiling):
+def encode_tiled(vae: torch.nn.Module, images: torch.Tensor, tiling: Tiling) -> torch.Tensor:
     """(B, 3, H, W) in [-1, 1] → the mode of the posterior, unscaled; `tiling` in latent pixels."""
     scale = 2 ** (len(vae.config.block_out_channels) - 1)
 
-    def encode(top, left, height, width):
+    def encode(top: int, left: int, height: int, width: int) -> torch.Tensor:
         part = images[..., scale * top : scale * (top + height), scale * left : scale * (left + width)]
         return vae.encode(part).latent_dist.mode()
 
@@ -118,10 +131,19 @@ def encode_tiled(vae, images, tiling):
     return blend_tiles(encode, height, width, tiling)
 
 
-def decode_tiled(vae, latents, tiling):
+def decode_tiled(vae: torch.nn.Module, latents: torch.Tensor, tiling: Tiling) -> torch.Tensor:
     """(B, C, h, w) unscaled latents → (B, 3, s·h, s·w) images in about [-1, 1]; `tiling` as in `encode_tiled`."""
 
-    def decode(top, left, height, width):
+    def decode(top: int, left: int, height: int, width: int) -> torch.Tensor:
         return vae.decode(latents[..., top : top + height, left : left + width]).sample
 
-    return blend_tiles(decode, *latents.shape[2:], tiling, 2 ** (len(vae.config.block_out_channels) - 1))
+    height, width = latents.shape[2:]
+    return blend_tiles(decode, height, width, tiling, 2 ** (len(vae.config.block_out_channels) - 1))
+
+
+def cut_windows(images: torch.Tensor, top: Sequence[int] | torch.Tensor, left: Sequence[int] | torch.Tensor, window: int) -> torch.Tensor:
+    """(B, C, H, W) → (B, C, window, window): of image i the rows from `top[i]` on and the columns from `left[i]` on."""
+    device, side = images.device, torch.arange(window, device=images.device)
+    rows, columns = (torch.as_tensor(start, device=device)[:, None] + side for start in (top, left))
+    images_of = torch.arange(len(images), device=device)
+    return images[images_of[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)

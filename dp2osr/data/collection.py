@@ -6,12 +6,14 @@ import io
 import os
 import re
 import tarfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from dp2osr.data.images import read_image
+from dp2osr.data.images import read_image, why_unreadable
 from dp2osr.data.inputs import EXTENSIONS, READERS
 from dp2osr.digests import MEMORY
 from dp2osr.errors import UserError, listed
@@ -24,7 +26,7 @@ OPEN_SHARDS = 32  # files that a process keeps open
 class Unusable(Exception):
     """A photograph, or the shard that holds it, cannot be used: `place` is what is broken, `reason` why."""
 
-    def __init__(self, place, reason):
+    def __init__(self, place: str, reason: str) -> None:
         super().__init__(place, reason)
         self.place, self.reason = place, reason
 
@@ -39,27 +41,36 @@ class Collection:
         problems: {path: why it is not used} of what was found broken.
     """
 
-    def __init__(self, where, root, files, captions=None, shards=None, places=None, problems=None):
+    def __init__(
+        self,
+        where: str | Path,
+        root: str | Path,
+        files: Sequence[str],
+        captions: Sequence[str | None] | None = None,
+        shards: Sequence[str] | None = None,
+        places: np.ndarray | None = None,
+        problems: Mapping[str, str] | None = None,
+    ) -> None:
         self.where, self.root = str(where), root
         self.files = np.array([os.fsencode(name) for name in files], dtype=np.bytes_)
         self.shards, self.places, self.problems = shards, places, problems or {}
-        known = {}
+        known: dict[str, int] = {}
         codes = [known.setdefault(caption, len(known)) if caption else -1 for caption in captions or [None] * len(files)]
         self.prompt_of, self.prompts = np.array(codes, dtype=np.int32), list(known)
-        self.handles = {}  # of this process
+        self.handles: dict[str, int] = {}  # of this process
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.files)
 
-    def name(self, index):
+    def name(self, index: int) -> str:
         """What a photograph is called in messages."""
         name = os.fsdecode(self.files[index])
-        return name if self.shards is None else f"{self.shards[self.places[index, 0]]}: {name}"
+        return name if self.shards is None or self.places is None else f"{self.shards[self.places[index, 0]]}: {name}"
 
-    def stem(self, index):
+    def stem(self, index: int) -> str:
         return Path(os.fsdecode(self.files[index])).stem
 
-    def take_tags(self, tags):
+    def take_tags(self, tags: Mapping[str, str]) -> list[str]:
         """Give the photographs whose stems `tags` ({stem: prompt}) names these prompts; returns the stems that it lacks."""
         known, missing = {prompt: number for number, prompt in enumerate(self.prompts)}, []
         for index in range(len(self)):
@@ -71,40 +82,40 @@ class Collection:
         self.prompts = list(known)
         return missing
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """A short hash of which photographs there are, in which order."""
         found = hashlib.sha256(self.files.tobytes())
         if self.places is not None:
             found.update(self.places.tobytes())
         return f"{len(self)} photographs, {found.hexdigest()[:12]}"
 
-    def read(self, index):
+    def read(self, index: int) -> bytes:
         """The bytes of a photograph's file; `Unusable` where they cannot be had."""
-        if self.shards is None:
+        if self.shards is None or self.places is None:
             path = os.path.join(self.root, os.fsdecode(self.files[index]))
             try:
                 with open(path, "rb") as file:
                     return file.read()
             except OSError as error:
-                raise Unusable(self.name(index), error.strerror) from None
+                raise Unusable(self.name(index), error.strerror or str(error)) from None
         shard, offset, size = self.places[index].tolist()
         path = self.shards[shard]
         try:
             content = os.pread(self._open(path), size, offset)
         except OSError as error:
-            raise Unusable(path, error.strerror) from None
+            raise Unusable(path, error.strerror or str(error)) from None
         if len(content) < size:
             raise Unusable(path, "shorter than it was when it was first read")
         return content
 
-    def _open(self, path):
+    def _open(self, path: str) -> int:
         if path not in self.handles:
             while len(self.handles) >= OPEN_SHARDS:
                 os.close(self.handles.pop(next(iter(self.handles))))
             self.handles[path] = os.open(path, os.O_RDONLY)
         return self.handles[path]
 
-    def decode(self, index, least):
+    def decode(self, index: int, least: int) -> Image.Image:
         """A photograph as an RGB `PIL.Image` whose sides have at least `least` pixels; `Unusable` where there is none."""
         content = io.BytesIO(self.read(index))
         try:
@@ -112,12 +123,12 @@ class Collection:
         except UserError as error:
             raise Unusable(self.name(index), _reason(error, content)) from None
         except Exception as error:  # a decoder of Pillow may raise anything on a broken file
-            raise Unusable(self.name(index), f"not a readable image ({' '.join(str(error).split())[:120]})") from None
+            raise Unusable(self.name(index), f"not a readable image ({why_unreadable(error)})") from None
         if min(image.size) < least:
             raise Unusable(self.name(index), f"is {image.width} x {image.height}, smaller than a crop of {least}")
         return image
 
-    def look(self, least):
+    def look(self, least: int) -> tuple[dict[str, str], int]:
         """{place: reason} of what is wrong with some of the photographs, evenly spaced, by their headers, and how many were looked at."""
         indices = np.unique(np.linspace(0, len(self) - 1, LOOKED_AT).astype(int))
         problems = {}
@@ -129,18 +140,18 @@ class Collection:
             except Unusable as error:
                 problems[error.place] = error.reason
             except Exception as error:
-                problems[self.name(index)] = f"not a readable image ({' '.join(str(error).split())[:120]})"
+                problems[self.name(index)] = f"not a readable image ({why_unreadable(error)})"
         return problems, len(indices)
 
-    def __getstate__(self):
+    def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "handles": {}}  # a file's position and life are a process's own
 
 
-def _reason(error, content):
+def _reason(error: UserError, content: io.BytesIO) -> str:
     return str(error).removeprefix(f"{content}: ").removesuffix("; replace or remove it").replace(f" {content}", "")
 
 
-def open_collection(where, recursive=False):
+def open_collection(where: str | Path, recursive: bool = False) -> Collection:
     """The `Collection` at `where`: a folder of images or of shards, a shard, a pattern of shards, or a list of paths (.csv or .txt).
 
     Raises:
@@ -164,7 +175,7 @@ def open_collection(where, recursive=False):
     return Collection(where, where, sorted(files))
 
 
-def _below(folder, prefix, recursive):
+def _below(folder: str | Path, prefix: str, recursive: bool) -> tuple[list[str], int, list[str]]:
     """(names of images below a folder, how many other files there are, names of its sub-folders)."""
     files, others, folders = [], 0, []
     with os.scandir(folder) as entries:
@@ -184,7 +195,7 @@ def _below(folder, prefix, recursive):
     return files, others, folders
 
 
-def _of_list(path):
+def _of_list(path: Path) -> Collection:
     """A list of paths, from its own folder: .txt, a path a line; .csv, columns `file` and, where there are captions, `prompt`."""
     try:
         text = read_text(path)
@@ -205,7 +216,7 @@ def _of_list(path):
 # -- WebDataset shards: tar files of KEY.jpg and, where there are captions, KEY.txt -------------------------------------
 
 
-def find_shards(where):
+def find_shards(where: str) -> list[str] | None:
     """The shards (.tar) that `where` names, sorted: one, a pattern ({000..127}, {a,b}, *), or a folder of them; None if it names none."""
     path = Path(where)
     if path.is_dir():
@@ -223,7 +234,7 @@ def find_shards(where):
     return found
 
 
-def expand_braces(pattern):
+def expand_braces(pattern: str) -> list[str]:
     """`a{08..10}{x,y}` → a08x, a08y, a09x, ...; numbers keep the width of the first."""
     match = re.search(r"\{([^{}]*)\}", pattern)
     if not match:
@@ -236,7 +247,7 @@ def expand_braces(pattern):
     return [name for value in values for name in expand_braces(pattern[: match.start()] + value + pattern[match.end() :])]
 
 
-def _of_shards(where, shards):
+def _of_shards(where: str, shards: Sequence[str]) -> Collection:
     problems = {path: "not there" for path in shards if not os.path.isfile(path)}
     there = [path for path in shards if path not in problems]
     files, captions, places = [], [], []
@@ -249,10 +260,10 @@ def _of_shards(where, shards):
     if not files:
         told = f" ({listed([f'{path}: {why}' for path, why in problems.items()], 3)})" if problems else ""
         raise UserError(f"{where}: no photograph in {len(shards)} shards{told}")
-    return Collection(where, None, files, captions, there, np.array(places, dtype=np.int64), problems)
+    return Collection(where, "", files, captions, there, np.array(places, dtype=np.int64), problems)
 
 
-def index_shard(path):
+def index_shard(path: str) -> dict[str, Any]:
     """{"names", "places": [[offset, size], ...], "captions", "problem"} of the images in a tar file, or of those before it breaks off."""
     images, captions, problem, size = [], {}, None, os.path.getsize(path)
     try:
@@ -264,8 +275,8 @@ def index_shard(path):
                     continue
                 if f".{extension.lower()}" in EXTENSIONS:
                     images.append((member.name, f"{folder}/{key}", [member.offset_data, member.size]))
-                elif extension == "txt":
-                    captions[f"{folder}/{key}"] = shard.extractfile(member).read().decode("utf-8", "replace").strip()
+                elif extension == "txt" and (text := shard.extractfile(member)):
+                    captions[f"{folder}/{key}"] = text.read().decode("utf-8", "replace").strip()
     except (OSError, tarfile.TarError) as error:
         problem = f"not a whole tar file ({error}); {len(images)} photographs before the break are used"
     return {

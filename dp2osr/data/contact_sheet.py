@@ -1,9 +1,11 @@
 """Rows of pictures on one sheet, titled."""
 
+from collections.abc import Sequence
+
 from PIL import Image, ImageDraw
 
 
-def draw_sheet(rows, titles, columns=1, zoom=1):
+def draw_sheet(rows: Sequence[Sequence[Image.Image]], titles: Sequence[str], columns: int = 1, zoom: int = 1) -> Image.Image:
     """A PIL image of `rows` of pictures, titled above, `columns` rows side by side."""
     wide, high = (max(picture.size[axis] for row in rows for picture in row) * zoom for axis in (0, 1))
     gap, head = 4, 16

@@ -1,5 +1,6 @@
 """Random training crops of a folder of photographs, as a function of (seed, step) alone."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ class CropSource:
         UserError: images that cannot be read, or are smaller than a crop; all are named.
     """
 
-    def __init__(self, folder, crop_size, seed, at_least=0):
+    def __init__(self, folder: str | Path, crop_size: int, seed: int, at_least: int = 0) -> None:
         self.paths = list_images(folder)
         self.images, problems, least = [], [], max(crop_size, at_least)
         for path in self.paths:
@@ -40,7 +41,7 @@ class CropSource:
         self.stems = [Path(path).stem for path in self.paths]
         self.crop_size, self.seed = crop_size, seed
 
-    def draw(self, step, batch_size, crop_size=None):
+    def draw(self, step: int, batch_size: int, crop_size: int | None = None) -> list[tuple[str, np.ndarray]]:
         """One batch: list of `batch_size` pairs (stem, (s, s, 3) uint8 crop), flipped and transposed at random."""
         rng = np.random.default_rng((self.seed, step))
         size = crop_size or self.crop_size
@@ -56,6 +57,6 @@ class CropSource:
         return batch
 
 
-def to_tensor(crops):
+def to_tensor(crops: Sequence[np.ndarray]) -> torch.Tensor:
     """List of (H, W, 3) uint8 → (B, 3, H, W) float32 in [0, 1]."""
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().div(255)

@@ -8,6 +8,8 @@ Only OpenCV and NumPy are used, both of which release the interpreter's lock, so
 
 import hashlib
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import numpy as np
@@ -26,7 +28,7 @@ RESIZE_MODES = {"area": cv2.INTER_AREA, "bilinear": cv2.INTER_LINEAR, "bicubic":
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def _squared_distance(size, sigma_x, sigma_y, angle):
+def _squared_distance(size: int, sigma_x: float, sigma_y: float, angle: float) -> np.ndarray:
     """x^T Σ^-1 x on the kernel's grid, Σ = R diag(sigma_x², sigma_y²) R^T with the rotation R by `angle` (radians)."""
     axis = np.arange(size) - size // 2
     x, y = np.meshgrid(axis, axis)
@@ -34,21 +36,21 @@ def _squared_distance(size, sigma_x, sigma_y, angle):
     return (along / sigma_x) ** 2 + (across / sigma_y) ** 2
 
 
-def _normalised(kernel):
+def _normalised(kernel: np.ndarray) -> np.ndarray:
     return (kernel / kernel.sum()).astype(np.float32)
 
 
-def gaussian_kernel(size, sigma_x, sigma_y, angle=0.0, beta=1.0):
+def gaussian_kernel(size: int, sigma_x: float, sigma_y: float, angle: float = 0.0, beta: float = 1.0) -> np.ndarray:
     """Generalized Gaussian exp(-(x^T Σ^-1 x)^beta / 2); beta = 1 is the Gaussian. Sigmas in pixels, angle in radians."""
     return _normalised(np.exp(-0.5 * _squared_distance(size, sigma_x, sigma_y, angle) ** beta))
 
 
-def plateau_kernel(size, sigma_x, sigma_y, angle=0.0, beta=1.0):
+def plateau_kernel(size: int, sigma_x: float, sigma_y: float, angle: float = 0.0, beta: float = 1.0) -> np.ndarray:
     """1 / (1 + (x^T Σ^-1 x)^beta). Sigmas in pixels, angle in radians."""
     return _normalised(1 / (1 + _squared_distance(size, sigma_x, sigma_y, angle) ** beta))
 
 
-def sinc_kernel(size, cutoff):
+def sinc_kernel(size: int, cutoff: float) -> np.ndarray:
     """The circular low-pass filter ω J1(ω r) / (2π r) of cutoff ω, radians a pixel; it rings as sharpened or recompressed images do."""
     axis = np.arange(size) - size // 2
     radius = np.hypot(*np.meshgrid(axis, axis))
@@ -58,7 +60,7 @@ def sinc_kernel(size, cutoff):
     return _normalised(kernel)
 
 
-def draw_kernel(config, rng):
+def draw_kernel(config: Any, rng: np.random.Generator) -> np.ndarray:
     """A random blur kernel of a `BlurConfig`: (size, size) float32, sum 1."""
     size = int(rng.choice(config.kernel_sizes))
     if rng.random() < config.sinc_prob:
@@ -75,13 +77,13 @@ def draw_kernel(config, rng):
     return gaussian_kernel(size, sigma_x, sigma_y, angle, beta)
 
 
-def _draw(distribution, rng):
+def _draw(distribution: Sequence[tuple[str, float]], rng: np.random.Generator) -> str:
     """One kind of ((kind, probability), ...)."""
     kinds, probabilities = zip(*distribution, strict=True)
     return kinds[min(int(np.searchsorted(np.cumsum(probabilities), rng.random(), side="right")), len(kinds) - 1)]
 
 
-def _draw_around_one(bounds, rng):
+def _draw_around_one(bounds: tuple[float, float], rng: np.random.Generator) -> float:
     """Half of the draws in [low, 1], half in [1, high]: kernels sharper and flatter than a Gaussian are equally frequent."""
     low, high = bounds
     return rng.uniform(low, 1) if rng.random() < 0.5 else rng.uniform(1, high)
@@ -92,38 +94,38 @@ def _draw_around_one(bounds, rng):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def filter_image(image, kernel):
+def filter_image(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
     """Convolve with a kernel (all ours are point-symmetric, so OpenCV's correlation is the same); the border is reflected."""
     return cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
 
 
-def resize_image(image, height, width, mode):
+def resize_image(image: np.ndarray, height: int, width: int, mode: str) -> np.ndarray:
     """Resize without antialiasing but for `area`, as ResShift does: the aliasing is part of the degradation."""
     return cv2.resize(image, (width, height), interpolation=RESIZE_MODES[mode])
 
 
-def jpeg_image(image, quality):
+def jpeg_image(image: np.ndarray, quality: int) -> np.ndarray:
     """Compress and decompress; 4:2:0 chroma, quality in 1..100."""
     encoded = cv2.imencode(".jpg", cv2.cvtColor(to_uint8(image), cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
     return cv2.cvtColor(cv2.imdecode(encoded, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB).astype(np.float32) / 255
 
 
-def to_uint8(image):
+def to_uint8(image: np.ndarray) -> np.ndarray:
     """[0, 1] → 0..255, rounded to nearest."""
     return np.rint(np.clip(image, 0, 1) * 255).astype(np.uint8)
 
 
-def _to_gray(image):
+def _to_gray(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]
 
 
-def gaussian_noise(image, sigma, gray, rng):
+def gaussian_noise(image: np.ndarray, sigma: float, gray: bool, rng: np.random.Generator) -> np.ndarray:
     """`sigma` of 255; gray noise is one plane for the three channels. Returns the noise, (H, W, 1 or 3)."""
     channels = 1 if gray else 3
     return rng.standard_normal((*image.shape[:2], channels), dtype=np.float32) * np.float32(sigma / 255)
 
 
-def poisson_noise(image, scale, gray, rng):
+def poisson_noise(image: np.ndarray, scale: float, gray: bool, rng: np.random.Generator) -> np.ndarray:
     """Shot noise, its deviation times `scale`; white has as many photons as levels are in use, up to a power of two (Real-ESRGAN)."""
     levels = to_uint8(_to_gray(image) if gray else image)
     photons = 2 ** math.ceil(math.log2(np.count_nonzero(np.bincount(levels.ravel(), minlength=256))))
@@ -131,11 +133,11 @@ def poisson_noise(image, scale, gray, rng):
     return (rng.poisson(clean * photons).astype(np.float32) / photons - clean) * np.float32(scale)
 
 
-def _blur(image, config, rng):
+def _blur(image: np.ndarray, config: Any, rng: np.random.Generator) -> np.ndarray:
     return filter_image(image, draw_kernel(config, rng)) if rng.random() < config.prob else image
 
 
-def _resize(image, base_height, base_width, config, rng):
+def _resize(image: np.ndarray, base_height: int, base_width: int, config: Any, rng: np.random.Generator) -> np.ndarray:
     direction = _draw(config.probs, rng)
     low, high = config.range
     factor = {"up": rng.uniform(1, high), "down": rng.uniform(low, 1), "keep": 1.0}[direction]
@@ -143,7 +145,7 @@ def _resize(image, base_height, base_width, config, rng):
     return resize_image(image, max(1, int(base_height * factor)), max(1, int(base_width * factor)), mode)
 
 
-def _noise(image, config, rng):
+def _noise(image: np.ndarray, config: Any, rng: np.random.Generator) -> np.ndarray:
     gray = rng.random() < config.gray_prob
     if rng.random() < config.gaussian_prob:
         noise = gaussian_noise(image, rng.uniform(*config.gaussian_sigma), gray, rng)
@@ -152,11 +154,11 @@ def _noise(image, config, rng):
     return np.clip(image + noise, 0, 1)
 
 
-def _jpeg(image, config, rng):
+def _jpeg(image: np.ndarray, config: Any, rng: np.random.Generator) -> np.ndarray:
     return jpeg_image(image, round(rng.uniform(*config.quality)))
 
 
-def _final_resize(image, height, width, config, rng):
+def _final_resize(image: np.ndarray, height: int, width: int, config: Any, rng: np.random.Generator) -> np.ndarray:
     image = resize_image(image, height, width, config.resize_modes[rng.integers(len(config.resize_modes))])
     if config.sinc is not None and rng.random() < config.sinc.prob:
         size, cutoff = int(rng.choice(config.sinc.kernel_sizes)), math.pi * rng.uniform(*config.sinc.cutoff)
@@ -164,7 +166,7 @@ def _final_resize(image, height, width, config, rng):
     return image
 
 
-def degrade(image, config, rng):
+def degrade(image: np.ndarray, config: Any, rng: np.random.Generator) -> np.ndarray:
     """Make the LR image of a GT image; the GT itself is left as it is, never sharpened.
 
     Args:
@@ -207,7 +209,7 @@ def degrade(image, config, rng):
     return to_uint8(image).astype(np.float32) / 255
 
 
-def image_rng(seed, image_id):
+def image_rng(seed: int, image_id: str) -> np.random.Generator:
     """A generator that depends on (seed, image_id) alone: not on the order of images, the worker or the Python process."""
     digest = hashlib.sha256(f"{seed}\0{image_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16], "little"))

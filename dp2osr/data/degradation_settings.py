@@ -2,8 +2,10 @@
 
 import difflib
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from dp2osr.data.degradation import RESIZE_MODES
 from dp2osr.errors import UserError
@@ -19,28 +21,28 @@ KERNEL_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau
 RESIZE_DIRECTIONS = ("up", "down", "keep")
 
 
-def _number(value):
+def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         raise ValueError(f"must be a number, not {value!r}")
     return float(value)
 
 
-def _probability(value):
+def _probability(value: Any) -> float:
     if not 0 <= _number(value) <= 1:
         raise ValueError(f"must be a probability in [0, 1], not {value!r}")
     return float(value)
 
 
-def _whole(value, least):
+def _whole(value: Any, least: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"must be a whole number of at least {least}, not {value!r}")
     return value
 
 
-def _range(least, most, around=None):
+def _range(least: float, most: float, around: float | None = None) -> Callable[[Any], tuple[float, float]]:
     """A check for `[low, high]` within [least, most]; if `around` is given, low ≤ around ≤ high."""
 
-    def check(value):
+    def check(value: Any) -> tuple[float, float]:
         if not isinstance(value, list) or len(value) != 2:
             raise ValueError(f"must be [low, high], not {value!r}")
         low, high = map(_number, value)
@@ -53,10 +55,10 @@ def _range(least, most, around=None):
     return check
 
 
-def _choices(allowed):
+def _choices(allowed: Collection[str]) -> Callable[[Any], tuple[str, ...]]:
     """A check for a list out of `allowed`, drawn from with equal probability."""
 
-    def check(value):
+    def check(value: Any) -> tuple[str, ...]:
         if not isinstance(value, list) or not value:
             raise ValueError(f"must be a list out of {', '.join(allowed)}, not {value!r}")
         for entry in value:
@@ -67,10 +69,10 @@ def _choices(allowed):
     return check
 
 
-def _distribution(allowed):
+def _distribution(allowed: Collection[str]) -> Callable[[Any], tuple[tuple[str, float], ...]]:
     """A check for a mapping `kind: probability` over `allowed` with sum 1; a kind left out has probability 0."""
 
-    def check(value):
+    def check(value: Any) -> tuple[tuple[str, float], ...]:
         if not isinstance(value, dict) or not value:
             raise ValueError(f"must map {', '.join(allowed)} to probabilities, not {value!r}")
         for kind in value:
@@ -84,17 +86,17 @@ def _distribution(allowed):
     return check
 
 
-def _odd_sizes(value):
+def _odd_sizes(value: Any) -> tuple[int, ...]:
     if not isinstance(value, list) or not value or any(_whole(size, 3) % 2 == 0 for size in value):
         raise ValueError(f"must be a list of odd kernel sizes of at least 3, not {value!r}")
     return tuple(value)
 
 
-def _value(check):
+def _value(check: Callable[[Any], Any]) -> Any:
     return field(metadata={"check": check})
 
 
-def _section(kind, optional=False):
+def _section(kind: type, optional: bool = False) -> Any:
     return field(metadata={"section": kind, "optional": optional})
 
 
@@ -187,7 +189,7 @@ class DegradationConfig:
     final: FinalConfig = _section(FinalConfig)
 
 
-def load_degradation(name_or_path):
+def load_degradation(name_or_path: str | Path) -> DegradationConfig:
     """Read a degradation by name (`configs/degradation/<name>.yaml`) or from a YAML file.
 
     Raises:
@@ -208,7 +210,7 @@ def load_degradation(name_or_path):
     return config
 
 
-def _build(kind, settings, path, prefix):
+def _build(kind: type[Any], settings: Any, path: Path, prefix: str) -> Any:
     """The dataclass `kind` from a YAML mapping whose keys are exactly its fields."""
     if not isinstance(settings, dict):
         raise UserError(f"{path}: {f'{prefix[:-1]!r}' if prefix else 'the file'} must map keys to values")
@@ -234,6 +236,6 @@ def _build(kind, settings, path, prefix):
     return kind(**values)
 
 
-def _nearest(key, known):
+def _nearest(key: object, known: Collection[str]) -> str:
     match = difflib.get_close_matches(str(key), [str(entry) for entry in known], n=1, cutoff=0)
     return f"; the nearest known is '{match[0]}'"

@@ -1,6 +1,10 @@
 """Folders of images: listing, reading with clear errors, writing."""
 
+from __future__ import annotations
+
 import io
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
 from PIL import Image, ImageCms, ImageOps
@@ -8,8 +12,11 @@ from PIL import Image, ImageCms, ImageOps
 from dp2osr.errors import UserError
 from dp2osr.files import whole
 
+if TYPE_CHECKING:
+    import torch
 
-def read_image(path):
+
+def read_image(path: str | Path | IO[bytes]) -> Image.Image:
     """An RGB `PIL.Image` as a person sees it, transparency put on white; see `open_image`."""
     image = open_image(path)
     if image.mode == "RGBA":
@@ -17,23 +24,29 @@ def read_image(path):
     return as_rgb(image)
 
 
-def as_rgb(image):
+def as_rgb(image: Image.Image) -> Image.Image:
     """The image itself where it is RGB, else a conversion."""
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def read_image_and_alpha(path):
+def why_unreadable(error: Exception) -> str:
+    """What Pillow says of a file that it cannot read, in one short line, without the address of the stream that it was given."""
+    return " ".join(str(error).split()).partition(" <_io.")[0][:120]
+
+
+def read_image_and_alpha(path: str | Path) -> tuple[Image.Image, Image.Image | None]:
     """(RGB `PIL.Image`, its opacity as an "L" image, or None where it has none); see `open_image`."""
     image = open_image(path)
     return image.convert("RGB"), image.getchannel("A") if image.mode == "RGBA" else None
 
 
-def open_image(path):
+def open_image(path: str | Path | IO[bytes]) -> Image.Image:
     """An RGB or RGBA `PIL.Image`, fully decoded, upright (EXIF), in sRGB (embedded ICC profile), 8 bits a channel.
 
     Raises:
         UserError: unreadable or truncated file.
     """
+    image: Image.Image
     try:
         with Image.open(path) as image:
             image.load()
@@ -51,10 +64,10 @@ def open_image(path):
                 return opaque
             return to_srgb(image, profile)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: not a readable image ({error}); replace or remove it") from None
+        raise UserError(f"{path}: not a readable image ({why_unreadable(error)}); replace or remove it") from None
 
 
-def to_srgb(image, profile):
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """An image of any mode as RGB, by its ICC `profile` (bytes) where that is another than sRGB and fits."""
     if not profile:
         return as_rgb(image)
@@ -65,25 +78,25 @@ def to_srgb(image, profile):
             return as_rgb(image)
         if image.mode not in ("L", "RGB", "CMYK"):
             image = image.convert("RGB")
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return cast(Image.Image, ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"))
     except (ImageCms.PyCMSError, OSError):  # a broken profile, or one of another colour space: as every viewer does, without it
         return image.convert("RGB")
 
 
-def pil_to_tensor(image):
+def pil_to_tensor(image: Image.Image) -> torch.Tensor:
     """RGB `PIL.Image` → (3, H, W) float32 in [0, 1]."""
     import torch  # here, so that the workers of make_lr_pairs.py start without it
 
     return torch.from_numpy(np.array(image, dtype=np.float32) / 255).permute(2, 0, 1)
 
 
-def tensor_to_pil(tensor):
+def tensor_to_pil(tensor: torch.Tensor) -> Image.Image:
     """(3, H, W) in [0, 1] → 8-bit RGB `PIL.Image`, rounded to nearest."""
     array = tensor.detach().clamp(0, 1).mul(255).round().byte().cpu().permute(1, 2, 0).numpy()
     return Image.fromarray(array)
 
 
-def save_image(image, path):
+def save_image(image: Image.Image, path: str | Path) -> None:
     """Write a PNG; the file is whole or absent."""
     with whole(path) as part:
         image.save(part, format="PNG")

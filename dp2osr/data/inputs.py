@@ -4,19 +4,19 @@ import csv
 import io
 import os
 import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, TypeVar
 
 from PIL import Image
 
-from dp2osr.data.images import open_image
+from dp2osr.data.images import open_image, why_unreadable
 from dp2osr.digests import MEMORY, digest
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_text
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-
-
 OPTIONAL = {".jpe", ".jfif", ".gif", ".avif", ".jp2"}  # taken where Pillow can read the file, and told
 
 
@@ -28,9 +28,8 @@ LIKE_IMAGES = {
 
 
 SHOWN = 40  # names in a message
-
-
 READERS = min(8, os.cpu_count() or 1)  # threads that decode inputs for a check
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,16 +46,16 @@ class ImageFile:
     size: tuple = (0, 0)
 
     @property
-    def name(self):
+    def name(self) -> str:
         """The file's path below the folder that was named: sub-folders may hold files of one name."""
         return f"{self.folder}/{self.path.name}" if self.folder else self.path.name
 
     @property
-    def stem(self):
+    def stem(self) -> str:
         return self.path.stem
 
     @property
-    def content(self):
+    def content(self) -> str:
         """SHA-256 of the file."""
         return digest(self.path)
 
@@ -72,12 +71,16 @@ class Listing:
     """
 
     where: Path
-    files: list
-    problems: dict = field(default_factory=dict)
-    passed_over: list = field(default_factory=list)
+    files: list[ImageFile]
+    problems: dict[Path, str] = field(default_factory=dict)
+    passed_over: list[str] = field(default_factory=list)
 
 
-def find_inputs(folder, recursive=False, skip_unreadable=False, choose=None, leave_out=None, least=1, flag="", quiet=False):
+def find_inputs(
+    folder: str | Path, recursive: bool = False, skip_unreadable: bool = False,
+    choose: Callable[[list[ImageFile]], list[ImageFile]] | None = None, leave_out: Callable[[Path], bool] | None = None,
+    least: int = 1, flag: str = "", quiet: bool = False,
+) -> tuple[list[ImageFile], dict[Path, str]]:  # fmt: skip
     """The images to work on, all of them decoded once (and remembered); what is not taken is told on stderr.
 
     Args:
@@ -97,8 +100,9 @@ def find_inputs(folder, recursive=False, skip_unreadable=False, choose=None, lea
     """
     listing = scan(folder, recursive, leave_out)
     files = choose(listing.files) if choose else listing.files
-    problems, frames, read, unread = dict(listing.problems), [], [], []
-    good = []
+    problems, frames, good = dict(listing.problems), [], []
+    read: list[str] = []
+    unread: list[str] = []
     for file, found in zip(files, examine([file.path for file in files], show=not quiet), strict=True):
         problem = found["problem"] or too_small(found["size"], least, flag)
         if file.path.suffix.lower() in OPTIONAL:
@@ -129,13 +133,14 @@ def find_inputs(folder, recursive=False, skip_unreadable=False, choose=None, lea
     return good, problems
 
 
-def scan(folder, recursive=False, leave_out=None):
+def scan(folder: str | Path, recursive: bool = False, leave_out: Callable[[Path], bool] | None = None) -> Listing:
     """`Listing` of a folder, a manifest or one file.
 
     Raises:
         UserError: no such path, no image in it, or an unreadable manifest.
     """
-    folder, passed_over = Path(folder), []
+    folder = Path(folder)
+    passed_over: list[str] = []
     if folder.suffix == ".csv" and folder.is_file():
         root, paths = folder.parent, _listed_in(folder)
     elif folder.is_dir():
@@ -150,7 +155,8 @@ def scan(folder, recursive=False, leave_out=None):
     paths = [path for path in paths if path not in set(results)]
     if not paths:
         raise UserError(f"{folder}: holds no image of {', '.join(sorted(EXTENSIONS))}{_passed_over(passed_over)}")
-    files, problems, twins = {}, {}, []
+    files: dict[str, ImageFile] = {}
+    problems, twins = {}, []
     for path in sorted(paths, key=lambda path: path.suffix.lower() in OPTIONAL):
         file = ImageFile(path, *_named(path, root, recursive))
         problem = _name_problem(file)
@@ -168,11 +174,11 @@ def scan(folder, recursive=False, leave_out=None):
     return Listing(folder, sorted(files.values(), key=lambda file: file.path), problems, passed_over)
 
 
-def _passed_over(lines):
+def _passed_over(lines: Sequence[str]) -> str:
     return f" ({'; '.join(lines)})" if lines else ""
 
 
-def _named(path, root, recursive):
+def _named(path: Path, root: Path, recursive: bool) -> tuple[str, str]:
     """(image id, sub-folder) of an image."""
     if not recursive or not path.is_relative_to(root):
         return path.stem, ""
@@ -181,7 +187,7 @@ def _named(path, root, recursive):
     return "__".join([*folder.split("/"), path.stem] if folder else [path.stem]), folder
 
 
-def _name_problem(file):
+def _name_problem(file: ImageFile) -> str | None:
     name = file.path.name
     try:
         name.encode("utf-8")
@@ -194,7 +200,7 @@ def _name_problem(file):
     return None
 
 
-def _images_below(folder, recursive):
+def _images_below(folder: Path, recursive: bool) -> tuple[list[Path], list[str]]:
     """(sorted image paths of a folder, lines about what is not taken)."""
     paths, like, hidden, folders = [], [], [], []
     for path in sorted(folder.iterdir()):
@@ -226,14 +232,14 @@ def _images_below(folder, recursive):
     return paths, told
 
 
-def _entries(folder):
+def _entries(folder: Path) -> list[Path]:
     try:
         return list(folder.iterdir())
     except OSError:
         return []
 
 
-def examine(paths, show=False):
+def examine(paths: Iterable[Path], show: bool = False) -> list[dict[str, Any]]:
     """What is known of each image: {"size": [width, height], "frames": int, "problem": what is wrong or None}, remembered."""
     from tqdm import tqdm
 
@@ -248,7 +254,7 @@ def examine(paths, show=False):
     return [found[path] for path in paths]
 
 
-def _examine(path):
+def _examine(path: str) -> dict[str, Any]:
     """Decode one image."""
     try:
         if not os.path.getsize(path):
@@ -259,21 +265,21 @@ def _examine(path):
     except UserError as error:
         return _unusable(str(error).removeprefix(f"{path}: ").removesuffix("; replace or remove it"))
     except Exception as error:  # a decoder of Pillow may raise anything on a broken file
-        return _unusable(f"not a readable image ({' '.join(str(error).split())[:120]})")
+        return _unusable(f"not a readable image ({why_unreadable(error)})")
 
 
-def _unusable(problem):
+def _unusable(problem: str) -> dict[str, Any]:
     return {"size": [0, 0], "frames": 1, "problem": problem}
 
 
-def too_small(size, least, flag=""):
+def too_small(size: Sequence[int], least: int, flag: str = "") -> str | None:
     """What is wrong with an image of this size, or None."""
     if min(size) >= least:
         return None
     return f"{size[0]}x{size[1]} pixels, a side of at least {least} is needed{' by ' + flag if flag else ''}"
 
 
-def list_images(folder, recursive=False):
+def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
     """Image paths of a folder, of a manifest.csv or the one file named, sorted; none is opened.
 
     Raises:
@@ -286,7 +292,7 @@ def list_images(folder, recursive=False):
     return [file.path for file in listing.files]
 
 
-def check_images(paths, where):
+def check_images(paths: Sequence[Path], where: str | Path) -> list[tuple[int, ...]]:
     """Raise `UserError` that names all of `paths` that cannot be decoded; returns their sizes, (width, height)."""
     found = examine(list(paths))
     bad = [f"{path.name}: {about['problem']}" for path, about in zip(paths, found, strict=True) if about["problem"]]
@@ -295,7 +301,7 @@ def check_images(paths, where):
     return [tuple(about["size"]) for about in found]
 
 
-def evenly(paths, count, offset=0):
+def evenly(paths: list[T], count: int | None, offset: int = 0) -> list[T]:
     """`count` of the sorted paths, evenly spaced, so that a part of a folder still holds every photograph; all if None.
 
     Offsets 0, 1, 2 ... give parts without a common path until all are used, if `count` divides their number.
@@ -305,7 +311,7 @@ def evenly(paths, count, offset=0):
     return [paths[(index * len(paths) // count + offset) % len(paths)] for index in range(count)]
 
 
-def find_gt(gt_path, image_ids):
+def find_gt(gt_path: str | Path, image_ids: Sequence[str]) -> dict[str, Path]:
     """{image id: path of its GT}, all of them decoded once. Ids of sub-folders (`folder__name`) are looked for there.
 
     Raises:
@@ -323,13 +329,13 @@ def find_gt(gt_path, image_ids):
     return {image_id: paths[image_id] for image_id in image_ids}
 
 
-def _only_folders(path):
+def _only_folders(path: str | Path) -> bool:
     """Whether a folder has images in its sub-folders alone."""
     path = Path(path)
     return path.is_dir() and not _images_below(path, False)[0] and any(entry.is_dir() for entry in path.iterdir())
 
 
-def _listed_in(manifest):
+def _listed_in(manifest: Path) -> list[Path]:
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(manifest), newline="")))
         paths = sorted(manifest.parent / row["file"] for row in rows)

@@ -4,6 +4,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from dp2osr.data.degradation import degrade, image_rng, to_uint8
 from dp2osr.data.degradation_settings import DegradationConfig
 from dp2osr.data.images import read_image
-from dp2osr.data.inputs import find_inputs
+from dp2osr.data.inputs import ImageFile, find_inputs
 from dp2osr.errors import UserError, listed
 from dp2osr.files import as_json, check_same_program, clear_parts, keep_settings, read_json, write_json
 from dp2osr.outputs import check_output
@@ -40,7 +41,7 @@ class PairSettings:
     min_detail: float = 0.0
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.crop_size < 0 or self.crop_size % self.degradation.scale:
             raise UserError(f"--crop_size {self.crop_size}: must be 0 or a multiple of the degradation's scale {self.degradation.scale}")
         if self.crops_per_image < 1:
@@ -48,7 +49,7 @@ class PairSettings:
         if self.crop_size == 0 and (self.crops_per_image > 1 or self.min_detail > 0):
             raise UserError("--crops_per_image and --min_detail choose crops: give --crop_size too")
 
-    def ids(self, stem):
+    def ids(self, stem: str) -> list[str]:
         """The ids of the pairs of an image: its stem, with `_00`, `_01` ... appended to name crops."""
         return [f"{stem}_{index:02d}" for index in range(self.crops_per_image)] if self.crop_size else [stem]
 
@@ -60,16 +61,18 @@ class PairReport:
     written: int = 0
     kept: int = 0
     missing: int = 0
-    skipped: dict = field(default_factory=dict)  # path: why it was not used
+    skipped: dict[Path, str] = field(default_factory=dict)  # path: why it was not used
 
 
-def make_pairs(image_path, output_dir, settings, num_workers=1, recursive=False, skip_unreadable=False, adopt=False):
+def make_pairs(
+    image_path: str | Path, output_dir: str | Path, settings: PairSettings, num_workers: int = 1, recursive: bool = False,
+    skip_unreadable: bool = False, adopt: bool = False,
+) -> PairReport:  # fmt: skip
     """Write the pairs of a folder; run again, it does what is left. The bytes do not depend on `num_workers`.
 
     Args:
         image_path: folder of HR images (or one image).
         output_dir: gets `gt/`, `lr/`, `settings.json` and a record of each pair.
-        settings: `PairSettings`.
         num_workers: processes.
         recursive, skip_unreadable: see `find_inputs`; adopt: see `Results.missing`.
 
@@ -117,13 +120,13 @@ def make_pairs(image_path, output_dir, settings, num_workers=1, recursive=False,
         if any(names.values()):
             pending.append((file, names))
     make = partial(_make_image_pairs, results=results, settings=settings)
-    for written, missing in process_map(make, pending, num_workers, unit="image", desc="LR/GT pairs", disable=not pending):
+    for written, absent in process_map(make, pending, num_workers, unit="image", desc="LR/GT pairs", disable=not pending):
         report.written += written
-        report.missing += missing
+        report.missing += absent
     return report
 
 
-def report_line(folder, report):
+def report_line(folder: str | Path, report: PairReport) -> str:
     """What was written, kept and passed over, for the user."""
     short = f"; {report.missing} crops fewer than asked for, for want of size or detail" if report.missing else ""
     skipped = listed([f"{path.name} ({why})" for path, why in report.skipped.items()], 40)
@@ -131,19 +134,19 @@ def report_line(folder, report):
     return f"{folder}: {report.written} pairs written, {report.kept} were there already{short}{more}"
 
 
-def _names(pair_id):
+def _names(pair_id: str) -> list[str]:
     """A pair's files below the output folder."""
     return [f"{name}/{pair_id}.png" for name in ("gt", "lr")]
 
 
-def _flatten(settings, prefix=""):
+def _flatten(settings: Any, prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} → {"a.b": 1}: a setting that differs is then named alone."""
     if not isinstance(settings, dict):
         return {prefix[:-1]: settings}
     return {key: value for name, entry in settings.items() for key, value in _flatten(entry, f"{prefix}{name}.").items()}
 
 
-def _make_image_pairs(job, results, settings):
+def _make_image_pairs(job: tuple[ImageFile, dict[str, list[str]]], results: Results, settings: PairSettings) -> tuple[int, int]:
     """Write what is missing of one image: `job` is (its `ImageFile`, {pair id: names of the missing files}).
 
     Returns (pairs written, crops not found); pairs of an earlier image that this one has no crop for are removed.
@@ -168,7 +171,7 @@ def _make_image_pairs(job, results, settings):
     return written, len(ids) - len(crops)
 
 
-def choose_crops(image, settings, rng):
+def choose_crops(image: np.ndarray, settings: PairSettings, rng: np.random.Generator) -> list[np.ndarray]:
     """GT crops of an (H, W, 3) uint8 image: those without overlap first, in the order drawn; never one position twice."""
     height, width = image.shape[:2]
     size = settings.crop_size
@@ -177,9 +180,9 @@ def choose_crops(image, settings, rng):
         return [image[: height // scale * scale, : width // scale * scale]]
     tries = settings.crops_per_image * TRIES_PER_CROP
     drawn = np.stack([rng.integers(height - size + 1, size=tries), rng.integers(width - size + 1, size=tries)], axis=1)
-    corners = dict.fromkeys(map(tuple, drawn.tolist()))
-    corners = [(top, left) for top, left in corners if detail(image[top : top + size, left : left + size]) >= settings.min_detail]
-    apart = []
+    distinct = dict.fromkeys(map(tuple, drawn.tolist()))
+    corners = [(top, left) for top, left in distinct if detail(image[top : top + size, left : left + size]) >= settings.min_detail]
+    apart: list[tuple[int, int]] = []
     for corner in corners:
         if all(abs(corner[0] - top) >= size or abs(corner[1] - left) >= size for top, left in apart):
             apart.append(corner)
@@ -187,7 +190,7 @@ def choose_crops(image, settings, rng):
     return [np.ascontiguousarray(image[top : top + size, left : left + size]) for top, left in chosen]
 
 
-def detail(image):
+def detail(image: np.ndarray) -> float:
     """Root mean square gradient of the grey image, grey levels (of 255) a pixel: about 0 for sky, 10 and more for texture."""
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
     down, right = np.diff(gray, axis=0)[:, :-1], np.diff(gray, axis=1)[:-1]

@@ -24,6 +24,7 @@ import subprocess
 import sysconfig
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,7 +40,7 @@ COLUMNS = ("stem", "split", "source", "member", "short_side", "prompt")  # those
 TRANSPARENT = 0.001  # share of pixels that are not opaque from which a picture counts as a cut-out
 
 
-def read_manifest(path):
+def read_manifest(path: str | Path) -> list[dict[str, str]]:
     """Rows of the manifest as dictionaries, in file order.
 
     Raises:
@@ -70,7 +71,7 @@ def read_manifest(path):
     return rows
 
 
-def parse_box(text):
+def parse_box(text: str | None) -> tuple[int, int, int, int] | None:
     """``"LEFT:TOP:RIGHT:BOTTOM"`` → (left, top, right, bottom); None for an empty text. ValueError if it is no box."""
     if not text:
         return None
@@ -80,7 +81,7 @@ def parse_box(text):
     return left, top, right, bottom
 
 
-def unpack_debian(package, workdir):
+def unpack_debian(package: str, workdir: str | Path) -> Path:
     """Download the Debian package with apt-get and unpack it; returns the root of its files. A whole folder or none is left."""
     workdir = Path(workdir)
     root = workdir / package
@@ -100,22 +101,22 @@ def unpack_debian(package, workdir):
 
 
 @lru_cache(maxsize=2)
-def _read_bytes(archive):
+def _read_bytes(archive: Path) -> bytes:
     return Path(archive).read_bytes()
 
 
-def read_qt_resource(archive, member):
+def read_qt_resource(archive: Path, member: str) -> bytes:
     """Bytes of `member` (``folder/file``, matched from the right) in a Qt resource file (format version 2 or 3)."""
     blob = _read_bytes(archive)
     version, tree, data, names = struct.unpack(">4I", blob[4:20])
     entry_size = 22 if version >= 2 else 14
 
-    def name(offset):
+    def name(offset: int) -> str:
         length = struct.unpack_from(">H", blob, names + offset)[0]
         start = names + offset + 6
         return blob[start : start + 2 * length].decode("utf-16-be")
 
-    def walk(index, path):
+    def walk(index: int, path: str) -> Iterator[tuple[str, int, int]]:
         entry = tree + index * entry_size
         name_offset, flags = struct.unpack_from(">IH", blob, entry)
         path = f"{path}/{name(name_offset)}" if index else ""
@@ -134,7 +135,7 @@ def read_qt_resource(archive, member):
     raise FileNotFoundError(f"{archive}: no member {member}")
 
 
-def read_member(root, member):
+def read_member(root: Path, member: str) -> bytes:
     """Bytes of a `member` as a manifest names it (see the module's text), below the package's folder `root`."""
     archive, _, inner = member.partition("!")
     if not inner:
@@ -145,7 +146,7 @@ def read_member(root, member):
         return opened.read(inner)
 
 
-def fill_transparent(image):
+def fill_transparent(image: Image.Image) -> Image.Image:
     """An RGB image of one that may have transparent parts: those get its own colours, blurred over an eighth of its short side."""
     if not image.has_transparency_data:
         return image.convert("RGB")
@@ -161,7 +162,7 @@ def fill_transparent(image):
     return Image.fromarray(np.clip(colours * alpha + behind * (1 - alpha) + 0.5, 0, 255).astype(np.uint8))
 
 
-def open_photograph(row, workdir):
+def open_photograph(row: Mapping[str, str], workdir: str | Path) -> Image.Image:
     """The photograph of a manifest row as an RGB `PIL.Image`: cut to its `box`, reduced to its `short_side` (Lanczos).
 
     Raises:
@@ -170,7 +171,7 @@ def open_photograph(row, workdir):
     kind, package = row["source"].split(":", 1)
     root = unpack_debian(package, workdir) if kind == "deb" else Path(sysconfig.get_paths()["purelib"])
     try:
-        image = Image.open(io.BytesIO(read_member(root, row["member"])))
+        image: Image.Image = Image.open(io.BytesIO(read_member(root, row["member"])))
         image.load()
     except (OSError, KeyError, struct.error, zipfile.BadZipFile, UnidentifiedImageError) as error:
         how = "" if kind == "deb" else f"; install it with: pip install {package}"
@@ -187,7 +188,12 @@ def open_photograph(row, workdir):
     return image
 
 
-def fetch_photographs(rows, output_dir, work_dir, progress=iter):
+def fetch_photographs(
+    rows: Sequence[Mapping[str, str]],
+    output_dir: str | Path,
+    work_dir: str | Path,
+    progress: Callable[[list[Mapping[str, str]]], Iterable[Mapping[str, str]]] = iter,
+) -> tuple[int, int]:
     """Write ``SPLIT/STEM.png`` of every row, ``prompts.json`` (stem → tags) and ``photographs.json`` (what each PNG was made of).
 
     Run again, it does what is left: a PNG stays as long as its row says the same. One whose row changed is made anew, and moves with its
@@ -232,7 +238,7 @@ def fetch_photographs(rows, output_dir, work_dir, progress=iter):
     return written, len(rows) - written
 
 
-def near_duplicates(paths, correlation=0.9, bits=12):
+def near_duplicates(paths: list[Path], correlation: float = 0.9, bits: int = 12) -> list[tuple[Path, Path, float, int]]:
     """Pairs of photographs that may be one picture: [(path, path, correlation, differing bits)], the closest first.
 
     Two pictures count where their grey 48 × 48 thumbnails, one of them mirrored or not, correlate by at least `correlation`, or their

@@ -4,16 +4,20 @@ So a training goes on at any sample, exactly, with any number of loading process
 draw i // crops_per_photograph; every epoch draws each photograph once. Crop, flips, window, degradation and prompt follow from (seed, i).
 """
 
+from __future__ import annotations
+
 import os
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from dp2osr.data.collection import Unusable
+from dp2osr.data.collection import Collection, Unusable
 from dp2osr.data.degradation import degrade, image_rng
 from dp2osr.data.degradation_settings import DegradationConfig
 from dp2osr.device import keep_freed_memory
@@ -51,10 +55,10 @@ class PairStream(torch.utils.data.Dataset):
     could not be used, in whose place others were drawn; "failed" where none of `TRIES` could be.
     """
 
-    def __init__(self, collection, settings):
+    def __init__(self, collection: Collection, settings: StreamSettings) -> None:
         self.collection, self.settings = collection, settings
 
-    def __getitem__(self, request):
+    def __getitem__(self, request: tuple[int, int, int]) -> dict[str, Any]:
         first, count, window = request
         index, image, problems = self.photograph(first // self.settings.crops_per_photograph)
         if image is None:
@@ -63,9 +67,10 @@ class PairStream(torch.utils.data.Dataset):
         pixels = np.stack([np.stack([sample[side] for sample in made]) for side in (0, 1)])
         return {"pixels": pixels, "prompts": [sample[2] for sample in made], "problems": problems}
 
-    def photograph(self, draw):
+    def photograph(self, draw: int) -> tuple[int, Image.Image | None, list[tuple[str, str]]]:
         """(number, RGB `PIL.Image`, problems) of a draw; where it cannot be used another is drawn, by a rule that repeats itself."""
-        settings, count, problems = self.settings, len(self.collection), []
+        settings, count = self.settings, len(self.collection)
+        problems: list[tuple[str, str]] = []
         epoch, place = divmod(draw, count)
         index = int(epoch_order(settings.seed, epoch, count)[place])
         for attempt in range(TRIES):
@@ -76,11 +81,11 @@ class PairStream(torch.utils.data.Dataset):
             index = int(np.random.default_rng((settings.seed, draw, attempt)).integers(count))
         return index, None, problems
 
-    def sample(self, number, index, image, window):
+    def sample(self, number: int, index: int, image: Image.Image, window: int) -> tuple[np.ndarray, np.ndarray, int]:
         """(GT, upsampled LR, number of the prompt) of sample `number`: (w, w, 3) uint8 windows of a crop of the photograph `image`."""
         settings, side = self.settings, self.settings.resolution
         rng = image_rng(settings.seed, f"sample/{number}")
-        left, top = rng.integers(image.width - side + 1), rng.integers(image.height - side + 1)
+        left, top = int(rng.integers(image.width - side + 1)), int(rng.integers(image.height - side + 1))
         gt = np.asarray(image.crop((left, top, left + side, top + side)))
         gt = gt[:, ::-1] if rng.random() < 0.5 else gt
         gt = gt.transpose(1, 0, 2) if rng.random() < 0.5 else gt
@@ -97,12 +102,12 @@ class PairStream(torch.utils.data.Dataset):
 
 
 @lru_cache(maxsize=2)
-def epoch_order(seed, epoch, count):
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order in which an epoch draws `count` photographs."""
     return np.random.default_rng((seed, epoch)).permutation(count)
 
 
-def upsample(lr, side):
+def upsample(lr: np.ndarray, side: int) -> np.ndarray:
     """(h, w, 3) float LR in [0, 1] → (side, side, 3) uint8, bicubic."""
     image = Image.fromarray((lr * 255).round().astype(np.uint8))
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
@@ -126,27 +131,27 @@ class BatchPlan:
     steps: int
     small_steps: int
 
-    def of_pool(self, size, together=16):
+    def of_pool(self, size: int, together: int = 16) -> BatchPlan:
         """The plan by which the processes share the first `size` whole crops, `together` at a time."""
         return BatchPlan(together, 1, self.processes, self.whole, self.whole, -(-size // (together * self.processes)), 0)
 
-    def micro_batch_of(self, step):
+    def micro_batch_of(self, step: int) -> int:
         """Samples in a process's micro-batch."""
         return self.micro_batch if step < self.small_steps else max(1, self.micro_batch * self.window**2 // self.whole**2)
 
-    def window_of(self, step):
+    def window_of(self, step: int) -> int:
         return self.window if step < self.small_steps else self.whole
 
-    def step_size(self, step):
+    def step_size(self, step: int) -> int:
         """Samples of a step, over all processes."""
         return self.micro_batch_of(step) * self.accumulation * self.processes
 
-    def first_sample(self, step):
+    def first_sample(self, step: int) -> int:
         """Number of a step's first sample."""
         small = min(step, self.small_steps)
         return small * self.step_size(0) + (step - small) * self.step_size(self.small_steps)
 
-    def samples(self, step, micro, rank):
+    def samples(self, step: int, micro: int, rank: int) -> range:
         """Numbers of the samples of a process's micro-batch, a range."""
         size = self.micro_batch_of(step)
         first = self.first_sample(step) + (micro * self.processes + rank) * size
@@ -156,10 +161,10 @@ class BatchPlan:
 class Requests:
     """What a process asks of a `PairStream` from step `first` on: (first number, count, window), a draw each."""
 
-    def __init__(self, plan, rank, first, crops_per_photograph):
+    def __init__(self, plan: BatchPlan, rank: int, first: int, crops_per_photograph: int) -> None:
         self.plan, self.rank, self.first, self.crops = plan, rank, first, crops_per_photograph
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
         for step in range(self.first, self.plan.steps):
             for micro in range(self.plan.accumulation):
                 numbers, window = self.plan.samples(step, micro, self.rank), self.plan.window_of(step)
@@ -170,7 +175,7 @@ class Requests:
                     start = stop
 
 
-def start_worker(_):
+def start_worker(_: int) -> None:
     """A loading process leaves signals to the training and ends with it, however that ends; one thread is all it takes."""
     import cv2
 
@@ -181,7 +186,9 @@ def start_worker(_):
     keep_freed_memory()  # a decoded photograph is 48 MB that the next one takes again
 
 
-def pair_batches(stream, plan, rank, first, workers=0, prefetch=2):
+def pair_batches(
+    stream: PairStream, plan: BatchPlan, rank: int, first: int, workers: int = 0, prefetch: int = 2
+) -> Iterator[tuple[range, torch.Tensor, list[int], list[tuple[str, str]]]]:
     """Yield this process's micro-batches from step `first` on: (numbers, pixels (2, B, w, w, 3) uint8 tensor, prompts, problems).
 
     Args:
@@ -205,7 +212,8 @@ def pair_batches(stream, plan, rank, first, workers=0, prefetch=2):
     items = iter(loader)
     for step in range(first, plan.steps):
         for micro in range(plan.accumulation):
-            numbers, pixels, prompts, problems = plan.samples(step, micro, rank), [], [], []
+            numbers, pixels, problems = plan.samples(step, micro, rank), [], []
+            prompts: list[int] = []
             while len(prompts) < len(numbers):
                 item = next(items)
                 problems += item["problems"]

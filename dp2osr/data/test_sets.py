@@ -7,6 +7,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ SUFFIX = re.compile(r"_?(LR4?|HR|x1|x4)$", re.IGNORECASE)  # Canon_001_LR4, pana
 SCALE = 4
 
 
-def prepare(name, source, output_dir, any_count=False):
+def prepare(name: str, source: str | Path, output_dir: str | Path, any_count: bool = False) -> int:
     """Write `<output_dir>/<name>/lr/<id>.png`, `gt/<id>.png` and `manifest.csv`; images larger than the set's are cut to their middle.
 
     Args:
@@ -63,6 +64,7 @@ def prepare(name, source, output_dir, any_count=False):
     wanted, target = TEST_SETS[name], Path(output_dir) / name
     _check_target(target, Path(source))
     with opened(source) as folder:
+        pairs: Mapping[str, tuple[Path, Path | None]]
         pairs = find_pairs(folder) if wanted.has_gt else {path.stem: (path, None) for path in list_images(_largest_folder(folder))}
         if len(pairs) != wanted.count and not any_count:
             raise UserError(
@@ -70,7 +72,7 @@ def prepare(name, source, output_dir, any_count=False):
             )
         _check_pairs(source, pairs, wanted.lr_size)
 
-        def fill(part):
+        def fill(part: Path) -> None:
             for kind in ("lr", "gt") if wanted.has_gt else ("lr",):
                 (part / kind).mkdir(parents=True)
             for image_id, (lr, gt) in tqdm(sorted(pairs.items()), desc=name, unit="image"):
@@ -82,7 +84,7 @@ def prepare(name, source, output_dir, any_count=False):
     return len(pairs)
 
 
-def _check_target(target, source):
+def _check_target(target: Path, source: Path) -> None:
     """Refuse (UserError) to write over the source, or over a folder that was not written here."""
     there, given = target.resolve(), source.resolve()
     if there == given or there in given.parents or given in there.parents:
@@ -92,7 +94,7 @@ def _check_target(target, source):
         raise UserError(f"{target}: is there and was not written by this program; give another --output_dir, or move it away")
 
 
-def _is_own(folder):
+def _is_own(folder: Path) -> bool:
     """Whether a folder holds what its manifest lists, all of it in `lr/` and `gt/`, and nothing else: it can be made again."""
     manifest = folder / "manifest.csv"
     if not manifest.is_file():
@@ -103,7 +105,7 @@ def _is_own(folder):
     return in_place and there.keys() == listed_ones.keys() and all(digest(path) == listed_ones[name] for name, path in there.items())
 
 
-def _check_pairs(source, pairs, lr_size):
+def _check_pairs(source: str | Path, pairs: Mapping[str, tuple[Path, Path | None]], lr_size: int | None) -> None:
     """Raise `UserError` that names every image that cannot be read, or is not of the size that it must have."""
     images = [path for sides in pairs.values() for path in sides if path]
     sizes = dict(zip(images, check_images(images, source), strict=True))
@@ -119,7 +121,7 @@ def _check_pairs(source, pairs, lr_size):
 
 
 @contextmanager
-def opened(source):
+def opened(source: str | Path) -> Iterator[Path]:
     """Within, the folder that `source` is, or that an archive was unpacked to."""
     source = Path(source)
     if source.is_dir():
@@ -140,7 +142,7 @@ def opened(source):
         yield Path(folder)
 
 
-def find_pairs(folder):
+def find_pairs(folder: Path) -> dict[str, tuple[Path, Path]]:
     """{id: (LR path, GT path)}: two folders with the usual names under one parent, or files told apart by their endings.
 
     Raises:
@@ -148,7 +150,7 @@ def find_pairs(folder):
     """
     folders = [folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir())]
     images = {path: _images(path) for path in folders}
-    parents = {}
+    parents: dict[Path, dict[str, Path]] = {}
     for path in folders:
         kind = "lr" if path.name.lower() in LR_NAMES else "gt" if path.name.lower() in GT_NAMES else None
         if kind and images[path]:
@@ -173,26 +175,26 @@ def find_pairs(folder):
     return {image_id: (path, by_id["gt"][image_id]) for image_id, path in by_id["lr"].items()}
 
 
-def _images(folder):
+def _images(folder: Path) -> list[Path]:
     names = (path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
     return sorted(path for path in names if path.is_file())
 
 
-def _largest_folder(folder):
+def _largest_folder(folder: Path) -> Path:
     """The folder with the most images, `folder` or below it."""
     folders = [folder, *(path for path in sorted(folder.rglob("*")) if path.is_dir())]
     return max(folders, key=lambda path: len(_images(path)))
 
 
-def _write_pair(image_id, lr, gt, target, lr_size):
+def _write_pair(image_id: str, lr: Path, gt: Path | None, target: Path, lr_size: int | None) -> None:
     """Both as PNG; the file itself where it is one of the right size."""
     low = read_image(lr)
     high = read_image(gt) if gt else None
     for path, image, kind, scale in ((lr, low, "lr", 1), (gt, high, "gt", SCALE)):
-        if image is None:
+        if image is None or path is None:
             continue
-        side, file = lr_size and gt and scale * lr_size, target / kind / f"{image_id}.png"
-        if side and image.size != (side, side):
+        side, file = scale * (lr_size or 0), target / kind / f"{image_id}.png"
+        if lr_size and gt and image.size != (side, side):
             left, top = scale * ((low.width - lr_size) // 2), scale * ((low.height - lr_size) // 2)
             save_image(image.crop((left, top, left + side, top + side)), file)
         elif path.suffix.lower() == ".png":
@@ -204,7 +206,7 @@ def _write_pair(image_id, lr, gt, target, lr_size):
 # ---------------------------------------------------------------- manifests
 
 
-def write_manifest(folder, least=0, skip_unreadable=False):
+def write_manifest(folder: str | Path, least: int = 0, skip_unreadable: bool = False) -> tuple[int, dict[Path, str]]:
     """Write `manifest.csv` of a folder: each image's path in it, width, height and SHA-256.
 
     Args:
@@ -231,7 +233,7 @@ def write_manifest(folder, least=0, skip_unreadable=False):
     return count, left_out
 
 
-def check_manifest(folder, other):
+def check_manifest(folder: str | Path, other: str | Path) -> None:
     """Raise `UserError` unless the images of `folder` are those of the manifest `other`: what is missing, more or different is named."""
     rows, here = _hashes(other), _hashes(Path(folder) / "manifest.csv")
     differing = sorted(name for name in rows.keys() | here.keys() if rows.get(name) != here.get(name))
@@ -239,7 +241,7 @@ def check_manifest(folder, other):
         raise UserError(f"{folder}: {len(differing)} of {len(rows)} images are not those of {other}, the first is {differing[0]}")
 
 
-def _hashes(manifest):
+def _hashes(manifest: str | Path) -> dict[str, str]:
     try:
         return {row["file"]: row["sha256"] for row in csv.DictReader(io.StringIO(read_text(manifest), newline=""))}
     except (OSError, KeyError, TypeError, UnicodeDecodeError, csv.Error) as error:

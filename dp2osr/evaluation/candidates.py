@@ -1,10 +1,14 @@
 """Models by their candidates: rewards, gains with intervals, curves; from folders to files."""
 
+from __future__ import annotations
+
 import platform
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +22,12 @@ from dp2osr.evaluation.training_log import read_training_logs
 from dp2osr.files import write_text
 from dp2osr.outputs import check_output
 from dp2osr.results import check_own_files, own_files
+
+if TYPE_CHECKING:
+    from dp2osr.evaluation.compare import Change, Results
+    from dp2osr.evaluation.methods import Method
+    from dp2osr.evaluation.settings import EvaluateSettings
+    from dp2osr.rewards.config import RewardConfig
 
 FILES = ("curves.png", "metrics.csv", "summary.json", "summary.md", "report.html")
 PACKAGES = ("torch", "diffusers", "transformers", "pyiqa", "numpy", "matplotlib", "pillow")
@@ -36,100 +46,102 @@ class Evaluation:
     """
 
     comparison: Comparison
-    config: object
-    methods: list
-    parts: dict
-    notes: list = field(default_factory=list)
+    config: RewardConfig
+    methods: list[str]
+    parts: dict[str, dict[str, np.ndarray]]
+    notes: list[str] = field(default_factory=list)
 
     @property
-    def results(self):
+    def results(self) -> Results:
         return self.comparison.results
 
     @property
-    def base(self):
+    def base(self) -> str:
         return self.methods[0]
 
     @property
-    def compared(self):
+    def compared(self) -> list[str]:
         """The methods but the base."""
         return self.methods[1:]
 
     @property
-    def image_ids(self):
+    def image_ids(self) -> list[str]:
         return self.results.images
 
     @property
-    def photographs(self):
+    def photographs(self) -> list[str]:
         return list(self.results.photographs.values())
 
     @property
-    def num_photographs(self):
+    def num_photographs(self) -> int:
         return len(set(self.photographs))
 
     @cached_property
-    def rewards(self):
+    def rewards(self) -> dict[str, np.ndarray]:
         """{method: (G, M)}, bicubic's (G, 1)."""
-        return {name: sum(parts.values()) for name, parts in self.parts.items()}
+        return {name: sum(parts.values(), np.zeros(())) for name, parts in self.parts.items()}
 
     @property
-    def num_candidates(self):
+    def num_candidates(self) -> int:
         return self.rewards[self.base].shape[1]
 
     @property
-    def sigma(self):
+    def sigma(self) -> float:
         """The base's mean spread of the reward over the candidates of an image."""
         return float(stats.spread(self.rewards[self.base]).mean())
 
     @cached_property
-    def curves(self):
+    def curves(self) -> dict[str, dict[str, Sequence[float]]]:
         """{method: `stats.best_mean_worst`}."""
         return {name: stats.best_mean_worst(self.rewards[name]) for name in self.methods}
 
     @cached_property
-    def worst_raised(self):
+    def worst_raised(self) -> dict[str, stats.Estimate]:
         """{method: `Estimate`}."""
         return {name: self.comparison.worst_raised(name) for name in self.compared}
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[str]:
         """Names of the metrics, without the reward."""
         return [name for name in self.results.metrics.index if name != REWARD]
 
     @cached_property
-    def changes(self):
+    def changes(self) -> dict[str, dict[str, Change]]:
         """{method: {metric: `Change` against the base}}, the reward among them."""
-        return {name: {metric: self.comparison.change(name, metric) for metric in self.results.metrics.index} for name in self.compared}
+        metrics, change = self.results.metrics.index, self.comparison.change
+        return {name: {metric: found for metric in metrics if (found := change(name, metric))} for name in self.compared}
 
     @cached_property
-    def over_bicubic(self):
+    def over_bicubic(self) -> dict[str, dict[str, stats.Estimate]]:
         """{method: {metric: `Estimate` of the change against bicubic}}; empty without bicubic."""
         names = [metric for metric in self.metrics if self.results.has(BICUBIC, metric)]
+        change = self.comparison.change
         return {
-            name: {metric: self.comparison.change(name, metric, BICUBIC).estimate for metric in names} for name in self.methods if names
+            name: {metric: found.estimate for metric in names if (found := change(name, metric, BICUBIC))} for name in self.methods if names
         }
 
-    def gain(self, method):
+    def gain(self, method: str) -> Change:
         """The `Change` of the reward."""
         return self.changes[method][REWARD]
 
-    def improved(self, method):
+    def improved(self, method: str) -> int:
         """On how many images the mean reward is above the base's."""
         return int((self.gain(method).by_image > 0).sum())
 
-    def verdicts(self, method):
+    def verdicts(self, method: str) -> dict[str, list[str]]:
         """{"better": [metric, …], "worse": […], "unclear": […]}."""
-        groups = {"better": [], "worse": [], "unclear": []}
+        groups: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
         for metric in self.metrics:
             groups[self.changes[method][metric].estimate.verdict].append(metric)
         return groups
 
     @cached_property
-    def columns(self):
+    def columns(self) -> list[str]:
         """The columns of the table of metrics, in reading order."""
         return [name for name in (BICUBIC, *self.methods, GT) if name in self.results.methods]
 
     @cached_property
-    def cells(self):
+    def cells(self) -> pd.DataFrame:
         """A row a metric and column: mean, std_over_seeds (of the mean over images), std_within_group."""
         rows = []
         for metric in self.results.metrics.index:
@@ -142,7 +154,15 @@ class Evaluation:
         )
 
 
-def evaluate(methods, config, bicubic=None, *, resamples=2000, seed=0, crop_suffix=stats.CROP_SUFFIX):
+def evaluate(
+    methods: Sequence[Method],
+    config: RewardConfig,
+    bicubic: Mapping[str, np.ndarray] | None = None,
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    crop_suffix: str = stats.CROP_SUFFIX,
+) -> Evaluation:
     """The `Evaluation` of methods, the first being the base.
 
     Args:
@@ -166,7 +186,7 @@ def evaluate(methods, config, bicubic=None, *, resamples=2000, seed=0, crop_suff
     return Evaluation(comparison, config, names, {name: of for (name, _), of in parts.items()}, notes)
 
 
-def run_evaluation(args):
+def run_evaluation(args: EvaluateSettings) -> Evaluation:
     """Compare candidate folders and write metrics.csv, summary.json, summary.md, curves.png and report.html to `args.output_dir`.
 
     Args:
@@ -179,7 +199,9 @@ def run_evaluation(args):
     from dp2osr.evaluation import pictures, plots, report, summary
     from dp2osr.rewards.chosen import label_command, reward_of
     from dp2osr.rewards.table import SCORES, read_metadata
+    from dp2osr.sampling.store import reading
 
+    assert args.candidates and args.gt_path
     check_output(args.output_dir)
     check_own_files(args.output_dir, FILES)
     paths = [folder / SCORES for folder in parse_candidates(args.candidates).values()]
@@ -187,35 +209,37 @@ def run_evaluation(args):
     config = reward_of(args.reward_config, scored)
     training, validation = read_training_logs(args.training_log) if args.training_log else ({}, {})
 
-    def label(folder):
+    def label(folder: Path) -> str:
         return label_command(folder, config, next(iter(scored.values()), None), gt_path=args.gt_path, given=args.reward_config)
 
-    methods, notes = load_methods(args.candidates, config, label, args.num_candidates)
-    gt_paths = find_gt(args.gt_path, methods[0].image_ids)
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    device, bicubic = compute_device(), None
-    if config.columns:
-        own = ", ".join(config.columns)
-        notes.append(f"Bicubic is left out: the reward has {own}, a column of the score tables, and bicubic is in none.")
-    elif not args.no_bicubic:
-        bicubic = bicubic_scores(methods[0], gt_paths, suites_of(methods[0].metrics, device, args.metrics_dir, config.imports))
-    evaluation = evaluate(methods, config, bicubic, resamples=args.bootstrap, seed=args.seed, crop_suffix=args.crop_suffix)
-    evaluation.notes[:0] = notes
-    panels = pictures.make_panels(evaluation, methods, bicubic, args.gt_path, args.max_images_in_report, device)
-    settings = _settings(args, methods)
-    drawn = plots.result_plots(evaluation), plots.training_plots(training, validation)
-    with own_files(output, FILES):
-        plots.save_png(output / "curves.png", [*drawn[0], *drawn[1]])
-        write_text(output / "metrics.csv", csv_text(summary.metrics_frame(evaluation)))
-        write_text(output / "summary.json", summary.summary_json(evaluation, settings))
-        write_text(output / "summary.md", summary.summary_markdown(evaluation))
-        write_text(output / "report.html", report.report_html(evaluation, panels, settings, *drawn))
-    print(f"\n{summary.terminal(evaluation)}\n\nreport: {output / 'report.html'}")
-    return evaluation
+    with reading(parse_candidates(args.candidates).values(), "evaluation"):
+        methods, notes = load_methods(args.candidates, config, label, args.num_candidates)
+        gt_paths = find_gt(args.gt_path, methods[0].image_ids)
+        output = Path(args.output_dir)
+        output.mkdir(parents=True, exist_ok=True)
+        device, bicubic = compute_device(), None
+        columns = [spec.name for spec in config.metrics if methods[0].metrics[spec.name].get("column")]
+        if columns:
+            own = ", ".join(columns)
+            notes.append(f"Bicubic is left out: the reward has {own}, a column of the score tables, and bicubic is in none.")
+        elif not args.no_bicubic:
+            bicubic = bicubic_scores(methods[0], gt_paths, suites_of(methods[0].metrics, device, args.metrics_dir, config.imports))
+        evaluation = evaluate(methods, config, bicubic, resamples=args.bootstrap, seed=args.seed, crop_suffix=args.crop_suffix)
+        evaluation.notes[:0] = notes
+        panels = pictures.make_panels(evaluation, methods, bicubic, args.gt_path, args.max_images_in_report, device)
+        settings = _settings(args, methods)
+        drawn = plots.result_plots(evaluation), plots.training_plots(training, validation)
+        with own_files(output, FILES):
+            plots.save_png(output / "curves.png", [*drawn[0], *drawn[1]])
+            write_text(output / "metrics.csv", csv_text(summary.metrics_frame(evaluation)))
+            write_text(output / "summary.json", summary.summary_json(evaluation, settings))
+            write_text(output / "summary.md", summary.summary_markdown(evaluation))
+            write_text(output / "report.html", report.report_html(evaluation, panels, settings, *drawn))
+        print(f"\n{summary.terminal(evaluation)}\n\nreport: {output / 'report.html'}")
+        return evaluation
 
 
-def _settings(args, methods):
+def _settings(args: EvaluateSettings, methods: Sequence[Method]) -> dict[str, Any]:
     return {
         "flags": {key: value for key, value in vars(args).items() if value is not None},
         "methods": {method.name: dict(method.store.settings) for method in methods},

@@ -4,8 +4,12 @@ Everything that is compared here, candidates of models, folders of images, train
 score, with its method, training, image, candidate and metric. Rewards are one more metric.
 """
 
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -14,9 +18,14 @@ from scipy.stats import wilcoxon
 from dp2osr import stats
 from dp2osr.stats import Estimate
 
+if TYPE_CHECKING:
+    from dp2osr.rewards.config import RewardConfig
+
 REWARD, BICUBIC = "reward", "bicubic"
 FEW = 10  # photographs; with fewer a percentile bootstrap's 95 % hold the truth in 90 % of cases or less
 KEYS = ["method", "training", "image", "candidate", "metric"]
+Key = tuple[str, int]
+Owner = TypeVar("Owner", bound=str | Key)
 
 
 @dataclass(frozen=True)
@@ -31,48 +40,48 @@ class Results:
 
     values: pd.DataFrame
     metrics: pd.DataFrame
-    photographs: dict
+    photographs: dict[str, str]
 
     @property
-    def images(self):
+    def images(self) -> list[str]:
         return list(self.photographs)
 
     @property
-    def methods(self):
+    def methods(self) -> list[str]:
         return list(self.values["method"].unique())
 
     @cached_property
-    def _groups(self):
+    def _groups(self) -> dict[tuple[Hashable, ...], pd.DataFrame]:
         return dict(tuple(self.values.groupby(["method", "metric"], observed=True, sort=False)))
 
-    def has(self, method, metric):
+    def has(self, method: str, metric: str) -> bool:
         return (method, metric) in self._groups
 
-    def trainings(self, method):
+    def trainings(self, method: str) -> list[int]:
         """Numbers of a method's trainings, in order."""
         return sorted(next(rows for (name, _), rows in self._groups.items() if name == method)["training"].unique())
 
-    def array(self, method, metric):
+    def array(self, method: str, metric: str) -> np.ndarray:
         """(S, G, M) raw scores of S trainings, G images, M candidates; KeyError where the method was not scored by the metric."""
         rows = self._groups[method, metric].set_index(["training", "image", "candidate"])["value"].unstack()
         return rows.to_numpy().reshape(rows.index.get_level_values(0).nunique(), len(self.photographs), -1)
 
-    def aligned(self, method, metric):
+    def aligned(self, method: str, metric: str) -> np.ndarray:
         """`array` with the sign turned where lower is better."""
         return (-1 if self.metrics.loc[metric, "lower_better"] else 1) * self.array(method, metric)
 
-    def whole(self, metric):
+    def whole(self, metric: str) -> np.ndarray:
         """(G,) whether every method has a finite score of each candidate of an image."""
         found = [np.isfinite(self.array(method, metric)).all(axis=(0, 2)) for method in self.methods if self.has(method, metric)]
         return np.all(found, axis=0)
 
-    def joined(self, values, metrics=None):
+    def joined(self, values: pd.DataFrame, metrics: pd.DataFrame | None = None) -> Results:
         """These results with more rows, and the `metrics` of them."""
         table = self.metrics if metrics is None else pd.concat([metrics, self.metrics])
         return replace(self, values=pd.concat([self.values, values], ignore_index=True), metrics=table)
 
 
-def tidy(scores, image_ids):
+def tidy(scores: Mapping[Owner, Mapping[str, np.ndarray]], image_ids: Sequence[str]) -> pd.DataFrame:
     """The rows of arrays: {method or (method, training): {metric: (G, M) raw}}."""
     parts = []
     for key, of_metric in scores.items():
@@ -86,25 +95,30 @@ def tidy(scores, image_ids):
     return rows.assign(image=pd.Categorical(rows["image"], categories=list(image_ids)))
 
 
-def metric_table(metrics, rewarded=()):
+def metric_table(metrics: Mapping[str, Mapping[str, Any]], rewarded: Sequence[str] = ()) -> pd.DataFrame:
     """`Results.metrics` of {metric: {"lower_better", "mode"}}: those of the reward in its order, then the others, FR first."""
     others = sorted((name for name in metrics if name not in rewarded), key=lambda name: (metrics[name]["mode"], name))
     rows = [(name, metrics[name]["lower_better"], metrics[name]["mode"], name in rewarded) for name in [*rewarded, *others]]
     return pd.DataFrame(rows, columns=["metric", "lower_better", "mode", "rewarded"]).set_index("metric")
 
 
-def results_of(scores, image_ids, metrics, crop_suffix=stats.CROP_SUFFIX):
+def results_of(
+    scores: Mapping[Owner, Mapping[str, np.ndarray]], image_ids: Sequence[str], metrics: pd.DataFrame, crop_suffix: str = stats.CROP_SUFFIX
+) -> Results:
     """`Results` of arrays, as `tidy` takes them; `metrics` as in `Results`."""
     photographs = dict(zip(image_ids, stats.photographs_of(image_ids, crop_suffix), strict=True))
     return Results(tidy(scores, image_ids), metrics, photographs)
 
 
-def with_reward(results, config, outsiders=()):
+def with_reward(
+    results: Results, config: RewardConfig, outsiders: Collection[str] = ()
+) -> tuple[Results, dict[Key, dict[str, np.ndarray]]]:
     """(results with the metric `REWARD` first, {(method, training): {metric: (G, M) part of it}}).
 
     Scores are normalised over the pooled candidates of all methods but the `outsiders`, which are set on that scale and not clipped.
     """
-    names, lower_better = [spec.name for spec in config.metrics], results.metrics["lower_better"].to_dict()
+    names = [spec.name for spec in config.metrics]
+    lower_better = {str(name): bool(lower) for name, lower in results.metrics["lower_better"].items()}
     keys = [(method, training) for method in results.methods for training in results.trainings(method)]
     keys = [key for key in keys if all(results.has(key[0], name) for name in names)]
     scores = {}
@@ -120,7 +134,7 @@ def with_reward(results, config, outsiders=()):
             for sample in samples
         ]
         parts[key] = {name: np.stack([sample[name] for sample in found], axis=1) for name in names}
-    rewards = {key: {REWARD: sum(parts[key].values())} for key in keys}
+    rewards = {key: {REWARD: sum(parts[key].values(), np.zeros(()))} for key in keys}
     about = pd.DataFrame([(REWARD, False, "", True)], columns=["metric", "lower_better", "mode", "rewarded"]).set_index("metric")
     return results.joined(tidy(rewards, results.images), about), parts
 
@@ -155,45 +169,46 @@ class Comparison:
         resamples, seed: of the bootstrap.
     """
 
-    def __init__(self, results, reference, in_sigma=True, resamples=2000, seed=0):
+    def __init__(self, results: Results, reference: str, in_sigma: bool = True, resamples: int = 2000, seed: int = 0) -> None:
         self.results, self.reference, self.in_sigma, self.resamples, self.seed = results, reference, in_sigma, resamples, seed
-        self._kept, self._weights = {}, {}
+        self._kept: dict[str, np.ndarray] = {}
+        self._weights: dict[bytes, np.ndarray | None] = {}
 
     @property
-    def others(self):
+    def others(self) -> list[str]:
         return [method for method in self.results.methods if method != self.reference]
 
-    def kept(self, metric):
+    def kept(self, metric: str) -> np.ndarray:
         """(G,) images that count for a metric."""
         if metric not in self._kept:
             self._kept[metric] = self.results.whole(metric)
         return self._kept[metric]
 
-    def photographs(self, metric):
+    def photographs(self, metric: str) -> np.ndarray:
         return np.array(list(self.results.photographs.values()))[self.kept(metric)]
 
-    def weights(self, metric):
+    def weights(self, metric: str) -> np.ndarray | None:
         """`stats.bootstrap_weights` of the images that count for a metric."""
         key = self.kept(metric).tobytes()
         if key not in self._weights:
             self._weights[key] = stats.bootstrap_weights(self.photographs(metric), self.resamples, self.seed)
         return self._weights[key]
 
-    def values(self, method, metric):
+    def values(self, method: str, metric: str) -> np.ndarray:
         """(S, G, M) on the images that count, in the direction of the changes."""
         array = self.results.aligned(method, metric) if self.in_sigma else self.results.array(method, metric)
         return array[:, self.kept(metric)]
 
-    def spread(self, metric):
+    def spread(self, metric: str) -> np.ndarray:
         """(G,) what a change is measured in: the reference's spread over candidates, or 1."""
         values = self.values(self.reference, metric)
         return np.mean([stats.spread(of) for of in values], axis=0) if self.in_sigma else np.ones(values.shape[1])
 
-    def change(self, method, metric, against=None):
+    def change(self, method: str, metric: str, against: str | None = None) -> Change | None:
         """The `Change` of a method; against one with several trainings, those that both have are paired. None where there is none."""
         own, other = (self.values(name, metric).mean(axis=2) for name in (method, against or self.reference))
         if len(other) > 1:
-            mine, theirs = self.results.trainings(method), self.results.trainings(against)
+            mine, theirs = self.results.trainings(method), self.results.trainings(against or self.reference)
             common = [training for training in mine if training in theirs]
             own, other = own[[mine.index(one) for one in common]], other[[theirs.index(one) for one in common]]
         if not len(own):
@@ -205,24 +220,24 @@ class Comparison:
             by_training = differences.mean(axis=1) / spread.mean()
         return Change(estimate, by_training, differences.mean(axis=0), draws)
 
-    def level(self, method, metric):
+    def level(self, method: str, metric: str) -> Estimate:
         """The `Estimate` of a method's mean, raw."""
         means = self.results.array(method, metric)[:, self.kept(metric)].mean(axis=(0, 2))
         return stats.ratio_of_means(means, np.ones_like(means), self.weights(metric))
 
-    def worst_raised(self, method):
+    def worst_raised(self, method: str) -> Estimate:
         """`stats.worst_raised` of the reward."""
         policy, base = (self.values(name, REWARD).mean(axis=0) for name in (method, self.reference))
         return stats.worst_raised(policy, base, self.weights(REWARD))
 
-    def p_value(self, change, metric):
+    def p_value(self, change: Change, metric: str) -> float:
         """Of Wilcoxon's signed-rank test over photographs, whose crops count as one; NaN where nothing can be tested."""
         photographs = self.photographs(metric)
         of_photographs = [change.by_image[photographs == name].mean() for name in np.unique(photographs)]
         tested = len(of_photographs) > 1 and np.any(of_photographs)
         return float(wilcoxon(of_photographs).pvalue) if tested else float("nan")
 
-    def spreads(self, method, metric):
+    def spreads(self, method: str, metric: str) -> tuple[float, float]:
         """(mean over images of the std over candidates, std over candidates of the mean over images); NaN for a single candidate."""
         values = self.results.array(method, metric)[:, self.kept(metric)].mean(axis=0)
         if values.shape[1] < 2:
@@ -230,7 +245,7 @@ class Comparison:
         return float(stats.spread(values).mean()), float(values.mean(axis=0).std(ddof=1))
 
 
-def notes_on_photographs(photographs, image_ids):
+def notes_on_photographs(photographs: Sequence[str], image_ids: Sequence[str]) -> list[str]:
     """What is to be said of intervals over few photographs."""
     count = len(set(photographs))
     if count < 2:

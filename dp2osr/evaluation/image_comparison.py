@@ -1,7 +1,11 @@
 """Folders of SR images from files to tables: means, spread over samples, intervals over photographs, paired tests, published values."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -20,6 +24,14 @@ from dp2osr.provenance import versions
 from dp2osr.results import check_own_files, own_files
 from dp2osr.rewards.config import CONFIG_DIR, load_reward_config, nearest
 from dp2osr.rewards.metrics import MetricSuite, check_modes
+
+if TYPE_CHECKING:
+    import torch
+
+    from dp2osr.evaluation.compare import Results
+    from dp2osr.evaluation.published import Published
+    from dp2osr.evaluation.settings import EvaluateSettings
+    from dp2osr.rewards.config import MetricSpec, RewardConfig
 
 FILES = ("table.md", "table.tex", "table.csv", "per_image.csv", "settings.json")
 PROTOCOL_DIR = CONFIG_DIR.parent / "evaluation"
@@ -40,7 +52,16 @@ class ImageTable:
         table: a row a method and metric: what table.csv has.
     """
 
-    def __init__(self, scores, image_ids, lower_better, resamples=2000, seed=0, crop_suffix=stats.CROP_SUFFIX, published=None):
+    def __init__(
+        self,
+        scores: Mapping[str, Mapping[str, np.ndarray]],
+        image_ids: Sequence[str],
+        lower_better: Mapping[str, bool],
+        resamples: int = 2000,
+        seed: int = 0,
+        crop_suffix: str = stats.CROP_SUFFIX,
+        published: Published | None = None,
+    ) -> None:
         about = {metric: {"mode": "", "lower_better": lower_better[metric]} for metric in scores}
         self.methods = list(next(iter(scores.values())))
         self.samples = {method: next(iter(scores.values()))[method].shape[1] for method in self.methods}
@@ -49,25 +70,26 @@ class ImageTable:
         self.comparison = Comparison(results, self.methods[0], in_sigma=False, resamples=resamples, seed=seed)
         self.metrics = [metric for metric in scores if self.comparison.kept(metric).any()]
         self.published = published
-        self.changes = {(method, metric): self.comparison.change(method, metric) for method in self.methods[1:] for metric in self.metrics}
+        pairs = [(method, metric) for method in self.methods[1:] for metric in self.metrics]
+        self.changes = {pair: change for pair in pairs if (change := self.comparison.change(*pair))}
         rows = [self._row(method, metric) for method in self.methods for metric in self.metrics]
         self.table = pd.DataFrame(rows).set_index(["method", "metric"], drop=False)
 
     @property
-    def results(self):
+    def results(self) -> Results:
         return self.comparison.results
 
     @property
-    def num_photographs(self):
+    def num_photographs(self) -> int:
         return len(set(self.results.photographs.values()))
 
     @property
-    def left_out(self):
+    def left_out(self) -> dict[str, list[str]]:
         """{metric: images on which it failed}."""
         images, kept = np.array(self.results.images, dtype=object), self.comparison.kept
         return {metric: images[~kept(metric)].tolist() for metric in self.results.metrics.index if not kept(metric).all()}
 
-    def _row(self, method, metric):
+    def _row(self, method: str, metric: str) -> dict[str, Any]:
         mean = self.comparison.level(method, metric)
         within, of_means = self.comparison.spreads(method, metric)
         row = {"method": method, "metric": metric, "lower_better": bool(self.results.metrics.loc[metric, "lower_better"])}
@@ -79,19 +101,22 @@ class ImageTable:
         values = self.published.methods.get(method, {}) if self.published else {}
         return row | {"published": values.get(metric, float("nan"))}
 
-    def best(self, metric, place):
+    def cell(self, method: str, metric: str) -> pd.Series:
+        return cast("pd.Series", self.table.loc[(method, metric)])
+
+    def best(self, metric: str, place: int) -> str | None:
         """The method with the best mean, or the next (`place` 1, 2); None where there is but one method."""
         means = self.table.xs(metric, level="metric")["mean"].loc[self.methods]
         order = means.sort_values(ascending=bool(self.results.metrics.loc[metric, "lower_better"]), kind="stable").index
         return order[place - 1] if len(order) > 1 else None
 
-    def texts(self, best="**{}**", second="{}"):
+    def texts(self, best: str = "**{}**", second: str = "{}") -> pd.DataFrame:
         """A frame of texts, a row a method: its means ± the spread over its samples, the best and the second best marked."""
         rows = {method: {"method": method} for method in self.methods}
         for metric in self.metrics:
             marks = {self.best(metric, 1): best, self.best(metric, 2): second}
             for method in self.methods:
-                cell = self.table.loc[(method, metric)]
+                cell = self.cell(method, metric)
                 text = with_spread(cell["mean"], cell["std_within_image"])
                 rows[method][metric] = marks.get(method, "{}").format(text)
         return pd.DataFrame(rows.values())
@@ -100,7 +125,7 @@ class ImageTable:
 # ---------------------------------------------------------------- from folders to files
 
 
-def run_image_evaluation(args):
+def run_image_evaluation(args: EvaluateSettings) -> ImageTable:
     """Score folders of SR images; writes table.md, table.tex, table.csv, per_image.csv and settings.json to `args.output_dir`.
 
     Args:
@@ -116,7 +141,7 @@ def run_image_evaluation(args):
     published = _published(args)
     config = load_protocol(args.protocol)
     specs = protocol_specs(config, args.channel, args.crop_border, args.exclude_metrics)
-    methods, gt = pair_images(parse_folders(args.images), args.gt_path, args.lr_path, suffix=args.suffix)
+    methods, gt = pair_images(parse_folders(args.images or ()), args.gt_path, args.lr_path, suffix=args.suffix)
     if not gt:
         specs = [spec for spec in specs if spec in config.nr]
         if not specs:
@@ -136,12 +161,12 @@ def run_image_evaluation(args):
     return found
 
 
-def _published(args):
+def _published(args: EvaluateSettings) -> Published | None:
     """The `Published` that are asked for, or None; a warning where none of them is of a method."""
     if not args.published:
         return None
     published = load_published(args.published)
-    if not set(published.methods) & {argument.partition("=")[0] for argument in args.images}:
+    if not set(published.methods) & {argument.partition("=")[0] for argument in args.images or ()}:
         named = ", ".join(published.methods)
         print(
             f"warning: --published {args.published}: no method has a name of that table ({named}), so that none is compared",
@@ -150,10 +175,17 @@ def _published(args):
     return published
 
 
-def write_tables(found, args, specs, suite, distances, output):
+def write_tables(
+    found: ImageTable,
+    args: EvaluateSettings,
+    specs: Sequence[MetricSpec],
+    suite: MetricSuite,
+    distances: Mapping[str, float],
+    output: Path,
+) -> None:
     """Write what `FILES` names of an `ImageTable`, and print table.md."""
     settings = {
-        "images": " ".join(args.images),
+        "images": " ".join(args.images or ()),
         "GT": args.gt_path or "none",
         "metrics": ", ".join(_named(spec) for spec in specs),
         "center crop": args.center_crop or "none",
@@ -170,14 +202,14 @@ def write_tables(found, args, specs, suite, distances, output):
     print(f"\n{text}\nfiles: {output}/table.md, .tex, .csv, per_image.csv and settings.json")
 
 
-def _prepare_fid(args, gt, device):
+def _prepare_fid(args: EvaluateSettings, gt: Collection[str], device: str) -> torch.nn.Module:
     if args.center_crop:
         raise UserError("--fid: is of whole images; leave --center_crop out")
     check_enough(gt)
     return build_fid(args.metrics_dir, device)
 
 
-def load_protocol(name_or_yaml):
+def load_protocol(name_or_yaml: str | Path) -> RewardConfig:
     """The metrics of a protocol by its name in `configs/evaluation` or the path of a YAML; UserError where there is none."""
     path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else PROTOCOL_DIR / f"{name_or_yaml}.yaml"
     if not path.is_file():
@@ -185,21 +217,21 @@ def load_protocol(name_or_yaml):
     return load_reward_config(path)
 
 
-def _named(spec):
+def _named(spec: MetricSpec) -> str:
     return spec.name + (f" ({', '.join(f'{key} {value}' for key, value in spec.options.items())})" if spec.options else "")
 
 
 # ---------------------------------------------------------------- what is written
 
 
-def per_image(results):
+def per_image(results: Results) -> pd.DataFrame:
     """One row an image, method and sample: every metric's raw score."""
     values = results.values.assign(method=pd.Categorical(results.values["method"], categories=results.methods))
     wide = values.set_index(["image", "method", "candidate", "metric"])["value"].unstack()[list(results.metrics.index)]
     return wide.reset_index().rename(columns={"candidate": "sample"})
 
 
-def table_markdown(found, settings, distances=None):
+def table_markdown(found: ImageTable, settings: Mapping[str, object], distances: Mapping[str, float] | None = None) -> str:
     """The text of table.md: means, differences to the reference, FID by method if there are `distances`, published values, settings."""
     titles = {metric: with_direction(metric, found.results.metrics) for metric in found.metrics}
     images, photographs, reference = len(found.results.images), found.num_photographs, found.methods[0]
@@ -226,43 +258,43 @@ def table_markdown(found, settings, distances=None):
         blocks += ["## FID", "Of sets: it falls with the number of images, so that only rows of one number can be compared."]
         blocks.append(markdown(pd.DataFrame(rows, columns=["method", "FID ↓", "images"])))
     if found.published:
-        blocks += _published_blocks(found, titles)
+        blocks += _published_blocks(found, found.published, titles)
     if found.left_out:
         blocks.append("Left out: " + "; ".join(f"{metric} on {', '.join(ids)}" for metric, ids in found.left_out.items()))
     blocks += ["## Protocol", "\n".join(f"- {key}: {value}" for key, value in settings.items())]
     return "\n\n".join(blocks) + "\n"
 
 
-def _digits(mean):
+def _digits(mean: float) -> int:
     return 2 if abs(mean) >= 10 else 4
 
 
-def _difference(found, method, metric):
-    row, estimate = found.table.loc[(method, metric)], found.changes[method, metric].estimate
+def _difference(found: ImageTable, method: str, metric: str) -> str:
+    row, estimate = found.cell(method, metric), found.changes[method, metric].estimate
     p = "" if np.isnan(row["p_value"]) else f", p = {row['p_value']:.2g}"
     return bold_if_clear(interval(estimate, _digits(row["mean"]), signed=True) + p, estimate)
 
 
-def _published_blocks(found, titles):
+def _published_blocks(found: ImageTable, published: Published, titles: Mapping[str, str]) -> list[str]:
     """The published rows, and for a method of the same name ours − published."""
     rows = []
-    for method, values in found.published.methods.items():
-        spreads = found.published.spreads.get(method, {})
+    for method, values in published.methods.items():
+        spreads = published.spreads.get(method, {})
         rows.append({"method": method} | {metric: _published_cell(values.get(metric), spreads.get(metric)) for metric in titles})
         if method in found.methods:
-            rows.append({"method": f"ours − {method}"} | {metric: _distance(found.table.loc[(method, metric)]) for metric in titles})
+            rows.append({"method": f"ours − {method}"} | {metric: _distance(found.cell(method, metric)) for metric in titles})
     legend = "! is where the published value is further from ours than ours varies: by two standard deviations of the mean over seeds where"
     legend += " there are several samples, else outside of the interval over photographs, which is wider."
-    return [f"## Published: {found.published.source}", markdown(pd.DataFrame(rows).rename(columns=titles)), legend]
+    return [f"## Published: {published.source}", markdown(pd.DataFrame(rows).rename(columns=titles)), legend]
 
 
-def _published_cell(value, spread):
+def _published_cell(value: float | None, spread: float | None) -> str:
     if value is None:
         return ""
     return number(value) + ("" if spread is None else f" ± {number(spread, value)}")
 
 
-def _distance(row):
+def _distance(row: pd.Series) -> str:
     """Ours − published; ! where the published value is further away than ours varies: over seeds, or else over photographs."""
     mean, of_seeds, published = row["mean"], row["std_of_means"], row["published"]
     if np.isnan(published):
@@ -272,7 +304,7 @@ def _distance(row):
     return f"{mean - published:+.{_digits(mean)}f}" + (" !" if outside else "")
 
 
-def table_latex(found):
+def table_latex(found: ImageTable) -> str:
     """A booktabs table: the best mean bold, the next underlined."""
     arrows = {metric: r" $\downarrow$" if lower else r" $\uparrow$" for metric, lower in found.results.metrics["lower_better"].items()}
     frame = found.texts(r"\textbf{{{}}}", r"\underline{{{}}}").replace({"-": "$-$", "±": r"$\\pm$"}, regex=True)
@@ -281,5 +313,5 @@ def table_latex(found):
     return frame.to_latex(index=False, escape=False, column_format="l" + "c" * len(found.metrics))
 
 
-def _tex(text):
+def _tex(text: str) -> str:
     return "".join(f"\\{letter}" if letter in "_&%#$" else letter for letter in text)

@@ -1,7 +1,10 @@
 """Folders of SR images of any method, paired with the GT by name."""
 
 import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from dp2osr.cli import named_folder
 from dp2osr.data.inputs import examine, find_gt, list_images
@@ -16,16 +19,16 @@ class ImageMethod:
     """One method's SR images: `samples[image id]` are the paths of its samples, as many for every image."""
 
     name: str
-    samples: dict
+    samples: dict[str, list[Path]]
 
     @property
-    def num_samples(self):
+    def num_samples(self) -> int:
         return len(next(iter(self.samples.values())))
 
 
-def parse_folders(arguments):
+def parse_folders(arguments: Iterable[str]) -> dict[str, list[Path]]:
     """`["ours=DIR", "ours=DIR2", "SeeSR=DIR"]` → {"ours": [Path, Path], "SeeSR": [Path]}: a further folder has further samples."""
-    folders = {}
+    folders: dict[str, list[Path]] = {}
     for argument in arguments:
         name, folder = named_folder(argument, "--images", "SeeSR=results/seesr ours=results/ours")
         if any(folder.resolve() == known.resolve() for known in folders.get(name, [])):
@@ -34,7 +37,13 @@ def parse_folders(arguments):
     return folders
 
 
-def pair_images(folders, gt_path=None, lr_path=None, only=None, suffix=""):
+def pair_images(
+    folders: Mapping[str, Iterable[Path]],
+    gt_path: str | Path | None = None,
+    lr_path: str | Path | None = None,
+    only: Sequence[str] | None = None,
+    suffix: str = "",
+) -> tuple[list[ImageMethod], dict[str, Path]]:
     """The methods' images and their GT.
 
     An image that a test program wrote is paired by its record. Another has the name of its GT, or that with `_` and the sample's number,
@@ -58,19 +67,19 @@ def pair_images(folders, gt_path=None, lr_path=None, only=None, suffix=""):
     names = gt or ({path.stem: path for path in list_images(lr_path)} if lr_path else {})
     methods = []
     for name, paths in folders.items():
-        samples = {}
+        samples: dict[str, list[Path]] = {}
         for folder in paths:
             for path in list_images(folder):
                 samples.setdefault(_image_id(path, names, suffix), []).append(path)
         methods.append(ImageMethod(name, {key: found for key, found in samples.items() if only is None or key in only}))
-    if only is not None:
+    if gt_path and only is not None:
         names = gt = find_gt(gt_path, only)
     _check_names(methods, names, named_by)
     _check_samples(methods)
     return methods, gt
 
 
-def _image_id(path, names, suffix):
+def _image_id(path: Path, names: Collection[str], suffix: str) -> str:
     """The image that the SR image at `path` is of: by the record of the program that wrote it, else by its name."""
     record = read_image_record(path)
     made_of = record["input"] if record else {}
@@ -80,13 +89,13 @@ def _image_id(path, names, suffix):
     return image_id_of(stem, names)
 
 
-def image_id_of(stem, names):
+def image_id_of(stem: str, names: Collection[str]) -> str:
     """The one of `names` that an SR image's stem stands for; where none fits, the stem itself."""
     match = SAMPLE.fullmatch(stem)
     return match[1] if match and stem not in names and match[1] in names else stem
 
 
-def _check_names(methods, names, named_by):
+def _check_names(methods: Sequence[ImageMethod], names: Collection[str], named_by: str | Path | None) -> None:
     expected, where = (set(names), named_by) if names else (set(methods[0].samples), methods[0].name)
     problems = []
     for method in methods:
@@ -100,13 +109,14 @@ def _check_names(methods, names, named_by):
         )
 
 
-def check_sizes(paths):
+def check_sizes(paths: Collection[Sequence[Path]]) -> None:
     """Raise `UserError` unless all images can be read and are as large as the first of their list; all that are not are named.
 
     Args:
         paths: lists of paths, each with its GT, if there is one, in front.
     """
-    found, wrong = {}, []
+    found: dict[Path, dict[str, Any]] = {}
+    wrong = []
     for each in paths:
         found.update(zip(each, examine(each), strict=True))
     wrong += [f"{path} ({about['problem']})" for path, about in found.items() if about["problem"]]
@@ -120,7 +130,7 @@ def check_sizes(paths):
         raise UserError(f"{len(wrong)} images cannot be scored: {listed(wrong, 40)}; nothing is resized here, mend or replace them")
 
 
-def _check_samples(methods):
+def _check_samples(methods: Sequence[ImageMethod]) -> None:
     for method in methods:
         counts = {len(paths) for paths in method.samples.values()}
         if len(counts) > 1:

@@ -1,9 +1,14 @@
 """Scores of folders of SR images: every file is read once, every score is kept, and a second run computes what is missing."""
 
+from __future__ import annotations
+
 import json
 import sys
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,12 +20,19 @@ from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import check_sizes
 from dp2osr.rewards.metrics import pyiqa_version
 
+if TYPE_CHECKING:
+    from dp2osr.evaluation.image_folders import ImageMethod
+    from dp2osr.rewards.config import MetricSpec, RewardConfig
+    from dp2osr.rewards.metrics import MetricSuite
+
 PIXEL_METRICS = ("psnr", "ssim")  # those of which the channel and the border are settings
 
 
-def protocol_specs(config, channel=None, crop_border=None, exclude=()):
+def protocol_specs(
+    config: RewardConfig, channel: str | None = None, crop_border: int | None = None, exclude: Collection[str] = ()
+) -> list[MetricSpec]:
     """The `MetricSpec`s of a protocol, with another channel ("y" or "rgb") or border, pixels, of PSNR and SSIM where they are given."""
-    changes = {} if channel is None else {"test_y_channel": channel == "y"}
+    changes: dict[str, bool | int] = {} if channel is None else {"test_y_channel": channel == "y"}
     changes |= {} if crop_border is None else {"crop_border": crop_border}
     specs = [replace(spec, options=spec.options | changes) if spec.name in PIXEL_METRICS else spec for spec in config.metrics]
     unknown = set(exclude) - {spec.name for spec in specs}
@@ -39,16 +51,16 @@ class ImageScorer:
         center_crop: side of the middle square of SR and GT that is scored, pixels; None for all.
     """
 
-    def __init__(self, suite, gt, cache, center_crop=None):
+    def __init__(self, suite: MetricSuite, gt: Mapping[str, Path], cache: Path, center_crop: int | None = None) -> None:
         self.suite, self.gt, self.cache, self.center_crop = suite, gt, cache, center_crop
         self.names = [name for name, mode in suite.modes.items() if mode == "NR" or gt]
         described = suite.describe()
         self.keys = {name: json.dumps([name, described[name], pyiqa_version(), center_crop], sort_keys=True) for name in self.names}
         self.known = self._read_cache()
 
-    def _read_cache(self):
+    def _read_cache(self) -> dict[tuple[str, str], dict[str, float]]:
         """{(hash of image, hash of GT): {key of a metric: score}} of the lines that are whole."""
-        known = {}
+        known: dict[tuple[str, str], dict[str, float]] = {}
         if self.cache.exists():
             for line in self.cache.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
@@ -58,10 +70,10 @@ class ImageScorer:
                     continue
         return known
 
-    def score(self, methods):
+    def score(self, methods: Sequence[ImageMethod]) -> dict[str, dict[str, np.ndarray]]:
         """{metric: {method: (G, S)}} raw scores in the order of the sorted image ids, NaN where a metric failed on an image."""
         image_ids = sorted(methods[0].samples)
-        values = {name: {method.name: [] for method in methods} for name in self.names}
+        values: dict[str, dict[str, list[list[float]]]] = {name: {method.name: [] for method in methods} for name in self.names}
         self._check_sizes(methods, image_ids)
         with open(self.cache, "a", encoding="utf-8") as self.stream:
             if self.stream.tell():
@@ -74,7 +86,7 @@ class ImageScorer:
                         values[name][method.name].append(own)
         return {name: {method: np.array(rows) for method, rows in of_metric.items()} for name, of_metric in values.items()}
 
-    def _check_sizes(self, methods, image_ids):
+    def _check_sizes(self, methods: Sequence[ImageMethod], image_ids: Sequence[str]) -> None:
         """Raise `UserError`, before the first metric runs, unless all that is to be scored can be read and is as large as its GT."""
         lists = []
         for image_id in image_ids:
@@ -84,13 +96,13 @@ class ImageScorer:
             lists.append([*([self.gt[image_id]] if self.gt else []), *paths])
         check_sizes(lists)
 
-    def _known(self, image_id, paths):
+    def _known(self, image_id: str, paths: Sequence[Path]) -> tuple[list[dict[str, float]], dict[str, list[int]]]:
         """(known scores of each path, by key; {metric: places of the paths that lack it})."""
         of_gt = _hash(self.gt[image_id]) if self.gt else ""
         known = [self.known.setdefault((_hash(path), of_gt), {}) for path in paths]
         return known, {name: [place for place, scores in enumerate(known) if self.keys[name] not in scores] for name in self.names}
 
-    def _scores_of(self, image_id, paths):
+    def _scores_of(self, image_id: str, paths: Sequence[Path]) -> dict[str, list[float]]:
         """{metric: a score for each of the paths}."""
         gt_path = self.gt.get(image_id)
         known, lacking = self._known(image_id, paths)
@@ -109,13 +121,13 @@ class ImageScorer:
             self.stream.flush()
         return {name: [scores[self.keys[name]] for scores in known] for name in self.names}
 
-    def _read(self, paths, gt_path):
+    def _read(self, paths: Sequence[Path], gt_path: Path | None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """SR images (B, 3, H, W) and their GT (3, H, W) or None, in [0, 1], cropped."""
         tensors = {path: pil_to_tensor(read_image(path)) for path in [*paths, *([gt_path] if gt_path else [])]}
         cropped = {path: self._crop(path, tensor) for path, tensor in tensors.items()}
-        return torch.stack([cropped[path] for path in paths]), cropped.get(gt_path)
+        return torch.stack([cropped[path] for path in paths]), cropped[gt_path] if gt_path else None
 
-    def _crop(self, path, image):
+    def _crop(self, path: Path, image: torch.Tensor) -> torch.Tensor:
         side = self.center_crop
         if side is None:
             return image
@@ -125,7 +137,7 @@ class ImageScorer:
         top, left = (height - side) // 2, (width - side) // 2
         return image[:, top : top + side, left : left + side]
 
-    def _metric(self, name, images, gt, paths):
+    def _metric(self, name: str, images: torch.Tensor, gt: torch.Tensor | None, paths: Sequence[Path]) -> list[float]:
         """A metric's scores of the images of one GT; those it fails on are NaN, and told."""
         try:
             return self.suite.score(images, gt, paths[0].stem, names=[name])[name].tolist()
@@ -137,5 +149,5 @@ class ImageScorer:
 
 
 @cache
-def _hash(path):
+def _hash(path: Path) -> str:
     return digest(path)[:24]

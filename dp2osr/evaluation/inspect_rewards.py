@@ -1,6 +1,9 @@
 """From a score table to the page and the table that explain its reward."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,12 +27,18 @@ from dp2osr.rewards.reward import reward_shares
 from dp2osr.rewards.table import scores_path, write_table
 from dp2osr.rewards.weight_files import check_manifest
 from dp2osr.sampling.decode import load_decoder
-from dp2osr.sampling.store import CandidateStore
+from dp2osr.sampling.store import CandidateStore, reading
+
+if TYPE_CHECKING:
+    from dp2osr.evaluation.reward_inspection import Inspection
+    from dp2osr.rewards.config import RewardConfig
+    from dp2osr.rewards.ordering import MetricValidation
+    from dp2osr.rewards.settings import InspectRewardSettings
 
 FILES = ("rewards.html", "rewards.parquet", "correlation.csv")
 
 
-def run_inspection(args):
+def run_inspection(args: InspectRewardSettings) -> list[str]:
     """Write `rewards.html`, `rewards.parquet` and `correlation.csv` to `args.output_dir`; returns lines of text, the findings first.
 
     Args:
@@ -40,6 +49,12 @@ def run_inspection(args):
     """
     check_output(args.output_dir)
     check_own_files(args.output_dir, FILES)
+    with reading([args.candidates_dir], "inspection"):
+        return _inspect(args)
+
+
+def _inspect(args: InspectRewardSettings) -> list[str]:
+    """The same, when the place of the output is known to be good."""
     store = CandidateStore(args.candidates_dir)
     table, config = read_with_reward(args.reward_config, args.candidates_dir, args.scores)
     check_same_candidates(store, table)
@@ -55,7 +70,7 @@ def run_inspection(args):
     gt_paths = find_gt(args.gt_path, table.image_ids) if args.gt_path else {}
     if args.metrics_dir:
         check_manifest(args.metrics_dir)
-    validation = _validate(config, args, device) if args.validation_image_path else None
+    validation = _validate(config, args.validation_image_path, args, device) if args.validation_image_path else None
     decoder = load_decoder(store.settings, device)
     mapped = [spec for spec in config.computed if spec in config.fr and has_map(spec.name)]
     suite = MetricSuite(mapped, device, weights_dir=args.metrics_dir) if gt_paths else None
@@ -80,18 +95,18 @@ def run_inspection(args):
     return [*sentences(inspection), f"report: {output / 'rewards.html'}", f"table:  {output / 'rewards.parquet'}"]
 
 
-def _validate(config, args, device):
+def _validate(config: RewardConfig, photographs: str, args: InspectRewardSettings, device: str) -> dict[str, MetricValidation]:
     """What distortions the metrics order on crops of `args.resolution` pixels."""
-    crops = held_out_crops(args.validation_image_path, args.resolution, args.num_crops)
+    crops = held_out_crops(photographs, args.resolution, args.num_crops)
     return validate_reward(MetricSuite(config.computed, device, weights_dir=args.metrics_dir), crops)
 
 
-def correlation_csv(inspection):
+def correlation_csv(inspection: Inspection) -> str:
     """The mean rank correlation within a group of every two metrics, outside of the reward too; empty where none has a spread."""
     return pd.DataFrame(inspection.correlation, inspection.names, inspection.names).to_csv(float_format="%.4f", lineterminator="\n")
 
 
-def reward_columns(inspection):
+def reward_columns(inspection: Inspection) -> dict[str, np.ndarray]:
     """A row a candidate: image_id, candidate, reward, rank (1 = best), chosen ("winner", "loser", ""), decided_by, part_<metric> …"""
     groups, count = inspection.rewards.shape
     winners, losers = curate(inspection.rewards, inspection.top_n)

@@ -1,15 +1,27 @@
 """The methods to compare: their candidate stores and raw scores, checked against one another, and bicubic beside them."""
 
+from __future__ import annotations
+
 import shlex
 import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dp2osr.cli import named_folder
 from dp2osr.errors import UserError, listed
 from dp2osr.rewards.table import SCORES, read_scores
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from dp2osr.rewards.config import RewardConfig
+    from dp2osr.rewards.metrics import MetricSuite
+    from dp2osr.sampling.store import CandidateGroup, CandidateStore
 
 RESERVED = ("bicubic", "GT", "LR", "reward")  # names of the report's own columns
 
@@ -26,21 +38,21 @@ class Method:
 
     name: str
     folder: Path
-    store: object
-    image_ids: list
-    scores: dict
-    gt_scores: dict
-    metrics: dict
+    store: CandidateStore
+    image_ids: list[str]
+    scores: dict[str, np.ndarray]
+    gt_scores: dict[str, np.ndarray]
+    metrics: dict[str, dict[str, Any]]
     pyiqa: str
 
     @property
-    def num_candidates(self):
+    def num_candidates(self) -> int:
         return next(iter(self.scores.values())).shape[1]
 
 
-def parse_candidates(arguments):
+def parse_candidates(arguments: Iterable[str]) -> dict[str, Path]:
     """`["base=DIR", "policy=DIR"]` → {"base": Path, "policy": Path}; the first is the reference of every comparison."""
-    folders = {}
+    folders: dict[str, Path] = {}
     for argument in arguments:
         name, folder = named_folder(argument, "--candidates", "base=runs/base policy=runs/policy")
         if name in RESERVED:
@@ -51,7 +63,9 @@ def parse_candidates(arguments):
     return folders
 
 
-def load_methods(candidates, config, label_command, num_candidates=None):
+def load_methods(
+    candidates: Iterable[str], config: RewardConfig, label_command: str | Callable[[Path], str], num_candidates: int | None = None
+) -> tuple[list[Method], list[str]]:
     """Read and check every method.
 
     Args:
@@ -76,7 +90,7 @@ def load_methods(candidates, config, label_command, num_candidates=None):
     return [_restrict(method, metrics, total) for method in methods], notes + note
 
 
-def _load(name, folder, config, command):
+def _load(name: str, folder: Path, config: RewardConfig, command: str) -> Method:
     from dp2osr.sampling.store import CandidateStore
 
     store = CandidateStore(folder)
@@ -100,14 +114,14 @@ def _load(name, folder, config, command):
             print(f"warning: {path}: {where}; {metric} is left out of '{name}'", file=sys.stderr)
             odd.append(metric)
 
-    def kept(of_metric):
+    def kept(of_metric: Mapping[str, Any]) -> dict[str, Any]:
         return {metric: value for metric, value in of_metric.items() if metric not in odd}
 
     about, version = kept(table.metadata["metrics"]), str(table.metadata.get("pyiqa", "unknown"))
     return Method(name, folder, store, list(table.image_ids), kept(table.scores), kept(table.gt_scores), about, version)
 
 
-def _check_same_images(methods):
+def _check_same_images(methods: Sequence[Method]) -> None:
     first = methods[0]
     for method in methods[1:]:
         here, there = set(first.image_ids), set(method.image_ids)
@@ -116,7 +130,7 @@ def _check_same_images(methods):
             raise UserError(f"{method.folder}: other images than {first.folder} ({'; '.join(sides)}); sample both from the same LR images")
 
 
-def _check_same_options(methods):
+def _check_same_options(methods: Sequence[Method]) -> None:
     first = methods[0]
     for method in methods[1:]:
         for name in first.metrics.keys() & method.metrics.keys():
@@ -125,7 +139,7 @@ def _check_same_options(methods):
                 raise UserError(f"{method.folder / SCORES}: {told}; label both with one reward config")
 
 
-def _notes_on_metrics(methods):
+def _notes_on_metrics(methods: Sequence[Method]) -> list[str]:
     everywhere, notes = set.intersection(*(set(method.metrics) for method in methods)), []
     for method in methods:
         extra = sorted(set(method.metrics) - everywhere)
@@ -143,7 +157,7 @@ COMPARABLE = (
 )  # fmt: skip
 
 
-def _notes_on_settings(methods):
+def _notes_on_settings(methods: Sequence[Method]) -> list[str]:
     """Settings of sampling that differ: then the comparison is not of the ControlNets alone, or not of the same noise."""
     notes = []
     for key in COMPARABLE:
@@ -153,10 +167,10 @@ def _notes_on_settings(methods):
     return notes
 
 
-def _common_candidates(methods, wanted):
+def _common_candidates(methods: Sequence[Method], wanted: int | None) -> tuple[int, list[str]]:
     """(M, notes)."""
     sizes = {method.name: method.num_candidates for method in methods}
-    name = min(sizes, key=sizes.get)
+    name = min(sizes, key=sizes.__getitem__)
     if wanted is not None and wanted > sizes[name]:
         told = f"'{name}' has {sizes[name]} candidates an image; sample more or ask for at most {sizes[name]}"
         raise UserError(f"--num_candidates {wanted}: {told}")
@@ -169,7 +183,7 @@ def _common_candidates(methods, wanted):
     return total, [f"The methods have different numbers of candidates ({found}); the first {total} of each are compared."]
 
 
-def _restrict(method, metrics, total):
+def _restrict(method: Method, metrics: Sequence[str], total: int) -> Method:
     """The common metrics and the first `total` seeds."""
     scores = {name: method.scores[name][:, :total] for name in metrics}
     of_gt = {name: method.gt_scores[name] for name in metrics if name in method.gt_scores}
@@ -179,12 +193,12 @@ def _restrict(method, metrics, total):
 # ---------------------------------------------------------------- GT and bicubic
 
 
-def result_size(group):
+def result_size(group: CandidateGroup) -> tuple[int, int]:
     """(width, height) of a group's candidates."""
     return round(group.lr.width * group.upscale), round(group.lr.height * group.upscale)
 
 
-def read_gt(path, group):
+def read_gt(path: str | Path, group: CandidateGroup) -> Image.Image:
     """The GT as RGB PIL image. Raises UserError if it is not of the candidates' size."""
     from dp2osr.data.images import read_image
 
@@ -197,14 +211,19 @@ def read_gt(path, group):
     return image
 
 
-def upsample_bicubic(group):
+def upsample_bicubic(group: CandidateGroup) -> Image.Image:
     """The LR image of a group at the candidates' size, RGB PIL image."""
     from PIL import Image
 
     return group.lr.resize(result_size(group), Image.Resampling.BICUBIC)
 
 
-def suites_of(metrics, device="cpu", weights_dir=None, imports=()):
+def suites_of(
+    metrics: Mapping[str, Mapping[str, Any]],
+    device: str | torch.device = "cpu",
+    weights_dir: str | Path | None = None,
+    imports: tuple[str, ...] = (),
+) -> list[MetricSuite]:
     """The `MetricSuite`s, one a precision, that give a method's metrics anew, but for the user's columns.
 
     Args:
@@ -213,7 +232,7 @@ def suites_of(metrics, device="cpu", weights_dir=None, imports=()):
     from dp2osr.rewards.config import MetricSpec
     from dp2osr.rewards.metrics import MetricSuite
 
-    by_precision = {}
+    by_precision: dict[str, list[MetricSpec]] = {}
     for name, entry in metrics.items():
         if not entry.get("column"):
             spec = MetricSpec(name, entry.get("options") or {}, imports=imports, draws=entry.get("draws", False))
@@ -221,7 +240,7 @@ def suites_of(metrics, device="cpu", weights_dir=None, imports=()):
     return [MetricSuite(specs, device, precision=precision, weights_dir=weights_dir) for precision, specs in sorted(by_precision.items())]
 
 
-def bicubic_scores(method, gt_paths, suites):
+def bicubic_scores(method: Method, gt_paths: Mapping[str, Path], suites: Sequence[MetricSuite]) -> dict[str, np.ndarray]:
     """Raw scores of the bicubic-upsampled LR image: {metric: (G,)}; `suites` of `suites_of` the method's metrics."""
     from tqdm import tqdm
 
@@ -232,7 +251,7 @@ def bicubic_scores(method, gt_paths, suites):
         group = method.store.read(image_id)
         gt = pil_to_tensor(read_gt(gt_paths[image_id], group))
         image = pil_to_tensor(upsample_bicubic(group))
-        scores = {}
+        scores: dict[str, np.ndarray] = {}
         for suite in suites:
             scores |= suite.score(image[None], gt, image_id, candidates=["bicubic"])
         rows.append({name: float(values[0]) for name, values in scores.items()})

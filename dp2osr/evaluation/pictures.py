@@ -1,7 +1,12 @@
 """Which images and candidates the report shows, decoded as the user would get them, and cropped where they are large."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -9,7 +14,15 @@ from dp2osr.data.inputs import find_gt
 from dp2osr.evaluation.compare import BICUBIC
 from dp2osr.evaluation.methods import read_gt, upsample_bicubic
 
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+    from dp2osr.evaluation.methods import Method
+    from dp2osr.sampling.store import CandidateGroup
+
 CROP = 192  # pixels; a larger image is shown by its window of this side with the most detail
+Window = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
@@ -17,10 +30,10 @@ class Tile:
     """One picture: `reward` and `parts` ({metric: part of the reward}) are `None` for LR and GT, `scores` for LR."""
 
     title: str
-    image: object
+    image: Image.Image
     reward: float | None = None
-    parts: dict | None = None
-    scores: dict | None = None
+    parts: dict[str, float] | None = None
+    scores: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -28,20 +41,20 @@ class Panel:
     """The pictures of one LR image: `side_by_side` LR … GT at candidate 0, then pairs of candidates with a heading each."""
 
     image_id: str
-    means: dict
-    crop: tuple | None
-    side_by_side: list
-    pairs: list
+    means: dict[str, float]
+    crop: Window | None
+    side_by_side: list[Tile]
+    pairs: list[tuple[str, list[Tile]]]
 
     @property
-    def scored(self):
+    def scored(self) -> list[Tile]:
         """The pictures that have scores, each once."""
         return list(
             {tile.title: tile for tile in [*self.side_by_side, *(tile for _, pair in self.pairs for tile in pair)] if tile.scores}.values()
         )
 
 
-def choose_images(evaluation, at_most):
+def choose_images(evaluation: Any, at_most: int) -> list[int]:
     """Indices of the images to show, evenly over the images sorted by gain, so that losses are shown with the gains."""
     count = len(evaluation.image_ids)
     gains = evaluation.gain(evaluation.compared[0]).by_image if evaluation.compared else np.zeros(count)
@@ -51,7 +64,7 @@ def choose_images(evaluation, at_most):
     return [int(order[round(position)]) for position in np.linspace(0, count - 1, at_most)] if at_most > 1 else [int(order[0])][:at_most]
 
 
-def choose_candidates(evaluation, image):
+def choose_candidates(evaluation: Any, image: int) -> list[tuple[str, dict[str, int]]]:
     """[(heading, {method: candidate})]: the same seeds for all, and each method's own worst and best."""
     rewards = {name: evaluation.rewards[name][image] for name in evaluation.methods}
     base = rewards[evaluation.base]
@@ -64,7 +77,7 @@ def choose_candidates(evaluation, image):
     ]
 
 
-def detail_window(image, side):
+def detail_window(image: Image.Image, side: int) -> Window | None:
     """(left, top, right, bottom) of the `side` × `side` window with the most gradient energy, or `None` if the image is no larger.
 
     Chosen on the GT alone, so that no method has a say in what is shown.
@@ -81,7 +94,14 @@ def detail_window(image, side):
     return int(left), int(top), int(left) + w, int(top) + h
 
 
-def make_panels(evaluation, methods, bicubic, gt_path, at_most, device="cpu"):
+def make_panels(
+    evaluation: Any,
+    methods: Sequence[Method],
+    bicubic: Mapping[str, np.ndarray] | None,
+    gt_path: str | Path,
+    at_most: int,
+    device: str | torch.device = "cpu",
+) -> list[Panel]:
     """Decode and crop what the report shows: list[Panel].
 
     Args:
@@ -91,14 +111,22 @@ def make_panels(evaluation, methods, bicubic, gt_path, at_most, device="cpu"):
     from tqdm import tqdm
 
     gt_paths = find_gt(gt_path, evaluation.image_ids)
-    backbones = {}
+    backbones: dict[str, Any] = {}
     chosen = choose_images(evaluation, at_most)
     return [
         _panel(evaluation, methods, bicubic, gt_paths, i, backbones, device) for i in tqdm(chosen, desc="decode pictures", unit="image")
     ]
 
 
-def _panel(evaluation, methods, bicubic, gt_paths, image, backbones, device):
+def _panel(
+    evaluation: Any,
+    methods: Sequence[Method],
+    bicubic: Mapping[str, np.ndarray] | None,
+    gt_paths: Mapping[str, Path],
+    image: int,
+    backbones: dict[str, Any],
+    device: str | torch.device,
+) -> Panel:
     image_id = evaluation.image_ids[image]
     groups = {method.name: method.store.read(image_id) for method in methods}
     group = groups[evaluation.base]
@@ -125,11 +153,11 @@ def _panel(evaluation, methods, bicubic, gt_paths, image, backbones, device):
     )
 
 
-def _crop(image, window):
+def _crop(image: Image.Image, window: Window | None) -> Image.Image:
     return image if window is None else image.crop(window)
 
 
-def _candidate_tile(evaluation, method, image, candidate, picture):
+def _candidate_tile(evaluation: Any, method: Method, image: int, candidate: int, picture: Image.Image) -> Tile:
     name = method.name
     return Tile(
         title=f"{name} · seed {candidate}",
@@ -140,7 +168,9 @@ def _candidate_tile(evaluation, method, image, candidate, picture):
     )
 
 
-def _bicubic_tile(evaluation, bicubic, image, group, window):
+def _bicubic_tile(
+    evaluation: Any, bicubic: Mapping[str, np.ndarray] | None, image: int, group: CandidateGroup, window: Window | None
+) -> Tile:
     picture = _crop(upsample_bicubic(group), window)
     if bicubic is None:
         return Tile("bicubic", picture)
@@ -149,7 +179,9 @@ def _bicubic_tile(evaluation, bicubic, image, group, window):
     return Tile("bicubic", picture, float(evaluation.rewards[BICUBIC][image, 0]), parts, scores)
 
 
-def decode_candidates(method, group, candidates, backbones, device="cpu"):
+def decode_candidates(
+    method: Method, group: CandidateGroup, candidates: Sequence[int], backbones: dict[str, Any], device: str | torch.device = "cpu"
+) -> list[Image.Image]:
     """The 8-bit RGB PIL images of the named candidates; `backbones` caches the autoencoders."""
     from dp2osr.data.images import tensor_to_pil
     from dp2osr.sampling import decode

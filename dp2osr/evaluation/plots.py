@@ -1,16 +1,31 @@
 """All plots: drawn once, saved as PNG and SVG files (light colours) or as inline SVG whose colours follow the page's theme."""
 
+from __future__ import annotations
+
 import io
 import math
 import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dp2osr.evaluation.compare import REWARD
 from dp2osr.evaluation.tables import fraction
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from dp2osr.evaluation.training_log import Records
+    from dp2osr.stats import Estimate
+
+    Plot = tuple[str, float, Callable[[Axes], None]]
+    Points = Sequence[tuple[float, Estimate]]
 
 INK, MUTED, GRID = "#1c1f23", "#6a7179", "#d9dce0"
 METHODS = ("#747b84", "#1f6feb", "#c2570c", "#20834a", "#7c4dd8", "#b02a6b")  # the base is grey
@@ -45,7 +60,7 @@ STYLE = {
 
 
 @contextmanager
-def drawing(size=SIZE, **grid):
+def drawing(size: tuple[float, float] = SIZE, **grid: Any) -> Iterator[tuple[Figure, Any]]:
     """Within, (figure, its axes) in this style: one axes, or with `nrows` and `ncols` an array of them."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -55,13 +70,13 @@ def drawing(size=SIZE, **grid):
         yield figure, figure.subplots(squeeze=False, **grid) if grid else figure.add_subplot()
 
 
-def save(figure, stem, dpi=150):
+def save(figure: Figure, stem: str | Path, dpi: int = 150) -> None:
     """Write a figure as `stem`.png and .svg."""
     for kind in ("png", "svg"):
         save_figure(figure, Path(stem).with_name(f"{Path(stem).name}.{kind}"), dpi)
 
 
-def save_figure(figure, path, dpi=150):
+def save_figure(figure: Figure, path: str | Path, dpi: int = 150) -> None:
     """Write a figure as what the path's suffix says, PNG or SVG, beside and then renamed; the same figure gives the same bytes."""
     path = Path(path)
     kind, part = path.suffix.removeprefix("."), path.with_name(f".{path.name}.part")
@@ -69,12 +84,12 @@ def save_figure(figure, path, dpi=150):
     part.replace(path)
 
 
-def other_colours():
+def other_colours() -> Iterator[str]:
     """The palette without the base's grey, over and over."""
     return cycle(METHODS[1:])
 
 
-def halving_axis(axes, places):
+def halving_axis(axes: Axes, places: Sequence[float]) -> None:
     """A logarithmic axis with a tick at each place, as a fraction where all are halves of halves."""
     axes.set_xscale("log", base=2)
     halves = all(math.log2(place).is_integer() for place in places)
@@ -85,7 +100,7 @@ def halving_axis(axes, places):
 # ---------------------------------------------------------------- of an evaluation: each draws on one axes
 
 
-def draw_curve(axes, name, curve, colour):
+def draw_curve(axes: Axes, name: str, curve: Mapping[str, Sequence[float]], colour: str) -> None:
     """One model's Best, Mean and Worst of m candidates, of `stats.best_mean_worst`."""
     axes.fill_between(curve["m"], curve["worst"], curve["best"], color=colour, alpha=0.10, linewidth=0)
     for key, marker, width in (("best", "^", 1.3), ("mean", None, 2.4), ("worst", "v", 1.3)):
@@ -93,13 +108,13 @@ def draw_curve(axes, name, curve, colour):
         axes.plot(curve["m"], curve[key], color=colour, marker=marker, markersize=4.5, linewidth=width, label=label)
 
 
-def colour_of(evaluation, name):
+def colour_of(evaluation: Any, name: str) -> str:
     """A method's colour; the base is grey, further methods repeat the palette after the base's."""
     i = evaluation.methods.index(name)
     return METHODS[i if i < len(METHODS) else 1 + (i - 1) % (len(METHODS) - 1)]
 
 
-def draw_best_mean_worst(axes, evaluation):
+def draw_best_mean_worst(axes: Axes, evaluation: Any) -> None:
     """Reward of the best, mean and worst of m candidates, averaged over images."""
     for name in evaluation.methods:
         draw_curve(axes, name, evaluation.curves[name], colour_of(evaluation, name))
@@ -112,7 +127,7 @@ def draw_best_mean_worst(axes, evaluation):
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.985), ncols=min(4, len(evaluation.methods)), borderaxespad=0, handlelength=1.4)
 
 
-def draw_metric_changes(axes, evaluation):
+def draw_metric_changes(axes: Axes, evaluation: Any) -> None:
     """Change of every metric against the base with its interval, aligned so that right is better; the reward on top."""
     several = len(evaluation.compared) > 1
     offsets = np.linspace(-0.22, 0.22, len(evaluation.compared)) if several else [0.0]
@@ -128,7 +143,7 @@ def draw_metric_changes(axes, evaluation):
     axes.set_title("Change by metric (* in the reward)")
 
 
-def _interval_mark(axes, y, estimate, colour):
+def _interval_mark(axes: Axes, y: float, estimate: Estimate, colour: str | None) -> None:
     """A dot with its interval; filled if the interval leaves zero out."""
     if math.isnan(estimate.value):
         return
@@ -139,7 +154,7 @@ def _interval_mark(axes, y, estimate, colour):
     axes.plot(estimate.value, y, marker="o", markersize=6, color=colour, markerfacecolor=face)
 
 
-def draw_image_gains(axes, evaluation, method):
+def draw_image_gains(axes: Axes, evaluation: Any, method: str) -> None:
     """Gain of every image, sorted: how many improve, and by how much the others lose."""
     gains = np.sort(evaluation.gain(method).by_image / (evaluation.sigma or 1))[::-1]
     axes.bar(range(len(gains)), gains, width=0.8, color=[BETTER if value > 0 else WORSE for value in gains])
@@ -150,7 +165,7 @@ def draw_image_gains(axes, evaluation, method):
     axes.set_title(f"Gain by image: {evaluation.improved(method)} of {len(gains)} better ({method})")
 
 
-def draw_validation(axes, validation):
+def draw_validation(axes: Axes, validation: Records) -> None:
     """Reward on the validation images during training: Best, Mean, Worst."""
     for key, marker, width in (("best", "^", 1.3), ("mean", "o", 2.4), ("worst", "v", 1.3)):
         points = [(step, record[f"val_reward_{key}"]) for step, record in validation.items() if f"val_reward_{key}" in record]
@@ -162,7 +177,9 @@ def draw_validation(axes, validation):
     axes.set_title(f"Validation reward{last}")
 
 
-def draw_training(axes, training, series, title, level=None):
+def draw_training(
+    axes: Axes, training: Records, series: Mapping[str, tuple[str, str]], title: str, level: tuple[float, str] | None = None
+) -> None:
     """One or more keys of the training log against the step, as logged (faint) and as a running mean.
 
     Args:
@@ -185,7 +202,7 @@ def draw_training(axes, training, series, title, level=None):
     axes.set_title(title)
 
 
-def running_mean(values):
+def running_mean(values: np.ndarray) -> np.ndarray:
     """Centred mean over about a tenth of the points; shorter windows at the ends. (n,) → (n,)"""
     half = max(1, len(values) // 20)
     sums = np.concatenate([[0.0], np.cumsum(values)])
@@ -197,20 +214,20 @@ def running_mean(values):
 # ---------------------------------------------------------------- which plots a report has, and into what
 
 
-def result_plots(evaluation):
+def result_plots(evaluation: Any) -> list[Plot]:
     """[(name, height in inches, draw(axes))] of the results."""
-    plots = [("curves", SIZE[1], lambda axes: draw_best_mean_worst(axes, evaluation))]
+    plots: list[Plot] = [("curves", SIZE[1], lambda axes: draw_best_mean_worst(axes, evaluation))]
     if evaluation.compared:
         height = max(SIZE[1], 1.1 + 0.22 * len(evaluation.results.metrics))
         plots.append(("changes", height, lambda axes: draw_metric_changes(axes, evaluation)))
     for method in evaluation.compared:
-        plots.append((f"images-{method}", SIZE[1], lambda axes, method=method: draw_image_gains(axes, evaluation, method)))
+        plots.append((f"images-{method}", SIZE[1], partial(draw_image_gains, evaluation=evaluation, method=method)))
     return plots
 
 
-def training_plots(training, validation):
+def training_plots(training: Records, validation: Records) -> list[Plot]:
     """[(name, height in inches, draw(axes))] of the training log; only what the log has."""
-    plots = []
+    plots: list[Plot] = []
     if validation:
         plots.append(("validation", SIZE[1], lambda axes: draw_validation(axes, validation)))
     blue, grey, orange = METHODS[1], METHODS[0], METHODS[2]
@@ -222,11 +239,11 @@ def training_plots(training, validation):
     ]
     for series, title, level in wanted:
         if any(key in record for record in training.values() for key in series):
-            plots.append((next(iter(series)), SIZE[1], lambda axes, s=series, t=title, v=level: draw_training(axes, training, s, t, v)))
+            plots.append((next(iter(series)), SIZE[1], partial(draw_training, training=training, series=series, title=title, level=level)))
     return plots
 
 
-def to_svg(name, height, draw):
+def to_svg(name: str, height: float, draw: Callable[[Axes], None]) -> str:
     """Inline SVG: no XML header, no namespace addresses, colours as CSS variables, the page's own font."""
     with drawing((SIZE[0], height)) as (figure, axes):
         figure.patch.set_alpha(0)
@@ -245,7 +262,7 @@ def to_svg(name, height, draw):
     return svg.replace("<svg ", f'<svg role="img" aria-label="{title}" ', 1).strip()
 
 
-def save_png(path, plots):
+def save_png(path: str | Path, plots: Sequence[Plot]) -> None:
     """All plots in one PNG, light colours, two a line."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -265,7 +282,7 @@ def save_png(path, plots):
 # ---------------------------------------------------------------- of an experiment
 
 
-def draw_arms(results, stem):
+def draw_arms(results: Any, stem: str | Path) -> None:
     """One panel a metric: arms from top to bottom, a dot with its interval, each training as a small mark."""
     metrics, arms = results.metrics, list(results.changes)
     columns = min(4, len(metrics))
@@ -290,7 +307,7 @@ def draw_arms(results, stem):
         save(figure, stem)
 
 
-def draw_lines(lines, levels, axis, stem, logarithmic=True):
+def draw_lines(lines: Mapping[str, Points], levels: Mapping[str, float], axis: str, stem: str | Path, logarithmic: bool = True) -> None:
     """Changes of the reward against an axis: {line: [(place, `Estimate`)]}, with intervals; {name: value} as level lines."""
     with drawing() as (figure, axes):
         colours = other_colours()
@@ -307,14 +324,14 @@ def draw_lines(lines, levels, axis, stem, logarithmic=True):
         save(figure, stem)
 
 
-def draw_line(axes, name, points, colour):
+def draw_line(axes: Axes, name: str, points: Points, colour: str) -> None:
     """[(place, `Estimate`)] as a curve with its intervals."""
     places, estimates = zip(*sorted(points, key=lambda point: point[0]), strict=True)
     axes.plot(places, [estimate.value for estimate in estimates], marker="o", color=colour, label=name)
     axes.vlines(places, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.5)
 
 
-def draw_curves(curves, stem):
+def draw_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], stem: str | Path) -> None:
     """Best, Mean and Worst of m candidates of {model: `stats.best_mean_worst`}."""
     with drawing() as (figure, axes):
         for (name, curve), colour in zip(curves.items(), cycle(METHODS), strict=False):

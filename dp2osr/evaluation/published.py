@@ -22,14 +22,14 @@ class Published:
     spreads: dict[str, dict[str, Finite]] = field(default_factory=dict)
     source: str = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for method, values in [*self.methods.items(), *self.spreads.items()]:
             for metric in values:
                 if metric not in self.metrics:
                     raise ValueError(f"'{method}', '{metric}': is no metric of this table{nearest_of(metric, self.metrics)}")
 
 
-def load_published(name_or_yaml):
+def load_published(name_or_yaml: str | Path) -> Published:
     """The `Published` of a name in `configs/paper` or of a YAML; `UserError` where there is none, or it is of another form."""
     path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else PUBLISHED_DIR / f"{name_or_yaml}.yaml"
     if not path.exists():

@@ -1,10 +1,14 @@
 """report.html: one page that needs nothing but itself, in light or dark, on a screen of any width; and what all pages are made with."""
 
+from __future__ import annotations
+
 import base64
 import colorsys
 import io
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
@@ -13,10 +17,17 @@ from dp2osr.evaluation import plots, summary
 from dp2osr.evaluation.compare import BICUBIC, REWARD
 from dp2osr.evaluation.tables import interval, number, with_direction
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from dp2osr.evaluation.pictures import Panel
+    from dp2osr.rewards.config import RewardConfig
+    from dp2osr.stats import Estimate
+
 MARKS = {"better": "▲ better", "worse": "▼ worse", "unclear": "○ unclear"}
 
 
-def render(template, **content):
+def render(template: str, **content: Any) -> str:
     """A page of `templates/`; texts are escaped."""
     loader = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
@@ -25,14 +36,14 @@ def render(template, **content):
     return environment.get_template(f"{template}.html.j2").render(**content)
 
 
-def png_data(image):
+def png_data(image: Image.Image) -> str:
     """A PIL image as a data URI."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def setting_text(value):
+def setting_text(value: object) -> str:
     """A setting as text; an absolute path keeps its last two parts, since the page travels and the sender's folders do not."""
     if isinstance(value, dict):
         return ", ".join(f"{key} = {setting_text(entry)}" for key, entry in value.items()) or "–"
@@ -45,7 +56,7 @@ def setting_text(value):
     return text
 
 
-def metric_colours(config):
+def metric_colours(config: RewardConfig) -> dict[str, str]:
     """{metric: CSS colour}: FR metrics in teals, NR metrics in ambers, darkest first."""
     colours = {}
     for metrics, hue in ((config.fr, 0.49), (config.nr, 0.09)):
@@ -59,7 +70,13 @@ def metric_colours(config):
 # ---------------------------------------------------------------- report.html
 
 
-def report_html(evaluation, panels, settings, result_plots, training_plots):
+def report_html(
+    evaluation: Any,
+    panels: Sequence[Panel],
+    settings: Mapping[str, Any],
+    result_plots: Sequence[plots.Plot],
+    training_plots: Sequence[plots.Plot],
+) -> str:
     """The page as a string.
 
     Args:
@@ -88,7 +105,7 @@ def report_html(evaluation, panels, settings, result_plots, training_plots):
     )
 
 
-def _cards(evaluation, name):
+def _cards(evaluation: Any, name: str) -> list[tuple[str, str, str]]:
     """[(number, its interval or "", what it is)] of a method."""
     base, total, curves = evaluation.base, evaluation.num_candidates, evaluation.curves
     groups, raised, gain = evaluation.verdicts(name), evaluation.worst_raised[name], evaluation.gain(name).estimate
@@ -110,12 +127,12 @@ def _cards(evaluation, name):
     ]
 
 
-def _big(estimate, form):
+def _big(estimate: Estimate, form: str) -> tuple[str, str]:
     value = "n/a" if math.isnan(estimate.value) else f"{estimate.value:{form}}"
     return value, "" if math.isnan(estimate.low) else f"[{estimate.low:{form}}, {estimate.high:{form}}]"
 
 
-def _reward_caption(evaluation):
+def _reward_caption(evaluation: Any) -> str:
     config = evaluation.config
     fr, nr = (", ".join(spec.name for spec in metrics) or "none" for metrics in (config.fr, config.nr))
     text = (
@@ -129,7 +146,7 @@ def _reward_caption(evaluation):
     return text
 
 
-def _rows(evaluation):
+def _rows(evaluation: Any) -> list[dict[str, Any]]:
     """Rows of the table of metrics: `group`, a title above the first row of its kind; `cells`: (text, spread within a group)."""
     rows, last, about = [], None, evaluation.results.metrics
     for metric in about.index:
@@ -150,7 +167,7 @@ def _rows(evaluation):
     return rows
 
 
-def _within(evaluation, metric, column):
+def _within(evaluation: Any, metric: str, column: str) -> str:
     if (metric, column) not in evaluation.cells.index:
         return ""
     cell = evaluation.cells.loc[(metric, column)]

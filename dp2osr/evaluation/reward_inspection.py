@@ -3,13 +3,21 @@
 Everything is within groups: a group's mean says how hard its image is, and the method never compares across images.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.stats import rankdata
 
 from dp2osr.preference.pairs import curate
 from dp2osr.rewards.reward import finite_groups_of, hybrid_reward, mean_rank_correlation, reward_parts
+
+if TYPE_CHECKING:
+    from dp2osr.rewards.config import RewardConfig
+    from dp2osr.rewards.table import ScoreTable
 
 CONFLICT = -0.1  # mean rank correlation of two metrics below which they are said to pull apart
 OUTLIER = 5.0  # robust standard deviations from a group's median
@@ -44,41 +52,41 @@ class Inspection:
         top_n: N of the winners.
     """
 
-    image_ids: list
+    image_ids: list[str]
     rewards: np.ndarray
-    parts: dict
-    lower_better: dict
-    names: list
-    fr: list
-    nr: list
+    parts: dict[str, np.ndarray]
+    lower_better: dict[str, bool]
+    names: list[str]
+    fr: list[str]
+    nr: list[str]
     correlation: np.ndarray
-    shares: dict
-    agreement: dict
-    decides: dict
+    shares: dict[str, float]
+    agreement: dict[str, float]
+    decides: dict[str, float]
     decided: np.ndarray
-    flat: dict
-    gt_beaten: dict
-    outliers: list
+    flat: dict[str, int]
+    gt_beaten: dict[str, float]
+    outliers: list[Outlier]
     top_n: int
 
     @property
-    def conflicts(self):
+    def conflicts(self) -> list[tuple[str, str, float]]:
         """[(metric, metric, correlation)] of the reward's pairs that pull apart, the worst first."""
         rewarded = self.names[: len(self.parts)]
         pairs = [(first, second, self.of(first, second)) for i, first in enumerate(rewarded) for second in rewarded[i + 1 :]]
         return sorted((pair for pair in pairs if pair[2] < CONFLICT), key=lambda pair: pair[2])
 
-    def of(self, first, second):
+    def of(self, first: str, second: str) -> float:
         """Rank correlation of two metrics."""
         return self.correlation[self.names.index(first), self.names.index(second)]
 
-    def between_halves(self):
+    def between_halves(self) -> float:
         """Mean rank correlation over all pairs of an FR and an NR metric of the reward; NaN without one of the sets."""
         pairs = [self.of(first, second) for first in self.fr for second in self.nr]
         return float(np.nanmean(pairs)) if pairs and not np.isnan(pairs).all() else float("nan")
 
 
-def inspect_rewards(table, config, top_n):
+def inspect_rewards(table: ScoreTable, config: RewardConfig, top_n: int) -> Inspection:
     """Inspect the reward `config` on a score table; see `Inspection`.
 
     Args:
@@ -114,29 +122,29 @@ def inspect_rewards(table, config, top_n):
     )
 
 
-def variance_shares(parts):
+def variance_shares(parts: Mapping[str, np.ndarray]) -> dict[str, float]:
     """metric → mean over groups of cov(part, R) / var(R), the share of the reward's variance that comes through it."""
-    rewards = sum(parts.values())
+    rewards = sum(parts.values(), np.zeros(()))
     centred = rewards - rewards.mean(axis=1, keepdims=True)
     variance = (centred**2).mean(axis=1)
     spread = variance > 0
     return {name: float(((values * centred).mean(axis=1)[spread] / variance[spread]).mean()) for name, values in parts.items()}
 
 
-def agreement(table, config, name, aligned):
+def agreement(table: ScoreTable, config: RewardConfig, name: str, aligned: np.ndarray) -> float:
     """Mean within-group rank correlation of a metric's aligned scores with the reward without it; NaN for the only metric."""
     if len(config.metrics) == 1:
         return float("nan")
     return mean_rank_correlation(aligned, hybrid_reward(table.scores, table.lower_better, without(config, name)))
 
 
-def without(config, name):
+def without(config: RewardConfig, name: str) -> RewardConfig:
     """The config without one metric; the rest of its set shares its weight, or the other set where it was the only one."""
     fr, nr = ([spec for spec in specs if spec.name != name] for specs in (config.fr, config.nr))
     return replace(config, fr=fr, nr=nr, weights={other: weight for other, weight in config.weights.items() if other != name})
 
 
-def _deciding(table, config, rewards, top_n):
+def _deciding(table: ScoreTable, config: RewardConfig, rewards: np.ndarray, top_n: int) -> tuple[dict[str, float], np.ndarray]:
     """(metric → share of the winners that it alone brings in, (G, M) names of the metric that decides a candidate or "")."""
     winners, _ = curate(rewards, top_n)
     chosen = np.zeros(rewards.shape, bool)
@@ -155,7 +163,7 @@ def _deciding(table, config, rewards, top_n):
     return decides, decided
 
 
-def gt_beaten(table):
+def gt_beaten(table: ScoreTable) -> dict[str, float]:
     """NR metric → mean share of the candidates that it scores better than the GT."""
     shares = {}
     for name, of_gt in table.gt_scores.items():
@@ -166,18 +174,18 @@ def gt_beaten(table):
     return shares
 
 
-def find_outliers(image_ids, aligned):
+def find_outliers(image_ids: Sequence[str], aligned: Mapping[str, np.ndarray]) -> list[Outlier]:
     """`Outlier`s beyond `OUTLIER`, the largest first, at most one a group.
 
     Args:
         aligned: metric → (G, M), higher is better.
     """
-    found = {}
+    found: dict[int, Outlier] = {}
     for name, values in aligned.items():
         centred = values - np.median(values, axis=1, keepdims=True)
         scale = 1.4826 * np.median(np.abs(centred), axis=1, keepdims=True)
         deviation = np.divide(centred, scale, out=np.zeros_like(centred), where=scale > 0)
-        for group in np.flatnonzero(np.abs(deviation).max(axis=1) > OUTLIER):
+        for group in map(int, np.flatnonzero(np.abs(deviation).max(axis=1) > OUTLIER)):
             candidate = int(np.abs(deviation[group]).argmax())
             outlier = Outlier(image_ids[group], candidate, name, float(deviation[group, candidate]))
             if group not in found or abs(found[group].deviation) < abs(outlier.deviation):
@@ -185,7 +193,7 @@ def find_outliers(image_ids, aligned):
     return sorted(found.values(), key=lambda outlier: -abs(outlier.deviation))
 
 
-def finite_groups(table, config):
+def finite_groups(table: ScoreTable, config: RewardConfig) -> tuple[ScoreTable, list[str], list[str]]:
     """(the table as training sees it, ids of the groups that it passes over, names of metrics outside of the reward that are left out).
 
     Left out are groups with a NaN or infinite score of the reward, and other metrics with one in the groups that remain.
@@ -206,7 +214,7 @@ def finite_groups(table, config):
     return kept, [image_id for image_id, good in zip(table.image_ids, finite) if not good], odd
 
 
-def sentences(inspection):
+def sentences(inspection: Inspection) -> list[str]:
     """What a reader should know first, a line each: conflicts, metrics against the rest, the driver, what prefers candidates to the GT."""
     lines = []
     for first, second, correlation in inspection.conflicts:
@@ -214,7 +222,7 @@ def sentences(inspection):
     against = [name for name, value in inspection.agreement.items() if value < 0]
     if against:
         lines.append(f"against the rest: {', '.join(against)} rank candidates against the reward of the other metrics")
-    driver = max(inspection.shares, key=inspection.shares.get)
+    driver = max(inspection.shares, key=inspection.shares.__getitem__)
     lines.append(f"{driver} drives the reward most: {inspection.shares[driver]:.0%} of its variance within a group")
     between = inspection.between_halves()
     if not np.isnan(between):

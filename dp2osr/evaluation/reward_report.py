@@ -1,7 +1,12 @@
 """rewards.html: a reward explained on one page that needs nothing but itself. What it says is `dp2osr.evaluation.reward_inspection`'s."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isnan
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +20,30 @@ from dp2osr.evaluation.reward_inspection import sentences
 from dp2osr.files import write_text
 from dp2osr.rewards.ordering import THRESHOLD
 
+if TYPE_CHECKING:
+    import torch
+
+    from dp2osr.evaluation.reward_inspection import Inspection, Outlier
+    from dp2osr.rewards.config import RewardConfig
+    from dp2osr.rewards.metrics import MetricSuite
+    from dp2osr.rewards.ordering import MetricValidation
+    from dp2osr.sampling.store import CandidateStore
+
+    Tile = tuple[Image.Image, str, str] | tuple[Image.Image, str, str, dict[str, float]]
+
 SHOWN_CANDIDATES = 12  # of a group, evenly over its ranking
 OUTLIERS = 6
 
 
-def write_report(path, inspection, config, settings, pictures, num_groups, validation=None):
+def write_report(
+    path: Path,
+    inspection: Inspection,
+    config: RewardConfig,
+    settings: Mapping[str, Any],
+    pictures: Pictures,
+    num_groups: int,
+    validation: Mapping[str, MetricValidation] | None = None,
+) -> None:
     """Write the page; it is whole or absent.
 
     Args:
@@ -45,9 +69,9 @@ def write_report(path, inspection, config, settings, pictures, num_groups, valid
     write_text(path, page)
 
 
-def _cards(inspection):
+def _cards(inspection: Inspection) -> list[tuple[str, str, str]]:
     groups, count = inspection.rewards.shape
-    driver = max(inspection.shares, key=inspection.shares.get)
+    driver = max(inspection.shares, key=inspection.shares.__getitem__)
     between = inspection.between_halves()
     alone = int((inspection.decided != "").sum()) / (groups * inspection.top_n)
     driven = f"of the reward's variance within a group comes through {driver}, the most of all"
@@ -61,7 +85,7 @@ def _cards(inspection):
     ]
 
 
-def _off_diagonal(correlation):
+def _off_diagonal(correlation: np.ndarray) -> list[list[float | None]]:
     """Rows of numbers, None on the diagonal and where there is none."""
     return [
         [None if row == column or isnan(value) else float(value) for column, value in enumerate(values)]
@@ -69,7 +93,7 @@ def _off_diagonal(correlation):
     ]
 
 
-def metrics_table(inspection, validation):
+def metrics_table(inspection: Inspection, validation: Mapping[str, MetricValidation] | None) -> pd.DataFrame:
     """A frame of texts: what each metric does in the reward."""
     rows = []
     for name in inspection.names:
@@ -89,7 +113,7 @@ def metrics_table(inspection, validation):
     return pd.DataFrame(rows)
 
 
-def _ordered(result):
+def _ordered(result: MetricValidation) -> str:
     failed = [f"{kind} {result.correlation[kind]:+.2f}" for kind in result.failures]
     passed = len(result.correlation) - len(failed)
     return f"{passed} of {len(result.correlation)}" + (f" (not {', '.join(failed)}: below {THRESHOLD})" if failed else "")
@@ -106,10 +130,10 @@ class Pictures:
         suite: `MetricSuite` of the reward's FR metrics, for the maps; None for no maps.
     """
 
-    def __init__(self, store, gt_paths, backbone, suite=None):
+    def __init__(self, store: CandidateStore, gt_paths: Mapping[str, Path], backbone: Any, suite: MetricSuite | None = None) -> None:
         self.store, self.gt_paths, self.backbone, self.suite = store, gt_paths, backbone, suite
 
-    def candidates(self, image_id, numbers):
+    def candidates(self, image_id: str, numbers: Sequence[int]) -> torch.Tensor:
         """(len(numbers), 3, H, W) in [0, 1]."""
         from dp2osr.sampling.decode import decode_group
 
@@ -117,11 +141,11 @@ class Pictures:
         few = replace(group, latents=group.latents[list(numbers)], seeds=[group.seeds[number] for number in numbers])
         return decode_group(self.backbone, few, self.store.settings["align_method"])
 
-    def gt(self, image_id):
+    def gt(self, image_id: str) -> Image.Image | None:
         """RGB PIL image, or None."""
         return read_gt(self.gt_paths[image_id], self.store.read(image_id)) if image_id in self.gt_paths else None
 
-    def maps(self, image_id, images):
+    def maps(self, image_id: str, images: torch.Tensor) -> dict[str, torch.Tensor]:
         """metric → (B, H, W); {} without a GT or a suite."""
         from dp2osr.rewards.maps import spatial_maps
 
@@ -129,12 +153,12 @@ class Pictures:
         return spatial_maps(self.suite, images, pil_to_tensor(gt)) if self.suite and gt is not None else {}
 
 
-def _gt_tile(pictures, image_id):
+def _gt_tile(pictures: Pictures, image_id: str) -> list[Tile]:
     gt = pictures.gt(image_id)
     return [] if gt is None else [(gt, "GT", "")]
 
 
-def _outlier(inspection, outlier, pictures):
+def _outlier(inspection: Inspection, outlier: Outlier, pictures: Pictures) -> dict[str, Any]:
     group = inspection.image_ids.index(outlier.image_id)
     rewards, candidate = inspection.rewards[group], int(outlier.candidate)
     best, rank = int(rewards.argmax()), 1 + int((rewards > rewards[candidate]).sum())
@@ -150,18 +174,18 @@ def _outlier(inspection, outlier, pictures):
     }
 
 
-def chosen_groups(inspection, count):
+def chosen_groups(inspection: Inspection, count: int) -> list[int]:
     """Indices of groups evenly over the spread of their rewards, the widest first."""
     order = np.argsort(-inspection.rewards.std(axis=1), kind="stable")
     return [int(order[round(position)]) for position in np.linspace(0, len(order) - 1, min(count, len(order)))] if count else []
 
 
-def _group(inspection, group, pictures):
+def _group(inspection: Inspection, group: int, pictures: Pictures) -> dict[str, Any]:
     image_id, rewards = inspection.image_ids[group], inspection.rewards[group]
     order = np.argsort(-rewards, kind="stable")
     shown = [int(order[round(position)]) for position in np.linspace(0, len(order) - 1, min(SHOWN_CANDIDATES, len(order)))]
     images = pictures.candidates(image_id, shown)
-    tiles = []
+    tiles: list[Tile] = []
     for number, image in zip(shown, images):
         parts = {name: float(values[group, number]) for name, values in inspection.parts.items()}
         alone = inspection.decided[group, number]
@@ -175,14 +199,14 @@ def _group(inspection, group, pictures):
     }
 
 
-def _map_tiles(values, shown):
+def _map_tiles(values: torch.Tensor, shown: Sequence[int]) -> list[Tile]:
     """The maps of the best and the worst candidate on one scale."""
     top = float(np.quantile(values.numpy(), 0.995)) or 1.0
     best, worst = (_colour(value / top) for value in values)
     return [(best, f"best, candidate {shown[0]}", ""), (worst, f"worst, candidate {shown[-1]}", "")]
 
 
-def _colour(values):
+def _colour(values: torch.Tensor) -> Image.Image:
     from matplotlib import colormaps
 
     return Image.fromarray((colormaps["magma"](values.clamp(0, 1).numpy())[..., :3] * 255).astype(np.uint8))

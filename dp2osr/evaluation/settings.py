@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from dp2osr.cli import Settings
-from dp2osr.fields import Count, Natural, RegularExpression, at_least, default_is, metavar
+from dp2osr.fields import Count, Natural, Positive, RegularExpression, at_least, default_is, metavar
+from dp2osr.sampling.settings import RestoreSettings
 
 
 @dataclass(kw_only=True)
@@ -60,3 +61,27 @@ class EvaluateSettings(Settings):
 
 OF_CANDIDATES = ("reward_config", "training_log", "num_candidates", "max_images_in_report", "no_bicubic")
 OF_IMAGES = ("protocol", "lr_path", "suffix", "channel", "crop_border", "center_crop", "exclude_metrics", "fid", "published")
+
+
+@dataclass(kw_only=True)
+class AcceptanceSettings(RestoreSettings):
+    """A few images restored by a released model, beside what was published of it: `scripts/acceptance.py`."""
+
+    gt_path: str
+    """Folder of their GT, named as the LR images."""
+    method: str
+    """The model's row in the published table: C-SD2, DP2O-SD2, C-FLUX, DP2O-FLUX."""
+    num_images: Count = 10
+    """How many images are restored, evenly spaced over the folder."""
+    upscale: Positive = 4
+    """Size of the result over size of the input."""
+    published: Annotated[str, metavar("NAME_OR_YAML")] = "table1_realsr"
+    """Published values: a name in configs/paper or a YAML."""
+    protocol: Annotated[str, metavar("NAME_OR_YAML")] = "paper"
+    """Metrics: a name in configs/evaluation or a YAML."""
+    exclude_metrics: Annotated[list[str], metavar("METRIC")] = field(default_factory=list)
+    """Metrics of the protocol to leave out, as qalign with its 16.4 GB of weights."""
+    metrics_dir: Annotated[str | None, default_is("DP2OSR_METRICS_DIR, else pyiqa's own places")] = None
+    """Folder of scripts/fetch_metrics.py with pyiqa's weights."""
+    bootstrap: Count = 2000
+    """Resamples for the intervals."""

@@ -1,17 +1,24 @@
 """What is written of an `Evaluation` beside its page: sentences, tables, CSV and JSON."""
 
+from __future__ import annotations
+
 import json
 import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from dp2osr.evaluation.compare import BICUBIC, REWARD
 from dp2osr.evaluation.tables import aligned, counted, interval, markdown, with_direction, with_spread
 
+if TYPE_CHECKING:
+    from dp2osr.stats import Estimate
+
 # ---------------------------------------------------------------- sentences
 
 
-def headlines(evaluation):
+def headlines(evaluation: Any) -> list[str]:
     """`G = 0.45 [0.31, 0.58] over 15 photographs x 16 seeds: policy better on 14 of 15 images`, a line a compared method."""
     over = f"over {counted(evaluation.num_photographs, 'photograph')} x {evaluation.num_candidates} seeds"
     if not evaluation.compared:
@@ -23,7 +30,7 @@ def headlines(evaluation):
     ]
 
 
-def worst_sentence(evaluation, method):
+def worst_sentence(evaluation: Any, method: str) -> str:
     """How far the floor rose, in the paper's terms (its tuned Worst@64 reaches the base's Mean@64)."""
     total, estimate, base = evaluation.num_candidates, evaluation.worst_raised[method], evaluation.base
     if math.isnan(estimate.value):
@@ -33,7 +40,7 @@ def worst_sentence(evaluation, method):
     return f"Worst@{total} {verb} by {abs(estimate.value):.0%}{bounds} of the distance from {base}'s Worst to {base}'s Mean"
 
 
-def bicubic_sentence(evaluation, method):
+def bicubic_sentence(evaluation: Any, method: str) -> str:
     """On which metrics the method beats bicubic, and on which bicubic wins (by the mean, interval or not)."""
     said, about = [], evaluation.results.metrics
     for rewarded, where in ((True, "of the reward"), (False, "outside it")):
@@ -46,7 +53,7 @@ def bicubic_sentence(evaluation, method):
     return f"By the mean, {method} beats bicubic on " + ", ".join(said)
 
 
-def sentences(evaluation):
+def sentences(evaluation: Any) -> list[str]:
     """What the tables say, in words: the worse metrics by name, bicubic's wins, the notes."""
     lines = []
     for name in evaluation.compared:
@@ -67,13 +74,13 @@ LEGEND = (
 )
 
 
-def set_of(evaluation, metric):
+def set_of(evaluation: Any, metric: str) -> str:
     """`FR reward`, `NR reward` or `FR outside`, `NR outside`; "" for the reward itself."""
     about = evaluation.results.metrics.loc[metric]
     return "" if metric == REWARD else f"{about['mode']} {'reward' if about['rewarded'] else 'outside'}"
 
 
-def cell_text(evaluation, metric, column):
+def cell_text(evaluation: Any, metric: str, column: str) -> str:
     """A metric's mean ± its spread over seeds, or the mean alone for a single image; "" where there is none."""
     if (metric, column) not in evaluation.cells.index:
         return ""
@@ -81,7 +88,7 @@ def cell_text(evaluation, metric, column):
     return with_spread(cell["mean"], cell["std_over_seeds"])
 
 
-def text_table(evaluation):
+def text_table(evaluation: Any) -> pd.DataFrame:
     """A row a metric, the reward first: every column's mean, every method's change and verdict."""
     rows = []
     for metric in evaluation.results.metrics.index:
@@ -95,7 +102,7 @@ def text_table(evaluation):
     return pd.DataFrame(rows, columns=["metric", "set", *evaluation.columns, *changes])
 
 
-def reward_table(evaluation):
+def reward_table(evaluation: Any) -> pd.DataFrame:
     """Best, Mean, Worst of M by method; bicubic is one image, so its three are one number."""
     total, rows = evaluation.num_candidates, []
     if BICUBIC in evaluation.rewards:
@@ -105,13 +112,13 @@ def reward_table(evaluation):
     return pd.DataFrame(rows, columns=["reward (pooled)", f"Best@{total}", "Mean", f"Worst@{total}"])
 
 
-def terminal(evaluation):
+def terminal(evaluation: Any) -> str:
     """The summary a run ends with on the terminal; the last lines are the headlines."""
     texts = [aligned(text_table(evaluation)), aligned(reward_table(evaluation))]
     return "\n\n".join([*texts, "\n".join(sentences(evaluation)), "\n".join(headlines(evaluation))])
 
 
-def summary_markdown(evaluation):
+def summary_markdown(evaluation: Any) -> str:
     """The text of summary.md."""
     config = evaluation.config
     fr, nr = (", ".join(spec.name for spec in specs) or "none" for specs in (config.fr, config.nr))
@@ -130,7 +137,7 @@ def summary_markdown(evaluation):
     return "\n\n".join(blocks) + "\n"
 
 
-def metrics_frame(evaluation):
+def metrics_frame(evaluation: Any) -> pd.DataFrame:
     """A row a metric and column, as metrics.csv has them."""
     rows = []
     for (metric, column), cell in evaluation.cells.iterrows():
@@ -145,14 +152,14 @@ def metrics_frame(evaluation):
     return pd.DataFrame(rows)
 
 
-def _bounds(estimate):
+def _bounds(estimate: Estimate | None) -> tuple[float, float, float]:
     return (estimate.value, estimate.low, estimate.high) if estimate else (float("nan"),) * 3
 
 
 # ---------------------------------------------------------------- JSON
 
 
-def summary_json(evaluation, settings):
+def summary_json(evaluation: Any, settings: Mapping[str, Any]) -> str:
     """Everything a program may want to read: gains, curves, metrics, per-image rewards, settings. NaN is written as null."""
     rewards = evaluation.rewards
     document = {
@@ -173,7 +180,7 @@ def summary_json(evaluation, settings):
     return json.dumps(_without_nan(document), indent=2, ensure_ascii=False) + "\n"
 
 
-def _comparison(evaluation, method):
+def _comparison(evaluation: Any, method: str) -> dict[str, Any]:
     improved = evaluation.improved(method)
     return {
         "G": vars(evaluation.gain(method).estimate),
@@ -183,7 +190,7 @@ def _comparison(evaluation, method):
     }
 
 
-def _metric(evaluation, metric):
+def _metric(evaluation: Any, metric: str) -> dict[str, Any]:
     about = evaluation.results.metrics.loc[metric]
     changes = {name: of[metric].estimate for name, of in evaluation.changes.items()}
     over = {name: of[metric] for name, of in evaluation.over_bicubic.items()}
@@ -197,7 +204,7 @@ def _metric(evaluation, metric):
     }
 
 
-def _image(evaluation, place):
+def _image(evaluation: Any, place: int) -> dict[str, Any]:
     of_image = {name: evaluation.rewards[name][place] for name in evaluation.methods}
     rewards = {name: {"best": values.max(), "mean": values.mean(), "worst": values.min()} for name, values in of_image.items()}
     if BICUBIC in evaluation.rewards:
@@ -205,7 +212,7 @@ def _image(evaluation, place):
     return {"photograph": evaluation.photographs[place], "reward": rewards}
 
 
-def _without_nan(value):
+def _without_nan(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_nan(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):

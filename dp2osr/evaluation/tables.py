@@ -1,21 +1,29 @@
 """Numbers as text, and tables of them: pandas frames of texts as Markdown and for the terminal."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from dp2osr.stats import Estimate
 
 
-def number(value, beside=None):
+def number(value: float, beside: float | None = None) -> str:
     """Four decimals where a metric lives around 1, two where it lives around 20; a spread takes the decimals of the mean it is `beside`."""
     if math.isnan(value):
         return ""
     return f"{value:.2f}" if abs(value if beside is None else beside) >= 10 else f"{value:.4f}"
 
 
-def with_spread(mean, std):
+def with_spread(mean: float, std: float) -> str:
     """`0.3521 ± 0.0012`, or the mean alone where there is no spread."""
     return number(mean) + ("" if math.isnan(std) else f" ± {number(std, mean)}")
 
 
-def interval(estimate, digits=2, signed=False):
+def interval(estimate: Estimate, digits: int = 2, signed: bool = False) -> str:
     """`0.45 [0.31, 0.58]`, without the brackets where there is no interval."""
     form = f"{{:{'+' if signed else ''}.{digits}f}}"
     if math.isnan(estimate.value):
@@ -24,32 +32,32 @@ def interval(estimate, digits=2, signed=False):
     return value if math.isnan(estimate.low) else f"{value} [{form.format(estimate.low)}, {form.format(estimate.high)}]"
 
 
-def fraction(place):
+def fraction(place: float) -> str:
     """`1/16`, or the number where it is no fraction of 1."""
     return f"1/{1 / place:g}" if place < 1 and float(1 / place).is_integer() else f"{place:g}"
 
 
-def counted(count, noun):
+def counted(count: int, noun: str) -> str:
     return f"{count} {noun}" + ("" if count == 1 else "s")
 
 
-def bold_if_clear(text, estimate):
+def bold_if_clear(text: str, estimate: Estimate) -> str:
     """Markdown: bold where the estimate's interval leaves zero out."""
     return f"**{text}**" if estimate.verdict != "unclear" else text
 
 
-def with_direction(metric, metrics):
+def with_direction(metric: str, metrics: pd.DataFrame) -> str:
     """`gmsd ↓`; `metrics` as `compare.Results` has them."""
     return f"{metric} {'↓' if metrics.loc[metric, 'lower_better'] else '↑'}"
 
 
-def markdown(frame):
+def markdown(frame: pd.DataFrame) -> str:
     """A frame of texts as a Markdown table."""
     rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.fillna("").values.tolist()]
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
-def aligned(frame):
+def aligned(frame: pd.DataFrame) -> str:
     """A frame of texts with columns padded to one width: the first two left, the rest right-aligned."""
     table = [list(frame.columns), *frame.fillna("").values.tolist()]
     widths = [max(len(line[place]) for line in table) for place in range(len(table[0]))]
@@ -60,6 +68,6 @@ def aligned(frame):
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def csv_text(frame, digits=6, missing=""):
+def csv_text(frame: pd.DataFrame, digits: int = 6, missing: str = "") -> str:
     """A frame as CSV; `missing` stands for NaN."""
     return frame.to_csv(index=False, float_format=f"%.{digits}g", na_rep=missing, lineterminator="\n")

@@ -1,18 +1,24 @@
 """The training run's log (`train_log.jsonl`): one JSON record a step, validation records between them."""
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from dp2osr.errors import UserError
 
+Records = dict[int, dict[str, Any]]
 
-def read_training_logs(paths):
+
+def read_training_logs(paths: Iterable[str | Path]) -> tuple[Records, Records]:
     """({step: training record}, {step: validation record}) of rounds that followed each other, their steps counted through.
 
     Raises:
         UserError: as `read_training_log`.
     """
-    training, validation, before = {}, {}, 0
+    training: Records = {}
+    validation: Records = {}
+    before = 0
     for path in paths:
         of_round = read_training_log(path)
         for records, total in zip(of_round, (training, validation), strict=True):
@@ -21,7 +27,7 @@ def read_training_logs(paths):
     return training, validation
 
 
-def read_training_log(path):
+def read_training_log(path: str | Path) -> tuple[Records, Records]:
     """({step: training record}, {step: validation record}), both sorted by step.
 
     A resumed run repeats the steps after its last checkpoint: the later record counts. A torn last line is what a kill leaves
@@ -34,7 +40,8 @@ def read_training_log(path):
     if not path.is_file():
         raise UserError(f"{path}: no such training log; give the train_log.jsonl of the training's output folder")
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    training, validation = {}, {}
+    training: Records = {}
+    validation: Records = {}
     for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from dp2osr.data.images import read_image
 from dp2osr.data.inputs import check_images, list_images
 from dp2osr.errors import UserError
-from dp2osr.evaluation.image_folders import pair_images
+from dp2osr.evaluation.image_folders import ImageMethod, pair_images
 from dp2osr.evaluation.report import png_data, render
 from dp2osr.files import read_json, write_json, write_text
 from dp2osr.outputs import check_output
@@ -21,7 +22,14 @@ from dp2osr.stats import Estimate
 MOST_METHODS = 9  # number keys
 
 
-def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which is the best restoration of the input?"):
+def make_study(
+    folders: Mapping[str, Iterable[Path]],
+    lr_path: str | Path,
+    output: str | Path,
+    num_images: int | None = None,
+    seed: int = 0,
+    title: str = "Which is the best restoration of the input?",
+) -> None:
     """Write a study's page, and beside it its key, which tells what the page does not: which candidate is whose.
 
     Args:
@@ -52,7 +60,7 @@ def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which i
     pictures = {image_id: _pictures(image_id, methods, lr) for image_id in image_ids}
     secret = hashlib.sha256(json.dumps([seed, pictures]).encode()).hexdigest()
 
-    def token(*words):
+    def token(*words: str) -> str:
         """A name that tells nothing, of this study alone."""
         return hashlib.sha256("\0".join([secret, *words]).encode()).hexdigest()[:10]
 
@@ -70,7 +78,7 @@ def make_study(folders, lr_path, output, num_images=None, seed=0, title="Which i
         write_json(output.with_suffix(".key.json"), {"study": study["id"], "methods": [method.name for method in methods], "trials": key})
 
 
-def _pictures(image_id, methods, lr):
+def _pictures(image_id: str, methods: Sequence[ImageMethod], lr: Mapping[str, Path]) -> tuple[str, dict[str, str]]:
     """(the LR image, bicubic at the methods' size; {method: its first sample}), as data URIs."""
     images = {method.name: read_image(method.samples[image_id][0]) for method in methods}
     sizes = {image.size for image in images.values()}
@@ -88,11 +96,11 @@ class Votes:
     """One participant's votes: `choices[trial id]` is the method that was chosen, `places[trial id]` where it stood, from 0."""
 
     participant: str
-    choices: dict
-    places: dict
+    choices: dict[str, str]
+    places: dict[str, int]
 
 
-def read_votes(paths, key_path):
+def read_votes(paths: Iterable[str | Path], key_path: str | Path) -> tuple[list[str], list[Votes]]:
     """(methods, list of `Votes`).
 
     Raises:
@@ -101,7 +109,8 @@ def read_votes(paths, key_path):
     key = read_json(key_path)
     if not _is_key(key):
         raise UserError(f"{key_path}: not the key of a study; scripts/user_study.py writes it beside the page")
-    everyone, origin = [], {}
+    everyone: list[Votes] = []
+    origin: dict[str, str | Path] = {}
     for path in paths:
         found = read_json(path)
         try:
@@ -127,14 +136,14 @@ def read_votes(paths, key_path):
     return key["methods"], everyone
 
 
-def _is_key(key):
+def _is_key(key: object) -> bool:
     kinds = {"study": str, "methods": list, "trials": dict}
     if not isinstance(key, dict) or not all(isinstance(key.get(name), kind) for name, kind in kinds.items()):
         return False
     return all(isinstance(trial, dict) and isinstance(trial.get("candidates"), dict) for trial in key["trials"].values())
 
 
-def shares(methods, everyone, resamples=2000, seed=0):
+def shares(methods: Sequence[str], everyone: Sequence[Votes], resamples: int = 2000, seed: int = 0) -> dict[str, Estimate]:
     """{method: `Estimate` of its share of all votes}; 95 % intervals draw participants and images; one alone has none."""
     images = sorted({trial for votes in everyone for trial in votes.choices})
     cast = np.array([[trial in votes.choices for trial in images] for votes in everyone], float)
@@ -153,7 +162,7 @@ def shares(methods, everyone, resamples=2000, seed=0):
     return result
 
 
-def votes_table(methods, everyone, resamples=2000):
+def votes_table(methods: Sequence[str], everyone: Sequence[Votes], resamples: int = 2000) -> str:
     """Markdown: the percentages with their intervals, and how often each place on the page was chosen."""
     total = sum(len(votes.choices) for votes in everyone)
     images = len({trial for votes in everyone for trial in votes.choices})

@@ -13,6 +13,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dp2osr.backbones.kinds import KINDS
 from dp2osr.cli import read_settings
@@ -35,10 +36,10 @@ class Stage:
 
     title: str
     script: str
-    flags: dict
+    flags: dict[str, Any]
     printed: Path | None = None
 
-    def command(self):
+    def command(self) -> list[str]:
         """Scripts of `scripts/` are one process, the others as many as help."""
         launcher = [] if self.script.startswith("scripts/") else ["-m", "dp2osr.launch"]
         words = [sys.executable, *launcher, os.path.relpath(ROOT / self.script)]
@@ -47,7 +48,7 @@ class Stage:
         return words
 
 
-def check_stages(configs, output, reference="moved"):
+def check_stages(configs: str | Path, output: str | Path, reference: str = "moved") -> tuple[str, str | None]:
     """(backbone, the base's ControlNet or None) of train.yaml; `UserError` for what can be known before the first stage runs."""
     configs = Path(configs)
     train = read_settings(configs / "train.yaml") if os.access(configs / "train.yaml", os.R_OK) else {}
@@ -65,11 +66,14 @@ def check_stages(configs, output, reference="moved"):
     return backbone, base
 
 
-def stages_of(configs, output, backbone, base, rounds=1, reference="moved"):
+def stages_of(
+    configs: str | Path, output: str | Path, backbone: str, base: str | None, rounds: int = 1, reference: str = "moved"
+) -> list[Stage]:
     """The list of `Stage`s."""
-    configs, output, stages, logs, policy = Path(configs), Path(output), [], [], {}
+    configs, output, stages, logs = Path(configs), Path(output), [], []
+    policy: dict[str, Any] = {}
 
-    def config(name):
+    def config(name: str) -> dict[str, Any]:
         return {"config": configs / f"{name}.yaml"}
 
     for number in range(1, rounds + 1):
@@ -97,7 +101,14 @@ def stages_of(configs, output, backbone, base, rounds=1, reference="moved"):
     return [*stages, Stage("compare, and write the report", "scripts/evaluate.py", flags, output / "table.txt")]
 
 
-def run_stages(configs, output, rounds=1, reference="moved", same_command="the same command", begun=None):
+def run_stages(
+    configs: str | Path,
+    output: str | Path,
+    rounds: int = 1,
+    reference: str = "moved",
+    same_command: str = "the same command",
+    begun: float | None = None,
+) -> None:
     """Run all stages; ends with their times and the table.
 
     Args:
@@ -123,10 +134,11 @@ def run_stages(configs, output, rounds=1, reference="moved", same_command="the s
     print(f"\nminutes:seconds on {os.environ.get('OMP_NUM_THREADS') or os.cpu_count()} threads")
     for title, seconds in times:
         print(f"  {title:<54} {int(seconds) // 60}:{int(seconds) % 60:02d}")
-    print("\n" + stages[-1].printed.read_text(encoding="utf-8"), end="")
+    table = stages[-1].printed
+    print("\n" + (table.read_text(encoding="utf-8") if table else ""), end="")
 
 
-def run_stage(stage):
+def run_stage(stage: Stage) -> int:
     """The exit code of a stage, as a shell tells it; an interrupt is the program's to end with."""
     environment = QUIET | {
         key: value for key, value in os.environ.items() if key not in QUIET or key in ("PYTHONWARNINGS", "HF_HUB_OFFLINE")
@@ -141,7 +153,7 @@ def run_stage(stage):
     return 128 - code if code < 0 else code
 
 
-def what_next(code, same_command):
+def what_next(code: int, same_command: str) -> str:
     """After an interrupt the same command goes on; after a mistake of the user's it would make it again."""
     if code == 2:
         return f"; mend what the error above says, then run again: {same_command}"

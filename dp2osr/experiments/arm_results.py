@@ -1,7 +1,11 @@
 """What the trainings of an experiment say together: each arm's change of reward and of every metric; tables, figures, pictures."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -9,16 +13,19 @@ import pandas as pd
 from dp2osr import stats
 from dp2osr.data.inputs import find_gt
 from dp2osr.evaluation import plots
-from dp2osr.evaluation.compare import BICUBIC, REWARD, Comparison, metric_table, results_of, with_reward
+from dp2osr.evaluation.compare import BICUBIC, REWARD, Change, Comparison, metric_table, results_of, with_reward
 from dp2osr.evaluation.image_folders import pair_images
 from dp2osr.evaluation.image_scores import ImageScorer
 from dp2osr.evaluation.methods import bicubic_scores, load_methods, suites_of
 from dp2osr.evaluation.tables import bold_if_clear, csv_text, interval, markdown
-from dp2osr.experiments.spec import BASE
+from dp2osr.experiments.spec import BASE, Experiment
 from dp2osr.files import write_json, write_text
 from dp2osr.provenance import versions
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.sampling.candidate_sheet import contact_sheet
+
+if TYPE_CHECKING:
+    from dp2osr.experiments.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -35,27 +42,33 @@ class ExperimentResults:
         notes: for the reader.
     """
 
-    experiment: object
+    experiment: Experiment
     comparison: Comparison
-    changes: dict
-    differences: dict
-    rivals: dict
-    curves: dict
-    furthest_apart: list
-    rewards: dict
-    notes: list
+    changes: dict[str, dict[str, Change]]
+    differences: dict[str, dict[str, Change]]
+    rivals: dict[str, dict[str, Change]]
+    curves: dict[str, dict[str, Sequence[float]]]
+    furthest_apart: list[str]
+    rewards: dict[str, float]
+    notes: list[str]
 
     @property
-    def metrics(self):
+    def metrics(self) -> pd.DataFrame:
         return self.comparison.results.metrics
 
     @property
-    def several(self):
+    def several(self) -> bool:
         """Whether an arm has several trainings."""
-        return max(len(arm.seeds) for arm in self.experiment.arms.values()) > 1
+        return max(len(self.experiment.seeds_of(arm)) for arm in self.experiment.arms.values()) > 1
 
 
-def collect(experiment, folders, resamples=2000, seed=0, rivals=None):
+def collect(
+    experiment: Experiment,
+    folders: Mapping[str, Path],
+    resamples: int = 2000,
+    seed: int = 0,
+    rivals: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+) -> ExperimentResults:
     """The `ExperimentResults` of held-out candidates.
 
     The reward is normalised over the pooled candidates of base and all runs; a metric's change is in the base's spread within a group.
@@ -77,10 +90,11 @@ def collect(experiment, folders, resamples=2000, seed=0, rivals=None):
     comparison = Comparison(results, BASE, resamples=resamples, seed=seed)
     arms, metrics = list(experiment.arms), results.metrics.index
 
-    def changes_of(method, against=None):
-        return {metric: comparison.change(method, metric, against) for metric in metrics if results.has(method, metric)}
+    def changes_of(method: str, against: str | None = None) -> dict[str, Change]:
+        found = {metric: comparison.change(method, metric, against) for metric in metrics if results.has(method, metric)}
+        return {metric: change for metric, change in found.items() if change}
 
-    differences = {arm: changes_of(arm, arms[0]) for arm in arms[1:] if _common(experiment.arms[arm], experiment.arms[arms[0]])}
+    differences = {arm: changes_of(arm, arms[0]) for arm in arms[1:] if _common(experiment, arm, arms[0])}
     rewards = {name: results.array(name, REWARD) for name in [BASE, *arms, *(rivals or {})]}
     ranges = np.ptp([rewards[arm][0].mean(axis=1) for arm in arms], axis=0)
     return ExperimentResults(
@@ -96,11 +110,11 @@ def collect(experiment, folders, resamples=2000, seed=0, rivals=None):
     )
 
 
-def _common(arm, first):
-    return set(arm.seeds) & set(first.seeds)
+def _common(experiment: Experiment, arm: str, first: str) -> set[int]:
+    return set.intersection(*(set(experiment.seeds_of(experiment.arms[name])) for name in (arm, first)))
 
 
-def score_rivals(plan, output):
+def score_rivals(plan: Plan, output: Path) -> dict[str, dict[str, np.ndarray]]:
     """{rival: {metric: (G, S) raw}} of a `Plan`: the base's metrics on images of the base's LR images.
 
     Args:
@@ -131,7 +145,7 @@ def score_rivals(plan, output):
 # ---------------------------------------------------------------- what is written
 
 
-def write_results(plan, output, resamples=2000):
+def write_results(plan: Plan, output: Path, resamples: int = 2000) -> ExperimentResults:
     """Write `results.csv`, `results.md`, `results.png`, `results.svg` and `settings.json` of a `Plan` to `output`, and print the tables.
 
     Where the experiment has an axis, also `axis.png` and `axis.svg`; where it asks for them, `best_mean_worst.png`, `.svg` and `.csv`,
@@ -150,25 +164,26 @@ def write_results(plan, output, resamples=2000):
         write_text(output / "best_mean_worst.csv", csv_text(curves_frame(results)))
         plots.draw_curves(results.curves, output / "best_mean_worst")
     if experiment.pictures:
-        shown = {BASE: folders[BASE]} | {arm.name: folders[arm.run_name(arm.seeds[0])] for arm in experiment.arms.values()}
+        shown = {BASE: folders[BASE]} | {arm.name: folders[arm.run_name(experiment.seeds_of(arm)[0])] for arm in experiment.arms.values()}
         ids = results.furthest_apart[: experiment.pictures]
-        contact_sheet(shown, plan.label.get("gt_path"), output / "pictures.png", columns=1, zoom=2, image_ids=ids)
+        contact_sheet(shown, plan.label["gt_path"], output / "pictures.png", columns=1, zoom=2, image_ids=ids)
     write_json(output / "settings.json", asdict(experiment) | {"bootstrap": resamples, "runs": folders, "versions": versions()})
     print(f"\n{text}\nfiles: {output}/results.md, .csv, .png, .svg and settings.json")
     return results
 
 
-def draw_axis(results, output):
+def draw_axis(results: ExperimentResults, output: Path) -> None:
     """The reward's change against the experiment's axis, one curve a line, rivals as level lines; steps of training begin with the base."""
-    lines, steps = {}, bool(results.experiment.checkpoints)
+    steps = bool(results.experiment.checkpoints)
+    lines: dict[str, list[tuple[float, stats.Estimate]]] = {}
     for arm in results.experiment.arms.values():
-        start = [(0, stats.Estimate(0.0, 0.0, 0.0))] if steps else []
-        lines.setdefault(arm.line, start).append((arm.at, results.changes[arm.name][REWARD].estimate))
+        start = [(0.0, stats.Estimate(0.0, 0.0, 0.0))] if steps else []
+        lines.setdefault(arm.line, start).append((arm.at or 0, results.changes[arm.name][REWARD].estimate))
     levels = {name: changes[REWARD].estimate.value for name, changes in results.rivals.items()}
-    plots.draw_lines(lines, levels, results.experiment.axis, output / "axis", logarithmic=not steps)
+    plots.draw_lines(lines, levels, results.experiment.axis or "", output / "axis", logarithmic=not steps)
 
 
-def results_markdown(results):
+def results_markdown(results: ExperimentResults) -> str:
     """Tables: every arm against the base, and against the first arm; other methods."""
     experiment, photographs = results.experiment, results.comparison.results.photographs
     first, count = next(iter(experiment.arms)), results.comparison.values(BASE, REWARD).shape[2]
@@ -193,16 +208,17 @@ def results_markdown(results):
     return "\n\n".join(lines) + "\n"
 
 
-def text_table(results, changes):
+def text_table(results: ExperimentResults, changes: Mapping[str, Mapping[str, Change]]) -> pd.DataFrame:
     """A frame of texts of {arm: {metric: `Change`}}: metrics in rows, arms in columns."""
     rows = []
-    for name, about in results.metrics.iterrows():
+    for name in results.metrics.index:
+        about = results.metrics.loc[name]
         cells = {arm: _cell(of[name]) if name in of else "" for arm, of in changes.items()}
         rows.append({"metric": f"{name}{'*' if about['rewarded'] and name != REWARD else ''}", "set": about["mode"], **cells})
     return pd.DataFrame(rows)
 
 
-def _cell(change):
+def _cell(change: Change) -> str:
     text = interval(change.estimate, signed=True)
     if len(change.by_training) > 1:
         value, _, rest = text.partition(" ")
@@ -210,7 +226,7 @@ def _cell(change):
     return bold_if_clear(text, change.estimate)
 
 
-def curves_table(results):
+def curves_table(results: ExperimentResults) -> pd.DataFrame:
     """A frame of texts: Best, Mean and Worst of m in rows, base and arms in columns."""
     rows = []
     for kind in ("best", "mean", "worst"):
@@ -221,12 +237,13 @@ def curves_table(results):
     return pd.DataFrame(rows)
 
 
-def results_frame(results):
+def results_frame(results: ExperimentResults) -> pd.DataFrame:
     """One row an arm and metric: change, interval, difference to the first arm, interval, and each training's change."""
-    seeds = dict.fromkeys(sorted({seed for arm in results.experiment.arms.values() for seed in arm.seeds}))
+    experiment = results.experiment
+    seeds = dict.fromkeys(sorted({seed for _, seed in experiment.runs}))
     rows = []
     for arm, changes in {**results.changes, **results.rivals}.items():
-        own = results.experiment.arms[arm].seeds if arm in results.changes else [0]
+        own = experiment.seeds_of(experiment.arms[arm]) if arm in results.changes else (0,)
         for name, change in changes.items():
             about = results.metrics.loc[name]
             row = {"arm": arm, "metric": name, "mode": about["mode"], "in_reward": about["rewarded"]}
@@ -238,7 +255,7 @@ def results_frame(results):
     return pd.DataFrame(rows)
 
 
-def curves_frame(results):
+def curves_frame(results: ExperimentResults) -> pd.DataFrame:
     """One row a model and m."""
     return pd.concat(
         [pd.DataFrame(curve).assign(model=name)[["model", "m", "best", "mean", "worst"]] for name, curve in results.curves.items()]

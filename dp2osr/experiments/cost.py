@@ -1,9 +1,11 @@
 """What an experiment still takes: hours and disk, from what a candidate costs in each stage on the machine that its settings are for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dp2osr.data.inputs import list_images
+from dp2osr.experiments.steps import Step
 from dp2osr.fields import Count, Natural, NonNegative
 from dp2osr.schema import read_typed
 
@@ -37,13 +39,13 @@ class Costs:
     images: dict[str, Natural]
 
 
-def read_costs(folder):
+def read_costs(folder: str | Path) -> Costs | None:
     """The `Costs` of a folder of stages, or None where it has no `cost.yaml`."""
     path = Path(folder) / COST_FILE
     return read_typed(Costs, path, "what a stage costs") if path.exists() else None
 
 
-def expected(steps, costs):
+def expected(steps: Sequence[Step], costs: Costs | None) -> str:
     """In words, the hours and the disk of steps that are still to be done; "" where there is nothing to say.
 
     Args:
@@ -66,13 +68,13 @@ def expected(steps, costs):
     return hours_and_disk(seconds / costs.processes, size, costs.machine)
 
 
-def hours_and_disk(seconds, size, machine):
+def hours_and_disk(seconds: float, size: float, machine: str) -> str:
     """`; about 3.1 hours and 0.5 GB on <machine>`."""
     hours, gigabytes = (f"{value:,.0f}" if value >= 10 else f"{value:.2g}" for value in (seconds / 3600, size / 1e9))
     return f"; about {hours} hours and {gigabytes} GB on {machine}"
 
 
-def count_candidates(step, costs):
+def count_candidates(step: Step, costs: Costs) -> int:
     """How many candidates a sampling program makes; LR images made anew are as many as those that they stand for."""
     args, path = step.settings(), Path(step.flags["image_path"])
     count = len(list_images(path)) if path.exists() else costs.images.get(str(path), args.max_images or 0)

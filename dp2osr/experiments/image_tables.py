@@ -12,6 +12,7 @@ methods:
 cost: {machine: an A800, processes: 1, start: 60, score: 1.1, image: 4.5e+5}  # seconds a program and a scored image; bytes of an image
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from dp2osr.evaluation.published import load_published
 from dp2osr.evaluation.settings import EvaluateSettings
 from dp2osr.experiments.cost import hours_and_disk
 from dp2osr.experiments.plan import plain_name
+from dp2osr.experiments.settings import ExperimentSettings
 from dp2osr.experiments.spec import find_experiment
 from dp2osr.experiments.steps import INPUTS, Pool, Step, default_jobs
 from dp2osr.fields import Count, Natural, NonNegative, Positive, RegularExpression
@@ -47,7 +49,7 @@ class TestSet:
     optional: bool = False
     count: Natural = 0
 
-    def paths(self):
+    def paths(self) -> list[str]:
         return [path for path in (self.image_path, self.gt_path, self.prompt_file) if path]
 
 
@@ -61,7 +63,7 @@ class TableMethod:
     images: str | None = None
     seconds: NonNegative = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if sum(given is not None for given in (self.bicubic, self.program, self.images)) != 1:
             raise ValueError("must have one of 'bicubic', 'program' and 'images'")
         if self.program and "controlnet_model_name_or_path" not in self.flags:
@@ -94,13 +96,13 @@ class ImageTableSpec:
     name: str = field(default="", metadata={"in_yaml": False})
 
 
-def load_image_table(name_or_yaml, preset):
+def load_image_table(name_or_yaml: str | Path, preset: str) -> ImageTableSpec:
     """The `ImageTableSpec` of a name in `configs/reproduce/<preset>` or a YAML; UserError for what is missing or not known."""
     path = find_experiment(name_or_yaml, preset)
     return replace(read_typed(ImageTableSpec, path, "an image table"), name=path.stem)
 
 
-def without_absent(table):
+def without_absent(table: ImageTableSpec) -> tuple[ImageTableSpec, list[str]]:
     """(the table without optional sets that are not on this machine, what is to be said of each)."""
     absent = {}
     for name, of_set in table.sets.items():
@@ -112,9 +114,9 @@ def without_absent(table):
     return replace(table, sets={name: of_set for name, of_set in table.sets.items() if name not in absent}), list(absent.values())
 
 
-def plan_images(table, results):
+def plan_images(table: ImageTableSpec, results: Path) -> dict[tuple[str, str], Step | Path]:
     """{(set, method): its `Step`, or the folder of its images where no program makes them}."""
-    steps = {}
+    steps: dict[tuple[str, str], Step | Path] = {}
     for set_name, of_set in table.sets.items():
         for name, method in table.methods.items():
             folder = results / plain_name(set_name) / plain_name(name)
@@ -123,11 +125,11 @@ def plan_images(table, results):
                 flags = {"image_path": of_set.image_path, **prompts, **method.flags, "output_dir": str(folder / IMAGES)}
                 steps[set_name, name] = Step(method.program, "restore", folder, flags, folder / IMAGES)
             else:
-                steps[set_name, name] = folder if method.bicubic else Path(method.images.format(set=set_name))
+                steps[set_name, name] = Path(method.images.format(set=set_name)) if method.images else folder
     return steps
 
 
-def check(table, steps):
+def check(table: ImageTableSpec, steps: Mapping[tuple[str, str], Step | Path]) -> None:
     """Raise `UserError` for what is not on this machine or will be refused, before the first expensive second."""
     missing = sorted({str(path) for path in _inputs(table) if not Path(path).exists()})
     if missing:
@@ -141,7 +143,7 @@ def check(table, steps):
             load_published(of_set.published)
 
 
-def _inputs(table):
+def _inputs(table: ImageTableSpec) -> Iterator[str]:
     """Every path that must be there before anything starts."""
     yield from [table.metrics_dir] if table.metrics_dir else []
     for of_set in table.sets.values():
@@ -151,7 +153,7 @@ def _inputs(table):
         yield from (method.images.format(set=name) for name in table.sets if method.images)
 
 
-def write_bicubic(image_path, scale, folder):
+def write_bicubic(image_path: str, scale: float, folder: Path) -> None:
     """Enlarge a folder of LR images; what is there already, made of these images, is kept."""
     folder.mkdir(parents=True, exist_ok=True)
     for path in list_images(image_path):
@@ -161,7 +163,7 @@ def write_bicubic(image_path, scale, folder):
             save_image(image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.BICUBIC), target)
 
 
-def summary(table, steps):
+def summary(table: ImageTableSpec, steps: Mapping[tuple[str, str], Step | Path]) -> str:
     """One line: what there is to do, and by the table's `cost` its hours and disk."""
     missing = {key: step for key, step in steps.items() if isinstance(step, Step) and not step.is_done()}
     said = f"{table.name}: {table.title}. {len(steps)} folders of images, {len(missing)} of them to be restored"
@@ -177,7 +179,7 @@ def summary(table, steps):
     return said + hours_and_disk(seconds / table.cost.processes, size, table.cost.machine)
 
 
-def run_image_table(table, results, args):
+def run_image_table(table: ImageTableSpec, results: Path, args: ExperimentSettings) -> None:
     """Restore and enlarge what is missing, then evaluate each set; with `args.plan` say what is missing.
 
     Args:
@@ -192,16 +194,19 @@ def run_image_table(table, results, args):
     if args.plan:
         return
     for (set_name, name), step in steps.items():
-        if table.methods[name].bicubic:
-            write_bicubic(table.sets[set_name].image_path, table.methods[name].bicubic, step)
+        scale = table.methods[name].bicubic
+        if scale and isinstance(step, Path):
+            write_bicubic(table.sets[set_name].image_path, scale, step)
     Pool(args.jobs or default_jobs()).run([[step] for step in steps.values() if isinstance(step, Step)], table.name)
     for set_name in table.sets:
-        folders = {name: steps[set_name, name] for name in table.methods}
-        folders = {name: step.output if isinstance(step, Step) else step for name, step in folders.items()}
+        made = {name: steps[set_name, name] for name in table.methods}
+        folders = {name: step.output if isinstance(step, Step) else step for name, step in made.items()}
         run_image_evaluation(evaluation_settings(table, set_name, folders, results, args.bootstrap))
 
 
-def evaluation_settings(table, set_name, folders, results, bootstrap):
+def evaluation_settings(
+    table: ImageTableSpec, set_name: str, folders: Mapping[str, Path], results: Path, bootstrap: int
+) -> EvaluateSettings:
     """The `EvaluateSettings` of a set's images."""
     of_set = table.sets[set_name]
     return EvaluateSettings(

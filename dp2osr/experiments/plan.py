@@ -11,15 +11,17 @@ The first three are of all experiments with these stages, the last is of one: RE
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dp2osr.data.inputs import evenly, list_images
 from dp2osr.errors import UserError
 from dp2osr.evaluation.compare import BICUBIC
 from dp2osr.evaluation.image_folders import check_sizes, pair_images
 from dp2osr.experiments.rounds import further_round, reference_of, round_suffix
-from dp2osr.experiments.spec import BASE, STAGES
+from dp2osr.experiments.spec import BASE, STAGES, Arm, Experiment
 from dp2osr.experiments.steps import REWARD_FILE, Step
 from dp2osr.files import LONGEST_NAME, short_name
 from dp2osr.rewards.config import absolute_imports, find_reward_config, load_reward_config
@@ -42,26 +44,26 @@ class Plan:
         label: the flags with which held-out candidates are scored.
     """
 
-    experiment: object
-    shared: list
-    chains: list
-    held_out: dict
-    rivals: dict
-    label: dict
+    experiment: Experiment
+    shared: list[list[Step]]
+    chains: list[list[Step]]
+    held_out: dict[str, Path]
+    rivals: dict[str, Path]
+    label: dict[str, Any]
 
     @property
-    def trainings(self):
+    def trainings(self) -> list[list[Step]]:
         """The chains that train."""
         return [chain for chain in self.chains if any(step.trains for step in chain)]
 
-    def steps(self):
+    def steps(self) -> list[Step]:
         """All steps, in their order."""
         return [step for chain in [*self.shared, *self.chains] for step in chain]
 
-    def missing(self):
+    def missing(self) -> list[Step]:
         return [step for step in self.steps() if not step.is_done()]
 
-    def summary(self):
+    def summary(self) -> str:
         """One line: what there is to do."""
         missing, experiment = self.missing(), self.experiment
         steps = sum(step.settings().max_train_steps for step in missing if step.trains)
@@ -71,13 +73,13 @@ class Plan:
         left = sum(any(step in missing for step in chain if step.trains) for chain in self.trainings)
         return f"{experiment.name}: {experiment.title}. {len(self.trainings)} trainings, {left} of them missing{doing}"
 
-    def check_flags(self):
+    def check_flags(self) -> None:
         """Raise `UserError` for flags or a reward that a program will refuse."""
         load_reward_config(self.experiment.evaluated_by)
         for step in self.steps():
             step.check(f"{self.experiment.name}, {step.folder.name}")
 
-    def check_inputs(self, output):
+    def check_inputs(self, output: str | Path) -> None:
         """Raise `UserError` for models and images that are not on this machine; `output`: below it is what steps make."""
         experiment, missing = self.experiment, _check_rivals(self)
         for step in self.steps():
@@ -88,11 +90,13 @@ class Plan:
             raise UserError(f"{experiment.name}: not on this machine: {some}; put them there, or {others}")
 
 
-def plan_experiment(experiment, output, results):
+def plan_experiment(experiment: Experiment, output: str | Path, results: str | Path) -> Plan:
     """The `Plan` of an `Experiment` under the folder `output` of all experiments; `results` is its own."""
     output, results = Path(output), Path(results)
     read = {stage: experiment.flags(stage) for stage in STAGES}
-    test, shared, chains = read["test"] | experiment.test, {}, {}
+    test = read["test"] | experiment.test
+    shared: dict[Path, list[Step]] = {}
+    chains: dict[Path, list[Step]] = {}
     folder = output / "held_out" / folder_name(experiment.stages, experiment.test)
     held_out = {BASE: folder / CANDIDATES}
     chains[folder] = candidates_of(folder, test, read["label_test"])
@@ -116,7 +120,7 @@ def plan_experiment(experiment, output, results):
     return Plan(experiment, list(shared.values()), list(chains.values()), held_out, rivals, read["label_test"])
 
 
-def rival_base(stages, test, label, output):
+def rival_base(stages: Path, test: dict[str, Any], label: dict[str, Any], output: Path) -> tuple[Path, list[Step]]:
     """(folder, steps) of another base's held-out candidates: as its own test.yaml says, of the same images and as many of each."""
     own = read_lines(stages / "test.yaml", "the flags of a program")
     differs = {key: test.get(key) for key in SAME_IMAGES if test.get(key) != own.get(key)}
@@ -124,20 +128,22 @@ def rival_base(stages, test, label, output):
     return folder, candidates_of(folder, {key: value for key, value in (own | differs).items() if value is not None}, label)
 
 
-def folder_name(stages, flags):
+def folder_name(stages: str | Path, flags: Mapping[str, Any]) -> str:
     """`tiny-sd2,num_candidates=16`: the folder of stages, and what differs from them."""
     words = ["-".join(Path(stages).absolute().parts[-2:])]
     words += [f"{key}={str(value).rpartition('/')[2]}" for key, value in sorted(flags.items())]
     return plain_name(",".join(words))
 
 
-def plain_name(text):
+def plain_name(text: str) -> str:
     """A text as a name of a folder: signs that a shell or a file system minds become _, a long one is cut."""
     name = re.sub(r"[^\w.,=+@-]+", "_", text)
     return name if len(os.fsencode(name)) < LONGEST_NAME else f"{name[:50]}-{short_name(name)}"
 
 
-def candidates_of(folder, sample, label, policy=None, suffix=""):
+def candidates_of(
+    folder: Path, sample: dict[str, Any], label: dict[str, Any], policy: str | Path | None = None, suffix: str = ""
+) -> list[Step]:
     """The steps that sample and score candidates of the base, or of a policy."""
     target = folder / f"{CANDIDATES}{suffix}"
     sample = sample | ({"controlnet_model_name_or_path": str(policy)} if policy else {}) | {"output_dir": str(target)}
@@ -147,7 +153,7 @@ def candidates_of(folder, sample, label, policy=None, suffix=""):
     ]
 
 
-def training_candidates(experiment, read, arm, output):
+def training_candidates(experiment: Experiment, read: Mapping[str, dict[str, Any]], arm: Arm, output: Path) -> list[Step]:
     """The steps that sample and score the candidates of an arm's training, of LR images that they first make if the arm says so."""
     sample, label = read["sample"] | arm.sample, read["label"]
     if arm.rounds > 1 and not sample.get("max_images"):
@@ -164,7 +170,9 @@ def training_candidates(experiment, read, arm, output):
     return [pairs, *candidates_of(folder, sample | of_pairs[0], label | of_pairs[1])]
 
 
-def training_of(experiment, read, arm, seed, shared, folder, output):
+def training_of(
+    experiment: Experiment, read: Mapping[str, dict[str, Any]], arm: Arm, seed: int, shared: list[Step], folder: Path, output: Path
+) -> list[Step]:
     """The steps of one training, of one round or several."""
     train, reward = read["train"] | arm.train | {"seed": seed}, None
     if experiment.checkpoints:
@@ -192,7 +200,7 @@ def training_of(experiment, read, arm, seed, shared, folder, output):
     return steps
 
 
-def _check_training(experiment, arm, training, sampled):
+def _check_training(experiment: Experiment, arm: Arm, training: Step, sampled: Step) -> None:
     """Raise `UserError` for an N and M that were not sampled, or checkpoints that a training does not have."""
     where = f"{experiment.name}, arm '{arm.training}'"
     flags, sampling = training.settings(where), sampled.settings(where)
@@ -208,10 +216,10 @@ def _check_training(experiment, arm, training, sampled):
         raise UserError(f"{where}: a checkpoint of lora_rank {flags.lora_rank} has adapters alone; 'checkpoints' are whole")
 
 
-def _check_rivals(plan):
+def _check_rivals(plan: Plan) -> dict[str, str]:
     """{folder that is not there: whose}; `UserError` for images that cannot be compared."""
     experiment, missing = plan.experiment, {}
-    gt_path = plan.label.get("gt_path")
+    gt_path = plan.label.get("gt_path", "")
     if not gt_path and (experiment.rivals or experiment.pictures):
         label = experiment.stages / "label_test.yaml"
         raise UserError(f"{label}: 'gt_path' is missing, which rivals and pictures of {experiment.name} need")

@@ -1,30 +1,32 @@
 """An experiment from its YAML to its tables: say what is missing, check everything, run it, write the results."""
 
+from collections.abc import Mapping
+from pathlib import Path
+
 from dp2osr.errors import UserError
-from dp2osr.experiments.arm_results import write_results
+from dp2osr.experiments.arm_results import ExperimentResults, write_results
 from dp2osr.experiments.cost import expected, read_costs
 from dp2osr.experiments.image_tables import load_image_table, run_image_table
-from dp2osr.experiments.plan import plan_experiment
-from dp2osr.experiments.spec import experiment_of, find_experiment
+from dp2osr.experiments.plan import Plan, plan_experiment
+from dp2osr.experiments.settings import ExperimentSettings, JobSettings
+from dp2osr.experiments.spec import Experiment, experiment_of, find_experiment
 from dp2osr.experiments.steps import Pool, default_jobs, run_alone
 from dp2osr.outputs import check_output
 from dp2osr.schema import read_lines
 
 
-def run_experiment(args):
+def run_experiment(args: ExperimentSettings) -> None:
     """The whole of the experiment or image table that `ExperimentSettings` name."""
     check_output(args.output_dir)
     path = find_experiment(args.experiment or args.name, args.preset)
     content, results = read_lines(path, "an experiment"), args.results_folder(path.stem)
     if "sets" in content:
         run_image_table(load_image_table(path, args.preset), results, args)
-    elif "models" in content:
-        raise UserError(f"{path}: compares several models; run: python studies/capacity.py --experiment {path}")
     else:
         run_experiments(args, {results: experiment_of(path, content)})
 
 
-def run_experiments(args, experiments):
+def run_experiments(args: JobSettings, experiments: Mapping[Path, Experiment]) -> list[ExperimentResults]:
     """Say what is missing, check all, and unless it is but a plan run them one after the other; returns their `ExperimentResults`.
 
     Args:
@@ -52,7 +54,7 @@ def run_experiments(args, experiments):
     return found
 
 
-def run_plan(plan, jobs=None):
+def run_plan(plan: Plan, jobs: int | None = None) -> None:
     """Do what is missing.
 
     Args:

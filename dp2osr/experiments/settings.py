@@ -25,7 +25,7 @@ class RunSettings(Settings):
     bootstrap: Count = 2000
     """Resamples for the intervals."""
 
-    def results_folder(self, name):
+    def results_folder(self, name: str) -> Path:
         """Where tables, figures and trainings go: an experiment of one's own is beside the presets', not over them."""
         return Path(self.output_dir) / ("own" if str(self.experiment).endswith((".yaml", ".yml")) else self.preset) / name
 

@@ -1,8 +1,9 @@
 """An experiment: trainings that differ in a few flags, each with several seeds, on the same candidates; read from one YAML."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from dp2osr.errors import UserError
 from dp2osr.evaluation.compare import BICUBIC
@@ -46,17 +47,17 @@ class Arm:
     name: str = field(default="", metadata=OURS)
     checkpoint: int | None = field(default=None, metadata=OURS)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_seeds(self.seeds)
         if self.degradation and self.rounds > 1:
             raise ValueError(f"'degradation' is of one round, not of {self.rounds}")
 
     @property
-    def training(self):
+    def training(self) -> str:
         """The name of its training, which several arms that look at it share."""
         return self.line if self.checkpoint else self.name
 
-    def run_name(self, seed):
+    def run_name(self, seed: int) -> str:
         return f"{self.name}-{seed}"
 
 
@@ -83,7 +84,7 @@ class Experiment:
     stages: Path
     evaluated_by: str
     seeds: tuple[int, ...]
-    arms: dict[str, Arm | None]
+    arms: dict[str, Arm]
     axis: str | None = None
     crop_suffix: RegularExpression = CROP_SUFFIX
     reference_cache: bool = False
@@ -94,29 +95,33 @@ class Experiment:
     pictures: Natural = 0
     name: str = field(default="", metadata=OURS)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_seeds(self.seeds)
         if len(set(self.checkpoints)) < len(self.checkpoints):
             raise ValueError("'checkpoints' must be different steps")
 
-    def flags(self, stage):
+    def flags(self, stage: str) -> dict[str, Any]:
         """The content of a stage's YAML."""
         return read_lines(self.stages / f"{stage}.yaml", "the flags of a program")
 
     @property
-    def runs(self):
+    def runs(self) -> list[tuple[Arm, int]]:
         """[(arm, seed)], seed by seed, so that an unfinished experiment has all arms of its first seeds."""
         arms = self.arms.values()
-        seeds = sorted({seed for arm in arms for seed in arm.seeds})
-        return [(arm, seed) for seed in seeds for arm in arms if seed in arm.seeds]
+        seeds = sorted({seed for arm in arms for seed in self.seeds_of(arm)})
+        return [(arm, seed) for seed in seeds for arm in arms if seed in self.seeds_of(arm)]
+
+    def seeds_of(self, arm: Arm) -> tuple[int, ...]:
+        """An arm's own seeds, by default the experiment's."""
+        return arm.seeds or self.seeds
 
 
-def _check_seeds(seeds):
+def _check_seeds(seeds: tuple[int, ...] | None) -> None:
     if seeds is not None and (not seeds or len(set(seeds)) < len(seeds)):
         raise ValueError(f"'seeds' must be different whole numbers, not {list(seeds)}")
 
 
-def load_experiment(name_or_yaml, preset):
+def load_experiment(name_or_yaml: str | Path, preset: str) -> Experiment:
     """Read `configs/reproduce/<preset>/<name>.yaml`, or a YAML by its path.
 
     Raises:
@@ -126,7 +131,7 @@ def load_experiment(name_or_yaml, preset):
     return experiment_of(path, read_lines(path, "an experiment"))
 
 
-def find_experiment(name_or_yaml, preset):
+def find_experiment(name_or_yaml: str | Path, preset: str) -> Path:
     """The path of an experiment's YAML; `UserError` where there is none."""
     path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else CONFIG_DIR / preset / f"{name_or_yaml}.yaml"
     if not path.exists():
@@ -135,16 +140,17 @@ def find_experiment(name_or_yaml, preset):
     return path
 
 
-def experiment_of(path, content):
+def experiment_of(path: str | Path, content: dict[str, Any]) -> Experiment:
     """The `Experiment` of the content of the YAML at `path`; see `load_experiment`."""
+    arms = content.get("arms")
+    if isinstance(arms, dict):  # one that is named alone differs in nothing
+        content = content | {"arms": {name: {} if arm is None else arm for name, arm in arms.items()}}
     found = build(Experiment, content, str(path))
     if not found.arms:
         raise UserError(f"{path}: 'arms' must name at least one setting")
     if found.checkpoints and found.axis is not None:
         raise UserError(f"{path}: 'checkpoints' are the axis; leave 'axis' out")
-    arms = {
-        name: replace(arm or Arm(), name=name, seeds=tuple(sorted(arm and arm.seeds or found.seeds))) for name, arm in found.arms.items()
-    }
+    arms = {name: replace(arm, name=name, seeds=tuple(sorted(found.seeds_of(arm)))) for name, arm in found.arms.items()}
     for arm in arms.values():
         _check_arm(path, arm, found)
     if found.checkpoints:
@@ -157,7 +163,7 @@ def experiment_of(path, content):
     return replace(found, name=Path(path).stem, arms=arms, axis=axis, checkpoints=tuple(sorted(found.checkpoints)))
 
 
-def _check_arm(path, arm, experiment):
+def _check_arm(path: str | Path, arm: Arm, experiment: Experiment) -> None:
     where = f"{path}: arm '{arm.name}'"
     if not arm.name or set(arm.name) & set("/\\= ,|@") or arm.name == BASE:
         raise UserError(f"{where}: a name without spaces and the signs / = , | @ that is not 'base'")
@@ -167,7 +173,7 @@ def _check_arm(path, arm, experiment):
         raise UserError(f"{where}: 'checkpoints' are of one training, not of {arm.rounds} rounds")
 
 
-def _check_rivals(path, rivals, arms):
+def _check_rivals(path: str | Path, rivals: Mapping[str, str], arms: Mapping[str, Arm]) -> None:
     taken = {BASE, *RESERVED, *arms, *(arm.line for arm in arms.values())} - {BICUBIC}
     for name, where in rivals.items():
         if name == BICUBIC and (Path(where) / "test.yaml").is_file():
@@ -177,7 +183,7 @@ def _check_rivals(path, rivals, arms):
             raise UserError(f"{path}: rival '{name}': a name without the signs = , | that no arm has, and not {known}")
 
 
-def _check_stages(path, folder):
+def _check_stages(path: str | Path, folder: Path) -> None:
     for stage in STAGES:
         if not (folder / f"{stage}.yaml").is_file():
             raise UserError(f"{path}: {folder / f'{stage}.yaml'} is missing, a stage of this experiment")

@@ -11,10 +11,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TextIO
 
 import yaml
 from tqdm import tqdm
@@ -59,27 +61,27 @@ class Step:
     script: str
     name: str
     folder: Path
-    flags: dict
+    flags: dict[str, Any]
     output: Path
-    reward: dict | None = None
+    reward: dict[str, Any] | None = None
 
     @property
-    def yaml(self):
+    def yaml(self) -> Path:
         """The settings of a program that has ended well."""
         return self.folder / f"{self.name}.yaml"
 
     @property
-    def trains(self):
+    def trains(self) -> bool:
         return self.script.startswith("train_")
 
-    def is_done(self):
+    def is_done(self) -> bool:
         """Whether the program needs no start; see the top of this file."""
         files = [(self.yaml, self.flags)] + ([(self.folder / REWARD_FILE, self.reward)] if self.reward else [])
         if not self.output.exists() or not all(path.is_file() and path.read_text(encoding="utf-8") == as_yaml(to) for path, to in files):
             return False
         return all(changed_at(path) <= self.yaml.stat().st_mtime for path in self.inputs())
 
-    def inputs(self):
+    def inputs(self) -> list[Path]:
         """Paths of what the program reads."""
         named = [self.flags.get(key) for key in (*INPUTS, "scores", "reference_controlnet_model_name_or_path")]
         if self.flags.get("candidates_dir"):
@@ -88,14 +90,14 @@ class Step:
             named.append(find_reward_config(str(self.flags["reward_config"])))
         return [Path(path) for path in named if path]
 
-    def settings(self, where=""):
+    def settings(self, where: str = "") -> Any:
         """Its settings as it will read them, with its defaults; `UserError`, which says `where` they are from, unless it takes them."""
         if self.script not in PROGRAMS:
             raise UserError(f"{self.script}: there is no such program")
         settings, defaults = PROGRAMS[self.script]
         return made(settings, {**defaults, **self.flags}, ", ".join(filter(None, (where, self.name))))
 
-    def check(self, where):
+    def check(self, where: str) -> None:
         """Raise `UserError` unless the program takes these flags and they go together; `where` says whose they are."""
         args = self.settings(where)
         if self.trains:
@@ -112,13 +114,13 @@ class Step:
         if "degradation" in self.flags:
             load_degradation(self.flags["degradation"])
 
-    def missing_inputs(self, output):
+    def missing_inputs(self, output: str | Path) -> dict[str, str]:
         """{path: flag} of what is not on this machine; what lies below `output` is made by other steps."""
         named = {str(self.flags[key]): key for key in INPUTS if self.flags.get(key) is not None}
         made_here = [path for path in named if Path(path).absolute().is_relative_to(Path(output).absolute())]
         return {path: f"{key} of {self.name}" for path, key in named.items() if path not in made_here and not Path(path).exists()}
 
-    def begin(self):
+    def begin(self) -> Path:
         """The YAML for the program to read."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.yaml.unlink(missing_ok=True)
@@ -128,25 +130,25 @@ class Step:
         write_text(path, as_yaml(self.flags))
         return path
 
-    def finish(self, path):
+    def finish(self, path: Path) -> None:
         """Note that the program has ended well."""
         path.replace(self.yaml)
         os.utime(self.yaml)
 
 
-def as_yaml(content):
+def as_yaml(content: Mapping[str, Any]) -> str:
     plain = {key: str(value) if isinstance(value, Path) else value for key, value in content.items()}
     return yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
 
 
-def changed_at(path):
+def changed_at(path: Path) -> float:
     """When a file, or a folder or a file in it, was last changed; 0 where there is none."""
     if not path.exists():
         return 0.0
     return max(found.stat().st_mtime for found in [path, *(path.iterdir() if path.is_dir() else ())])
 
 
-def check_reward(content, where):
+def check_reward(content: Mapping[str, Any], where: str) -> None:
     """Raise `UserError` unless this is a reward's content."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / REWARD_FILE
@@ -161,7 +163,7 @@ def check_reward(content, where):
 
 
 @contextmanager
-def locked(folder):
+def locked(folder: Path) -> Iterator[None]:
     """Within, no other process runs the steps of a folder: another experiment may have it in common with this one."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
@@ -169,22 +171,22 @@ def locked(folder):
         yield
 
 
-def default_jobs():
+def default_jobs() -> int:
     """As many as there are cores, eight at most, where there is no GPU, else 1."""
     return 1 if _has_gpu() else min(8, threads())
 
 
-def _has_gpu():
+def _has_gpu() -> bool:
     import torch
 
-    return torch.cuda.is_available()
+    return torch.accelerator.is_available()
 
 
-def threads():
-    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count())
+def threads() -> int:
+    return int(os.environ.get("OMP_NUM_THREADS") or os.cpu_count() or 1)
 
 
-def run_alone(steps):
+def run_alone(steps: Iterable[Step]) -> None:
     """Run what is missing of steps with all that the machine has; its programs show their own progress."""
     for step in steps:
         with locked(step.folder):
@@ -197,7 +199,7 @@ def run_alone(steps):
             step.finish(path)
 
 
-def what_next(code, step):
+def what_next(code: int, step: Step) -> str:
     """After a user's mistake the same command would make it again."""
     return f"mend that, move {step.folder} away or give another --output_dir" if code == 2 else "the same command goes on"
 
@@ -212,12 +214,13 @@ class Pool:
         UserError: several jobs where there is a GPU: they would share one.
     """
 
-    def __init__(self, jobs):
+    def __init__(self, jobs: int) -> None:
         if jobs > 1 and _has_gpu():
             raise UserError(f"--jobs {jobs}: on GPUs the runs are one after the other, each on all of them; leave it out")
-        self.jobs, self.children, self.lock, self.stopping = jobs, set(), threading.Lock(), False
+        self.jobs, self.lock, self.stopping = jobs, threading.Lock(), False
+        self.children: set[subprocess.Popen[bytes]] = set()
 
-    def run(self, chains, title):
+    def run(self, chains: Collection[Sequence[Step]], title: str) -> None:
         """Run what is not done of lists of steps, with a progress bar in lists; what the programs print is in each folder's log.
 
         Raises:
@@ -245,7 +248,7 @@ class Pool:
             told = f"{len(failed)} of {len(missing)} runs failed and the others are done; the first: " if len(missing) > 1 else ""
             raise UserError(f"{told}{failed[0]}")
 
-    def stop(self, waiting):
+    def stop(self, waiting: Iterable[Future[None]]) -> None:
         for future in waiting:
             future.cancel()
         with self.lock:
@@ -253,7 +256,7 @@ class Pool:
             for child in self.children:
                 child.terminate()
 
-    def run_chain(self, chain):
+    def run_chain(self, chain: Sequence[Step]) -> None:
         for step in chain:
             with locked(step.folder), open(step.folder / "log.txt", "a", encoding="utf-8") as log:
                 if not step.is_done():
@@ -261,7 +264,7 @@ class Pool:
                     self.run_program(step, path, log)
                     step.finish(path)
 
-    def run_program(self, step, path, log):
+    def run_program(self, step: Step, path: Path, log: TextIO) -> None:
         """Raises UserError, with the program's own last line, where it fails."""
         begun = log.tell()
         with self.lock:
@@ -277,7 +280,7 @@ class Pool:
             raise UserError(f"{step.script} stopped with exit code {code}: {said}; {what_next(code, step)}")
 
 
-def start(script, settings, jobs, **streams):
+def start(script: str, settings: Path, jobs: int, **streams: Any) -> subprocess.Popen[bytes]:
     """Start a program under a YAML: one process with its share of the threads where there are several jobs, else `dp2osr.launch`'s.
 
     A program of `scripts/` is one process in any case: several would do the same work, in the same files.
@@ -290,7 +293,7 @@ def start(script, settings, jobs, **streams):
     return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **streams)
 
 
-def last_line(path, begun=0):
+def last_line(path: str | Path, begun: int = 0) -> str:
     """The last line of a log, from byte `begun` on, that says something: an error's if there is one; of a progress bar its last state."""
     with open(path, "rb") as log:
         log.seek(begun)

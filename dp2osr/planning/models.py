@@ -1,8 +1,10 @@
 """Models without their weights: the same classes from the same configuration, of tensors that have a shape and no memory."""
 
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
@@ -23,12 +25,12 @@ class ConfigSource(ModelSource):
         published: parts → configuration, where the model is not on disk.
     """
 
-    published: dict | None = None
+    published: dict[str, Any] | None = None
 
-    def pipeline(self):
+    def pipeline(self) -> str | None:
         return self.published["_class_name"] if self.published is not None else super().pipeline()
 
-    def load(self, cls, name, **options):
+    def load(self, cls: type[Any], name: str, **options: Any) -> Any:
         if name.startswith("tokenizer"):
             return super().load(cls, name) if self.published is None else BlankTokenizer(self.published[name]["model_max_length"])
         config = self.config(cls, name)
@@ -38,7 +40,7 @@ class ConfigSource(ModelSource):
             network = cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class.from_dict(config))
         return cast(network, options.get("torch_dtype") or options.get("dtype"))
 
-    def config(self, cls, name):
+    def config(self, cls: type[Any], name: str) -> Any:
         if self.published is not None:
             return self.published[name]
         if hasattr(cls, "load_config"):
@@ -47,17 +49,17 @@ class ConfigSource(ModelSource):
 
 
 class BlankTokenizer:
-    """Gives every prompt `model_max_length` equal tokens: enough to know what it costs to read them."""
+    """Gives every prompt `max_length` equal tokens, or as many as the model takes: enough to know what it costs to read them."""
 
-    def __init__(self, model_max_length):
+    def __init__(self, model_max_length: int) -> None:
         self.model_max_length = model_max_length
 
-    def __call__(self, prompts, **_options):
-        return SimpleNamespace(input_ids=torch.zeros(len(prompts), self.model_max_length, dtype=torch.long))
+    def __call__(self, prompts: Sequence[str], max_length: int | None = None, **_options: object) -> SimpleNamespace:
+        return SimpleNamespace(input_ids=torch.zeros(len(prompts), max_length or self.model_max_length, dtype=torch.long))
 
 
 @contextmanager
-def fake_tensors():
+def fake_tensors() -> Iterator[None]:
     """Within, tensors have shapes and no memory. They are a CPU's: its attention, as a GPU's, keeps no matrix of all tokens by all."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -65,11 +67,11 @@ def fake_tensors():
         yield
 
 
-def to_fake(*networks):
+def to_fake(*networks: torch.nn.Module) -> None:
     """Move networks from the `meta` device to the CPU that `fake_tensors` pretends; call within it. Shared weights stay shared."""
-    fakes = {}  # id of a tensor → itself, so that the id stays its own, and its fake
+    fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # id of a tensor → itself, so that the id stays its own, and its fake
 
-    def fake(tensor):
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
         if id(tensor) not in fakes:
             empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
             is_parameter = isinstance(tensor, torch.nn.Parameter)
@@ -81,7 +83,7 @@ def to_fake(*networks):
             tensors.update({name: fake(tensor) for name, tensor in tensors.items() if tensor is not None})
 
 
-def read_published(kind):
+def read_published(kind: str) -> dict[str, Any]:
     """Configuration of the published model of a kind of backbone.
 
     Raises:

@@ -1,75 +1,124 @@
 """What a run takes, stage by stage, before it starts: FLOPs and memory of the very code that will run, times how often it runs."""
 
 import math
-from contextlib import nullcontext
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import torch
 from PIL import Image
 
-from dp2osr.backbones import load_backbone
+from dp2osr.backbones import load_backbone, set_text_length
+from dp2osr.backbones.base import Backbone
 from dp2osr.backbones.loading import cast
 from dp2osr.backbones.tiles import latent_tiling, samples_together
-from dp2osr.device import DTYPES
-from dp2osr.errors import UserError
-from dp2osr.flops import measure, norms_in_float32, weight_bytes, weights_of
+from dp2osr.device import DTYPES, asked_precision
+from dp2osr.flops import measure, weight_bytes, weights_of
+from dp2osr.planning.hardware import PROCESS_BYTES, Machine
 from dp2osr.planning.models import ConfigSource, fake_tensors, read_published, to_fake
-from dp2osr.preference.groups import PreferenceGroup
 from dp2osr.rewards.qalign import weight_bytes as qalign_bytes
 from dp2osr.sampling.decode import decoded_together
 from dp2osr.sampling.defaults import with_defaults
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.settings import GenerateSettings
-from dp2osr.training.adapters import WithoutAdapters, add_adapters
-from dp2osr.training.checks import check_options
-from dp2osr.training.objective import GroupObjective
 
-# GPU-seconds for an image of 512 × 512 and nine metrics on an A800: the paper's budget, not counted here
+# GPU-seconds for an image of 512 × 512 and nine metrics on an A800: the paper's budget
 SCORING_SECONDS = 72 * 3600 * 8 / 1.92e6
-OPTIMIZER_BYTES = 8  # a trained parameter: AdamW's two moments in float32
+# TFLOP of a candidate of 512 × 512 whose GT is known; the GT's own pass comes once a group and is not planned. A set of metrics that are
+# all here is planned by them. Counted with pyiqa 0.1.16, random weights, by
+#     python bench/rewards.py --flops --metrics lpips lpips-vgg dists topiq_fr afine_fr maniqa-pipal musiq clipiqa+ topiq_nr afine_nr \
+#         dp2o_lpips dp2o_dists
+METRIC_TFLOP = {
+    "lpips": 0.0073,
+    "lpips-vgg": 0.1604,
+    "dists": 0.1605,
+    "topiq_fr": 0.0570,
+    "afine_fr": 0.0473,
+    "maniqa-pipal": 5.535,
+    "musiq": 0.0350,
+    "clipiqa+": 0.0642,
+    "topiq_nr": 0.0742,
+    "afine_nr": 0.0946,
+    "dp2o_lpips": 0.0038,
+    "dp2o_dists": 0.0038,
+}
+SCORING_UTILISATION = 0.1  # of a GPU's peak in 16 bits, an assumption: TF32 has half of that peak, and the networks are small
+EMBEDDED_TOGETHER = 256  # images whose prompts are embedded before their candidates are sampled
 
 
 @dataclass
 class StagePlan:
-    """One stage of a run: what is done, FLOPs and seconds that are not counted by FLOPs, bytes on each GPU at the peak, bytes on disk."""
+    """One stage of a run.
+
+    Args:
+        flops: of all GPUs.
+        moments: what may be the peak → {part: bytes on each GPU}.
+        files: {part: bytes on disk}.
+        seconds: of GPUs that are not counted by FLOPs.
+        link_seconds: in which all GPUs wait for sums over processes.
+        host: {part: bytes of a node's memory}.
+        work: whose share of the peak is had, "sampling" or "training".
+    """
 
     name: str
     amount: str
     flops: float
-    memory: dict = field(default_factory=dict)
-    disk: float = 0
+    moments: dict[str, dict[str, float]] = field(default_factory=dict)
+    files: dict[str, float] = field(default_factory=dict)
     seconds: float = 0
+    link_seconds: float = 0
+    host: dict[str, float] = field(default_factory=dict)
+    work: str = "sampling"
 
-    def gpu_hours(self, tflops, utilisation):
-        """Hours on one GPU of `tflops` peak, of which the share `utilisation` is had."""
+    @property
+    def memory(self) -> dict[str, float]:
+        """{part: bytes on each GPU} of the moment that takes most."""
+        return max(self.moments.values(), key=lambda parts: sum(parts.values()))
+
+    @property
+    def disk(self) -> float:
+        return sum(self.files.values())
+
+    def gpu_hours(self, tflops: float, utilisation: float) -> float:
+        """Hours on one GPU of `tflops` peak, of which the share `utilisation` is had; without the sums over processes."""
         return (self.flops / (tflops * 1e12 * utilisation) + self.seconds) / 3600
+
+    def hours(self, machine: Machine, utilisation: float) -> float:
+        """Hours on all GPUs of a machine."""
+        return self.gpu_hours(machine.tflops, utilisation) / machine.num_gpus + self.link_seconds / 3600
 
 
 class PlannedModel:
     """A base model, its ControlNet and the size of one kind of image, from configurations alone.
 
     Args:
-        args: `GenerateSettings`.
         lr_size: (width, height) of an LR image, pixels.
         published: the published model's configuration, which is then read instead of the folder that `args` name.
     """
 
-    def __init__(self, args, lr_size, published=None):
-        self.source = ConfigSource(args.pretrained_model_name_or_path, published=published)
+    def __init__(self, args: GenerateSettings, lr_size: tuple[int, int], published: dict[str, Any] | None = None) -> None:
+        self.source, self.text_length = ConfigSource(args.pretrained_model_name_or_path, published=published), args.max_sequence_length
         geometry = self.load(("vae",))
         self.args, _ = with_defaults(args, geometry, ask=published is None)
         image, _, asked = control_image(Image.new("RGB", lr_size), args.upscale, geometry.native_size, geometry.size_multiple)
         self.kind, self.image_shape, self.pixels = geometry.kind, image.shape, math.prod(asked)
         self.latent_shape = (geometry.latent_channels, *(side // geometry.vae_scale for side in image.shape[2:]))
 
-    def load(self, parts, precision="no"):
+    def load(self, parts: Sequence[str], precision: str = "no") -> Backbone:
         """The backbone with these parts, on the `meta` device."""
-        return load_backbone(self.source, "meta", DTYPES[precision], parts)
+        backbone = load_backbone(self.source, "meta", DTYPES[precision], parts)
+        set_text_length(backbone, self.text_length)
+        return backbone
 
-    def controlnet(self, backbone, dtype=None):
+    def like(self, **changed: Any) -> "PlannedModel":
+        """The same with other settings of sampling."""
+        other = copy(self)
+        other.args = replace(self.args, **changed)
+        return other
+
+    def controlnet(self, backbone: Backbone, dtype: torch.dtype | None = None) -> torch.nn.Module:
         """One like that of the flags if it is on disk, else as the paper has it; on the `meta` device."""
         path = self.args.controlnet_model_name_or_path
         options = backbone.controlnet_options(path) if path and Path(path).exists() else {}
@@ -77,7 +126,7 @@ class PlannedModel:
             return cast(backbone.new_controlnet(**options), dtype or backbone.dtype)
 
 
-def to_pretended_cpu(backbone, *others):
+def to_pretended_cpu(backbone: Backbone, *others: torch.nn.Module) -> list[torch.nn.Module]:
     """`to_fake` for the networks of a backbone and others; returns all of them."""
     networks = [*(part for part in vars(backbone).values() if isinstance(part, torch.nn.Module)), *others]
     to_fake(*networks)
@@ -85,10 +134,10 @@ def to_pretended_cpu(backbone, *others):
     return networks
 
 
-def plan_sampling(model, num_images):
-    """`gen_candidates.py`: M candidates of each image, a batch of them in memory."""
+def plan_sampling(model: PlannedModel, num_images: int, processes_a_node: int = 1) -> StagePlan:
+    """`gen_candidates.py`: M candidates of each image, a batch of them in memory; text encoders and denoiser are there in turn."""
     args = model.args
-    backbone = model.load(("vae", "text", "denoiser"), args.mixed_precision)
+    backbone = model.load(("vae", "text", "denoiser"), asked_precision(args.mixed_precision))
     controlnet = model.controlnet(backbone)
     with fake_tensors(), torch.no_grad():
         networks = to_pretended_cpu(backbone, controlnet)
@@ -96,27 +145,73 @@ def plan_sampling(model, num_images):
         (rows, height), (columns, width) = (tiling.cut(side) for side in model.latent_shape[1:])
         together = min(args.num_candidates, samples_together(backbone, tiling, args.batch_size, model.latent_shape))
         passes = backbone.passes_a_step(args.guidance_scale)
+        known = weights_of(networks)
+        embed = measure(lambda: backbone.encode_prompts([""]), known)
         prompt = backbone.encode_prompts([""])
         control = backbone.prepare_control(torch.rand(1, 3, height * backbone.vae_scale, width * backbone.vae_scale))
         noisy = torch.randn(passes * together, backbone.latent_channels, height, width, dtype=backbone.dtype)
         timesteps = torch.zeros(len(noisy))
-        tile = measure(lambda: backbone.predict([controlnet], noisy, timesteps, prompt, control), weights_of(networks))
+        tile = measure(lambda: backbone.predict([controlnet], noisy, timesteps, prompt, control), known)
         image = torch.rand(model.image_shape)
-        start = measure(lambda: (backbone.encode_prompts([""]), backbone.prepare_control(image)), weights_of(networks))
+        start = measure(lambda: backbone.prepare_control(image), known)
     candidates = num_images * args.num_candidates
     tiles = args.num_inference_steps * len(rows) * len(columns)
-    latents = args.num_candidates * math.prod(model.latent_shape)
+    prompt_bytes = sum(tensor.numel() * tensor.element_size() for tensor in prompt.values())
+    denoiser, steered = weight_bytes(backbone.denoiser), weight_bytes(controlnet)
+    text = weight_bytes(*networks) - weight_bytes(backbone.denoiser, controlnet, backbone.vae)
+    vae = weight_bytes(backbone.vae)
     return StagePlan(
         name="sample",
         amount=f"{candidates:,} candidates, {args.num_inference_steps} steps, {passes} passes a step, {together} together",
-        flops=candidates * tiles * tile.flops / together + num_images * start.flops,
-        memory={"weights": weight_bytes(*networks), "activations": max(tile.peak_bytes, start.peak_bytes)},
-        disk=num_images * (2 * latents + sum(tensor.numel() * tensor.element_size() for tensor in prompt.values())),
+        flops=candidates * tiles * tile.flops / together + num_images * (embed.flops + start.flops),
+        moments={
+            "denoising": {"weights": denoiser + steered + vae, "activations": max(tile.peak_bytes, start.peak_bytes)},
+            "prompts": {"text encoders": text, "autoencoder, ControlNet": vae + steered, "activations": embed.peak_bytes},
+        },
+        files={
+            "latents": num_images * args.num_candidates * 2 * math.prod(model.latent_shape),
+            "prompts' embeddings": num_images * prompt_bytes,
+        },
+        host=each_process(
+            processes_a_node,
+            {"embeddings": EMBEDDED_TOGETHER * prompt_bytes, "the denoiser, while prompts are embedded": denoiser},
+        ),
     )
 
 
-def plan_scoring(model, num_images, metrics=()):
-    """`label_rewards.py`: decoding is counted; the metrics take the seconds that they took the paper, and memory that is not counted.
+def each_process(processes: int, parts: Mapping[str, float]) -> dict[str, float]:
+    """`parts` of one process and its libraries, for so many of them."""
+    return {name: processes * size for name, size in {"processes": PROCESS_BYTES, **parts}.items()}
+
+
+def scoring_seconds(metrics: Sequence[str], tflops: float, given: float | None = None) -> tuple[float, str]:
+    """(GPU-seconds of a candidate of 512 × 512, where that is from): the paper's where a metric has no figure in `METRIC_TFLOP`.
+
+    Args:
+        metrics: names of those that are scored; none where that is not known.
+        tflops: a GPU's peak.
+        given: seconds that were measured.
+    """
+    if given is not None:
+        return given, "as given"
+    total = sum(METRIC_TFLOP.get(name, 0) for name in metrics)
+    unknown = [name for name in metrics if name not in METRIC_TFLOP]
+    counted = f"{total:.3g} TFLOP at an assumed {SCORING_UTILISATION:.0%} of the peak"
+    seconds = total / (tflops * SCORING_UTILISATION)
+    if metrics and not unknown:
+        return seconds, f"of {', '.join(metrics)}, {counted}"
+    source = "the paper's, for nine metrics of which Q-Align is most"
+    if unknown:
+        source += f": there is no figure of {', '.join(unknown)}"
+    if total:
+        source += f"; the others take {seconds:.2g} s, {counted}"
+    return SCORING_SECONDS, source
+
+
+def plan_scoring(
+    model: PlannedModel, num_images: int, metrics: Sequence[str] = (), seconds: float = SCORING_SECONDS, processes_a_node: int = 1
+) -> StagePlan:
+    """`label_rewards.py`: decoding is counted; the metrics take the `seconds` of `scoring_seconds`, and memory that is not counted.
 
     Args:
         metrics: names of those that are scored; Q-Align's weights, more than all others together, are counted.
@@ -129,75 +224,19 @@ def plan_scoring(model, num_images, metrics=()):
         latents = torch.randn(min(together, model.args.num_candidates), *model.latent_shape)
         decode = measure(lambda: backbone.decode_latents(latents), weights_of(networks))
     candidates = num_images * model.args.num_candidates
+    memory = {"weights": weight_bytes(*networks), "activations": decode.peak_bytes} | ({"Q-Align": qalign} if qalign else {})
     return StagePlan(
         name="score",
         amount=f"{candidates:,} images; memory: decoding {'and Q-Align' if qalign else 'alone'}",
         flops=candidates * decode.flops / len(latents),
-        memory={"weights": weight_bytes(*networks), "activations": decode.peak_bytes} | ({"Q-Align": qalign} if qalign else {}),
-        disk=candidates * 8 * 10,  # ten columns of float64
-        seconds=candidates * SCORING_SECONDS * model.pixels / 512**2,
+        moments={"decoding": memory},
+        files={"scores": candidates * 8 * max(len(metrics), 9)},  # float64; the NR scores of the GT beside them are few
+        seconds=candidates * seconds * model.pixels / 512**2,
+        host=each_process(processes_a_node, {"decoded images": model.args.num_candidates * 3 * 4 * model.pixels}),
     )
 
 
-def plan_training(model, args, processes=1):
-    """`train_*_dpo.py` by its `TrainSettings` on so many processes: one visit of a group is run. Validation is not counted.
-
-    Raises:
-        UserError: flags that the trainer refuses.
-    """
-    check_options(args)
-    sampled = model.args.num_candidates
-    if args.top_n > min(args.num_candidates or sampled, sampled) // 2 or (args.num_candidates or 0) > sampled:
-        raise UserError(f"--top_n {args.top_n}, --num_candidates {args.num_candidates}: {sampled} candidates an image are sampled")
-    if processes > args.groups_per_step:
-        raise UserError(f"--groups_per_step {args.groups_per_step}: fewer than the {processes} processes; give more")
-    text = model.load(("text",), args.mixed_precision)
-    backbone = model.load(("vae", "denoiser"), args.mixed_precision)
-    reference = model.controlnet(backbone, torch.float32).requires_grad_(False)
-    if args.lora_rank:
-        policy = add_adapters(reference, args.lora_rank).train()
-        reference = WithoutAdapters(policy)
-    else:
-        policy = deepcopy(reference).requires_grad_(True).train()
-    if args.gradient_checkpointing:
-        policy.enable_gradient_checkpointing()
-        backbone.denoiser.enable_gradient_checkpointing()
-    trainees = [network for network in (policy, reference) if isinstance(network, torch.nn.Module)]
-    with fake_tensors():
-        networks = to_pretended_cpu(backbone, *trainees)
-        to_pretended_cpu(text)
-        prompt = text.encode_prompts([""])
-        trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-        accelerator = SimpleNamespace(
-            autocast=lambda: torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision != "no"),
-            backward=lambda loss: loss.backward(),
-        )
-        objective = GroupObjective(args, accelerator, backbone, policy, reference)
-        count = 2 * args.top_n
-        latents, control = torch.randn(count, *model.latent_shape), torch.rand(model.image_shape)
-        group = PreferenceGroup("x", list(range(count)), latents, control, prompt, torch.rand(args.top_n, args.top_n))
-
-        with norms_in_float32() if args.mixed_precision != "no" else nullcontext():
-            visit = measure(lambda: objective.visit(0, group, 1.0), weights_of(networks))
-    parameters = sum(parameter.numel() for parameter in trained)
-    groups = math.ceil(args.groups_per_step / processes) * processes  # the last round of a step keeps all waiting
-    visits = args.max_train_steps * groups * args.timesteps_per_group
-    return StagePlan(
-        name="train",
-        amount=f"{args.max_train_steps:,} steps of {args.groups_per_step} groups, N = {args.top_n}, {parameters / 1e6:,.1f} M parameters",
-        flops=visits * visit.flops,
-        memory={
-            "weights": weight_bytes(*networks) - weight_bytes(*trainees),
-            "policy, reference": weight_bytes(*trainees),
-            "optimizer": OPTIMIZER_BYTES * parameters,
-            "sum of gradients": parameters * (8 if args.gradient_sum == "fp64" else 4),  # of the visits before
-            "activations, gradients": visit.peak_bytes,
-        },
-        disk=(args.checkpoints_total_limit + 1) * (weight_bytes(policy) + OPTIMIZER_BYTES * parameters) + weight_bytes(policy),
-    )
-
-
-def implied_utilisation(kind):
+def implied_utilisation(kind: str) -> tuple[float, dict[str, Any]]:
     """The share of a GPU's peak that the paper's hours of sampling mean for the FLOPs that are counted here; and the paper's numbers."""
     published = read_published(kind)
     paper = published["paper"]
@@ -209,13 +248,6 @@ def implied_utilisation(kind):
     return stage.flops / (paper["sampling_hours"] * 3600 * paper["gpus"] * paper["tflops"] * 1e12), paper
 
 
-def shard(memory, sharding, processes):
-    """The `memory` of a training stage where `processes` share a part of it.
-
-    Args:
-        sharding: "ddp" shares nothing, "zero2" the optimizer and the sum of gradients, "fsdp" the weights too (the layer that is being
-            gathered is not counted).
-    """
-    optimizer = ("optimizer", "sum of gradients")
-    shared = {"ddp": (), "zero2": optimizer, "fsdp": (*optimizer, "weights", "policy, reference")}[sharding]
-    return {name: size / processes if name in shared else size for name, size in memory.items()}
+def assumed_utilisation(kind: str, work: str) -> float:
+    """The share of a GPU's peak that batched "sampling" or "training" is taken to have, by configs/models; an assumption."""
+    return float(read_published(kind)["assumed"][work])

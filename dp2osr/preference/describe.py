@@ -3,11 +3,12 @@
 import numpy as np
 
 from dp2osr.preference.groups import PreferenceGroups
+from dp2osr.preference.settings import PreferenceSettings
 from dp2osr.rewards.chosen import read_with_reward
 from dp2osr.sampling.store import CandidateStore
 
 
-def describe_preferences(args):
+def describe_preferences(args: PreferenceSettings) -> list[str]:
     """Lines of text: one row a group (winners' and losers' mean reward, σ_g, range of the pair weights), then the summary."""
     store = CandidateStore(args.candidates_dir)
     table, config = read_with_reward(args.reward_config, args.candidates_dir, args.scores)

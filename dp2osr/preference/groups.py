@@ -1,8 +1,10 @@
 """Preference groups: scores and candidates on disk → winners, losers and weights of each LR image."""
 
 import hashlib
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,8 +13,12 @@ from dp2osr.errors import UserError
 from dp2osr.preference.hierarchy import hpo_weights
 from dp2osr.preference.pairs import curate
 from dp2osr.rewards.chosen import check_scored, label_command
+from dp2osr.rewards.config import RewardConfig
 from dp2osr.rewards.reward import finite_groups_of, hybrid_reward
+from dp2osr.rewards.table import ScoreTable
+from dp2osr.sampling.pruned import check_kept
 from dp2osr.sampling.resize import control_image
+from dp2osr.sampling.store import CandidateStore
 
 
 @dataclass
@@ -25,6 +31,10 @@ class PreferenceGroup:
     control: torch.Tensor  # (1, 3, H, W) in [0, 1], the upsampled LR
     prompt: dict[str, torch.Tensor]  # its embedding, for one image
     weights: torch.Tensor  # (N, N) float32, winner by loser
+
+    def on(self, backbone: Any) -> "PreferenceGroup":
+        """The same with the prompt where the backbone computes, in its precision."""
+        return replace(self, prompt={name: value.to(backbone.device, backbone.dtype) for name, value in self.prompt.items()})
 
 
 class PreferenceGroups:
@@ -43,10 +53,18 @@ class PreferenceGroups:
 
     Raises:
         UserError: scores of images that the store lacks or of candidates with other settings, too few candidates, a metric that was
-            not scored, no group with finite scores.
+            not scored, no group with finite scores, candidates that were pruned away.
     """
 
-    def __init__(self, store, table, config, num_candidates, top_n, weighting="both"):
+    def __init__(
+        self,
+        store: CandidateStore,
+        table: ScoreTable,
+        config: RewardConfig,
+        num_candidates: int | None,
+        top_n: int,
+        weighting: str = "both",
+    ) -> None:
         check_same_candidates(store, table)
         promptless = [image_id for image_id in table.image_ids if not store.has_prompt(image_id)]
         if promptless:
@@ -68,12 +86,13 @@ class PreferenceGroups:
         scores = {name: values[finite] for name, values in scores.items()}
         self.rewards = hybrid_reward(scores, table.lower_better, config)
         self.winners, self.losers = curate(self.rewards, top_n)
+        check_kept(store.folder, {image_id: [*self.winners[row], *self.losers[row]] for row, image_id in enumerate(self.image_ids)})
         self.weights = hpo_weights(self.rewards, self.winners, self.losers, weighting)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.image_ids)
 
-    def warnings(self):
+    def warnings(self) -> list[str]:
         """Lines about groups that teach nothing: with equal rewards (trained on, as the formula has it), or passed over."""
         flat, total = int((self.rewards.std(axis=1) == 0).sum()), len(self) + len(self.left_out)
         lines = [f"{flat} of {total} groups have equal rewards; they are trained on"] if flat else []
@@ -82,12 +101,12 @@ class PreferenceGroups:
             lines.append(f"{len(self.left_out)} of {total} groups have a NaN or infinite score and are passed over ({some})")
         return lines
 
-    def fingerprint(self):
+    def fingerprint(self) -> str:
         """Hash of what the training will see of the scores: images, winners, losers and weights."""
         content = [" ".join(self.image_ids).encode(), self.winners.tobytes(), self.losers.tobytes(), self.weights.tobytes()]
         return hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
 
-    def only(self, indices):
+    def only(self, indices: Sequence[int] | np.ndarray) -> "PreferenceGroups":
         """These groups alone, with the weights that they have among all."""
         few = copy(self)
         few.image_ids = [self.image_ids[index] for index in indices]
@@ -95,20 +114,20 @@ class PreferenceGroups:
             setattr(few, name, getattr(self, name)[indices])
         return few
 
-    def read(self, index, backbone, chosen=None):
-        """Load group `index` from disk: its winners and losers, or the candidates `chosen`."""
-        group = self.store.read(self.image_ids[index])
+    def read(self, index: int, backbone: Any, chosen: np.ndarray | None = None) -> PreferenceGroup:
+        """Load group `index` from disk: its winners and losers, or the candidates `chosen`; no other latents are read."""
+        return self.load(index, backbone, chosen).on(backbone)
+
+    def load(self, index: int, backbone: Any, chosen: np.ndarray | None = None) -> PreferenceGroup:
+        """The same in the host's memory alone, as a thread may read it."""
         chosen = np.concatenate([self.winners[index], self.losers[index]]) if chosen is None else chosen
+        group = self.store.read(self.image_ids[index], chosen.tolist())
         image, _, _ = control_image(group.lr, group.upscale, backbone.native_size, backbone.size_multiple)
-        prompt = {
-            name: value.to(backbone.device, backbone.dtype) for name, value in self.store.read_tensors(group.image_id, "prompt").items()
-        }
-        return PreferenceGroup(
-            group.image_id, chosen, group.latents[chosen].float(), image, prompt, torch.from_numpy(self.weights[index]).float()
-        )
+        prompt, weights = self.store.read_tensors(group.image_id, "prompt"), torch.from_numpy(self.weights[index]).float()
+        return PreferenceGroup(group.image_id, chosen, group.latents.float(), image, prompt, weights)
 
 
-def check_same_candidates(store, table):
+def check_same_candidates(store: CandidateStore, table: ScoreTable) -> None:
     """Refuse scores of images that a store lacks, or of candidates with other settings (UserError)."""
     absent = sorted(set(table.image_ids) - set(store.ids()))
     if absent:
@@ -123,8 +142,8 @@ def check_same_candidates(store, table):
         raise UserError(f"{store.folder}: the scores are of candidates with other settings ({told}); run label_rewards.py on it again")
 
 
-def groups_of_step(step, count, num_groups, seed):
+def groups_of_step(step: int, count: int, num_groups: int, seed: int) -> list[int]:
     """Indices of the `count` groups that step `step` visits: epoch by epoch in a fresh order, from (seed, step) alone."""
     positions = np.arange(step * count, (step + 1) * count)
-    orders = {epoch: np.random.default_rng((seed, 2, epoch)).permutation(num_groups) for epoch in set(positions // num_groups)}
+    orders = {epoch: np.random.default_rng((seed, 2, int(epoch))).permutation(num_groups) for epoch in set(positions // num_groups)}
     return [int(orders[position // num_groups][position % num_groups]) for position in positions]

@@ -5,7 +5,7 @@ import numpy as np
 WEIGHTINGS = ("none", "intra", "inter", "both")
 
 
-def intra_weights(rewards, winners, losers):
+def intra_weights(rewards: np.ndarray, winners: np.ndarray, losers: np.ndarray) -> np.ndarray:
     """w_intra = |R_w − R_l| + (1 − μ_gap), μ_gap the mean gap over the N² pairs of the group.
 
     Args:
@@ -18,7 +18,7 @@ def intra_weights(rewards, winners, losers):
     return gaps + (1 - gaps.mean(axis=(1, 2), keepdims=True))
 
 
-def inter_weights(rewards):
+def inter_weights(rewards: np.ndarray) -> np.ndarray:
     """w_inter = σ_g + (1 − μ_σ), σ_g the standard deviation (population) over all M of a group, μ_σ its mean over all groups.
 
     Returns:
@@ -28,7 +28,7 @@ def inter_weights(rewards):
     return spread + (1 - spread.mean())
 
 
-def hpo_weights(rewards, winners, losers, weighting="both"):
+def hpo_weights(rewards: np.ndarray, winners: np.ndarray, losers: np.ndarray, weighting: str = "both") -> np.ndarray:
     """(G, N, N) pair weights; `weighting` is one of `WEIGHTINGS`, the rows of the paper's ablation."""
     rewards = np.asarray(rewards, dtype=np.float64)
     weights = np.ones((len(rewards), winners.shape[1], losers.shape[1]))

@@ -7,21 +7,25 @@ A loss is a function of the winners' gaps (N,) best first, the losers' gaps (N,)
 and β; it returns the sum over the group's pairs, and `LOSSES` has them by name.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch.nn import functional as F
 
 
-def prediction_errors(prediction, target):
+def prediction_errors(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """e: mean squared error of each sample over C, H, W, in fp32; (B, C, h, w) twice → (B,)."""
     return (prediction.float() - target.float()).square().mean(dim=(1, 2, 3))
 
 
-def pair_margins(winner_gaps, loser_gaps, beta):
+def pair_margins(winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, beta: float) -> torch.Tensor:
     """m = −(β/2) (d_w − d_l) for each pair: (N,), (N,) → (N, N), winner by loser. Positive: the policy prefers the winner."""
     return -0.5 * beta * (winner_gaps[:, None] - loser_gaps[None, :])
 
 
-def sigmoid_loss(winner_gaps, loser_gaps, weights, beta, label_smoothing=0.0):
+def sigmoid_loss(
+    winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, weights: torch.Tensor, beta: float, label_smoothing: float = 0.0
+) -> torch.Tensor:
     """Σ w · −[(1 − ε) log σ(m) + ε log σ(−m)]: the paper's (Diffusion-DPO, arXiv 2311.12908, eq. 14) for ε = 0.
 
     ε is the share of pairs whose label is taken to be wrong (Mitchell 2023, "A note on DPO with noisy preferences").
@@ -30,7 +34,7 @@ def sigmoid_loss(winner_gaps, loser_gaps, weights, beta, label_smoothing=0.0):
     return -(weights * ((1 - label_smoothing) * F.logsigmoid(margins) + label_smoothing * F.logsigmoid(-margins))).sum()
 
 
-def ipo_loss(winner_gaps, loser_gaps, weights, beta):
+def ipo_loss(winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, weights: torch.Tensor, beta: float) -> torch.Tensor:
     """Σ w · (m − ½)²: β² times the squared distance of m / β to 1 / 2β (IPO, arXiv 2310.12036, eq. 17).
 
     The target is finite, so a pair that is told apart well enough is left alone.
@@ -38,12 +42,12 @@ def ipo_loss(winner_gaps, loser_gaps, weights, beta):
     return (weights * (pair_margins(winner_gaps, loser_gaps, beta) - 0.5).square()).sum()
 
 
-def hinge_loss(winner_gaps, loser_gaps, weights, beta):
+def hinge_loss(winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, weights: torch.Tensor, beta: float) -> torch.Tensor:
     """Σ w · max(0, 1 − m) (SLiC, arXiv 2305.10425, in the form of RSO, arXiv 2309.06657)."""
     return (weights * F.relu(1 - pair_margins(winner_gaps, loser_gaps, beta))).sum()
 
 
-def plackett_luce_loss(winner_gaps, loser_gaps, weights, beta):
+def plackett_luce_loss(winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, weights: torch.Tensor, beta: float) -> torch.Tensor:
     """−log of the Plackett–Luce probability of the order, Π_k exp(s_k) / Σ_{j≥k} exp(s_j), s = −(β/2) d (DPO, arXiv 2305.18290, App. A.3).
 
     The order is winners, best first, then losers, worst last. It has 2N − 1 choices where the pairs are N²: their mean is
@@ -54,10 +58,15 @@ def plackett_luce_loss(winner_gaps, loser_gaps, weights, beta):
     return weights.sum() * (left - scores)[:-1].mean()
 
 
-LOSSES = {"sigmoid": sigmoid_loss, "ipo": ipo_loss, "hinge": hinge_loss, "plackett_luce": plackett_luce_loss}
+LOSSES: dict[str, Callable[..., torch.Tensor]] = {
+    "sigmoid": sigmoid_loss,
+    "ipo": ipo_loss,
+    "hinge": hinge_loss,
+    "plackett_luce": plackett_luce_loss,
+}
 
 
-def anchor_loss(winner_gaps, weights, beta, sft_weight):
+def anchor_loss(winner_gaps: torch.Tensor, weights: torch.Tensor, beta: float, sft_weight: float) -> torch.Tensor:
     """λ (β/2) Σ w · d_w over the pairs: the winners' own errors.
 
     A margin is blind to errors of winner and loser that grow together; λ > 0 holds the winners' down. In the margin's linear range

@@ -5,7 +5,7 @@ import numpy as np
 from dp2osr.errors import UserError
 
 
-def curate(rewards, top_n):
+def curate(rewards: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
     """Indices of the N best and the N worst candidates of each group.
 
     Args:

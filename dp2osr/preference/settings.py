@@ -10,8 +10,8 @@ Weighting = Literal["none", "intra", "inter", "both"]  # hierarchical weights (S
 
 
 @dataclass(kw_only=True)
-class PreferenceSettings(Settings):
-    """What curation makes of scores: `scripts/inspect_preferences.py`."""
+class CurationSettings(Settings):
+    """Which candidates curation takes."""
 
     candidates_dir: str
     """Candidate folder of gen_candidates.py."""
@@ -23,5 +23,19 @@ class PreferenceSettings(Settings):
     """M; all that are scored if not given."""
     top_n: Count = 8
     """N."""
+
+
+@dataclass(kw_only=True)
+class PreferenceSettings(CurationSettings):
+    """What curation makes of scores: `scripts/inspect_preferences.py`."""
+
     weighting: Literal["none", "intra", "inter", "both"] = "both"
     """Hierarchical weights."""
+
+
+@dataclass(kw_only=True)
+class PruneSettings(CurationSettings):
+    """What of a candidate folder is kept: `scripts/prune.py`."""
+
+    dry_run: bool = False
+    """Only say what would be kept, and the disk before and after."""

@@ -5,6 +5,7 @@ Only what inference needs: a Swin encoder (timm's), and two cross-attention laye
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -51,7 +52,7 @@ class Tagger(nn.Module):
         UserError: weights that are no RAM's, or another number of tags than of classes.
     """
 
-    def __init__(self, weights, tags, thresholds):
+    def __init__(self, weights: Mapping[str, torch.Tensor], tags: Sequence[str], thresholds: Sequence[float]) -> None:
         super().__init__()
         from timm.models.swin_transformer import SwinTransformer
 
@@ -89,7 +90,7 @@ class Tagger(nn.Module):
             raise UserError(f"not the weights of RAM: {len(missing)} missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}")
         self.requires_grad_(False).eval()
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] of any size → (B, classes) logits; the images are squashed to 384 × 384."""
         images = F.interpolate(images, (SIZE, SIZE), mode="bilinear", antialias=True, align_corners=False)
         mean, std = (torch.tensor(values).to(images).view(1, 3, 1, 1) for values in (MEAN, STD))
@@ -101,7 +102,7 @@ class Tagger(nn.Module):
         return self.fc(states).squeeze(-1)
 
     @torch.no_grad()
-    def tag(self, image):
+    def tag(self, image: torch.Tensor) -> str:
         """The tags of one (3, H, W) image in [0, 1], joined by ", ": those whose probability is above their thresholds."""
         weight = self.fc.weight
         [logits] = self(image[None].to(weight.device, weight.dtype))
@@ -112,13 +113,13 @@ class Tagger(nn.Module):
 class CrossAttentionLayer(nn.Module):
     """A BERT layer without self-attention: the classes attend to the image, then a two-layer perceptron; norms after the sums."""
 
-    def __init__(self, width, encoder_width, inner):
+    def __init__(self, width: int, encoder_width: int, inner: int) -> None:
         super().__init__()
         self.query, self.key, self.value = nn.Linear(width, width), nn.Linear(encoder_width, width), nn.Linear(encoder_width, width)
         self.attended, self.attended_norm = nn.Linear(width, width), nn.LayerNorm(width, eps=1e-12)
         self.widen, self.narrow, self.narrow_norm = nn.Linear(width, inner), nn.Linear(inner, width), nn.LayerNorm(width, eps=1e-12)
 
-    def forward(self, states, tokens):
+    def forward(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """States (B, classes, width) and image tokens (B, tokens, encoder_width) → new states."""
         query, key, value = (
             layer(given).unflatten(-1, (HEADS, -1)).transpose(1, 2)
@@ -129,7 +130,7 @@ class CrossAttentionLayer(nn.Module):
         return self.narrow_norm(self.narrow(F.gelu(self.widen(states))) + states)
 
 
-def load_tagger(ram_path, dape_path=None, device="cpu"):
+def load_tagger(ram_path: str | Path, dape_path: str | Path | None = None, device: str | torch.device = "cpu") -> Tagger:
     """The tagger from RAM's `.pth` (and DAPE's), or from the one file that `scripts/convert_ram.py` made of them.
 
     A `.pth` has its two text files, the tags and their thresholds, beside it.
@@ -156,7 +157,7 @@ def load_tagger(ram_path, dape_path=None, device="cpu"):
     return tagger
 
 
-def read_checkpoint(path, name):
+def read_checkpoint(path: str | Path, name: str) -> dict[str, torch.Tensor]:
     """{name: tensor} of a `.pth`, plain or under "model"; only tensors are unpickled."""
     path = Path(path)
     if not path.is_file():
@@ -169,7 +170,7 @@ def read_checkpoint(path, name):
     return {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
 
 
-def rename_weights(state):
+def rename_weights(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """RAM's own names → `Tagger`'s; what tagging does not use (two thirds of the file) is left out.
 
     timm counts a level's down-sampling with the level after it, and computes position indices and masks itself.
@@ -184,7 +185,7 @@ def rename_weights(state):
     return renamed
 
 
-def merge_lora(weights, state, path):
+def merge_lora(weights: dict[str, torch.Tensor], state: Mapping[str, torch.Tensor], path: str | Path) -> None:
     """Add DAPE's low-rank update to `weights` in place: W + B A / 8; in Swin's stacked qkv on q and v alone.
 
     Raises:
@@ -208,7 +209,7 @@ def merge_lora(weights, state, path):
         weights[f"{layer}.weight"] = full + LORA_SCALE * update
 
 
-def read_classes(folder):
+def read_classes(folder: str | Path) -> tuple[list[str], list[float]]:
     """(tags, thresholds) from the two text files of RAM's release in `folder`, a line a class."""
     lines = {}
     for name in (TAGS, THRESHOLDS):
@@ -224,13 +225,15 @@ def read_classes(folder):
         raise UserError(f"{Path(folder) / THRESHOLDS}: must hold one number a line ({error})") from None
 
 
-def write_converted(path, weights, tags, thresholds, merged):
+def write_converted(
+    path: str | Path, weights: Mapping[str, torch.Tensor], tags: Sequence[str], thresholds: Sequence[float], merged: bool
+) -> None:
     """One safetensors file in fp16 with tags and thresholds in its header, whole or absent."""
     about = {"tags": json.dumps(tags, ensure_ascii=False), "thresholds": json.dumps(thresholds), "dape": json.dumps(merged)}
     save_tensors({key: value.half() for key, value in weights.items()}, path, about)
 
 
-def read_converted(path):
+def read_converted(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str], list[float], bool]:
     """(weights, tags, thresholds, whether DAPE is merged) of `write_converted`'s file."""
     from safetensors import safe_open
 

@@ -1,19 +1,27 @@
 """Where an image's prompt comes from: RAM's tags of the LR image, a file of tags, or nowhere."""
 
+from __future__ import annotations
+
 import hashlib
 import json
-from pathlib import PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 from dp2osr.data.images import pil_to_tensor
 from dp2osr.data.inputs import EXTENSIONS, OPTIONAL
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_json
-from dp2osr.prompts.ram import load_tagger
+from dp2osr.prompts.ram import Tagger, load_tagger
 from dp2osr.provenance import weights_hash
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
 
 
 class PromptSource:
-    """Called with an image id and its RGB LR image, gives the image's tags; each image is tagged once.
+    """Called with an image id and its RGB LR image, which only RAM looks at, gives the image's tags; each image is tagged once.
 
     `kind` is "ram", "file" or "none"; `fingerprint` stands for all that decides the tags.
 
@@ -25,7 +33,7 @@ class PromptSource:
         UserError: a source without its file, a broken file, or paths that leave the source open.
     """
 
-    def __init__(self, args, device="cpu"):
+    def __init__(self, args: Any, device: str | torch.device = "cpu") -> None:
         ram_path, dape_path = args.ram_path, args.dape_path
         if not args.prompt_source and ram_path and args.prompt_file:
             raise UserError("--ram_path and --prompt_file: both name prompts; say which with --prompt_source ram or file")
@@ -36,7 +44,9 @@ class PromptSource:
         for flag in unread:
             if getattr(args, flag):
                 raise UserError(f"--{flag}: would not be read with --prompt_source {self.kind}; leave one of them out")
-        self.tags, self.tagger, self.fingerprint = {}, None, None
+        self.tags: dict[str, str] = {}
+        self.tagger: Tagger | None = None
+        self.fingerprint: str | None = None
         if self.kind == "file":
             self.tags = read_tags(args.prompt_file)
             self.fingerprint = short_hash(self.tags)
@@ -48,7 +58,7 @@ class PromptSource:
             classes = short_hash([self.tagger.tags, self.tagger.thresholds.tolist()])
             self.fingerprint = "+".join([classes, *(weights_hash(path) for path in (ram_path, update) if path)])
 
-    def check(self, image_ids, where):
+    def check(self, image_ids: Sequence[str], where: str | None) -> str | None:
         """A line about images that the prompt file does not name, or None.
 
         Raises:
@@ -62,18 +72,18 @@ class PromptSource:
             raise UserError(f"{where}: names none of the {len(absent)} images ({listed(absent, 5)}); it has {there}")
         return f"{where}: names no prompt for {len(absent)} of {len(image_ids)} images, which get an empty one: {listed(absent, 30)}"
 
-    def __call__(self, image_id, lr):
-        if self.tagger and image_id not in self.tags:
+    def __call__(self, image_id: str, lr: Image.Image | None) -> str:
+        if self.tagger and lr and image_id not in self.tags:
             self.tags[image_id] = self.tagger.tag(pil_to_tensor(lr))
         return self.tags.get(image_id, "")
 
 
-def short_hash(content):
+def short_hash(content: object) -> str:
     """Of anything that JSON holds."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_tags(path):
+def read_tags(path: str | Path | None) -> dict[str, str]:
     """{image id: tags} of a JSON file.
 
     Raises:
@@ -87,7 +97,7 @@ def read_tags(path):
     return {_without_extension(name): words for name, words in tags.items()}
 
 
-def _without_extension(name):
+def _without_extension(name: str) -> str:
     """An image's name as its id: `sub/photo.png` is `sub__photo`."""
     path = PurePosixPath(name)
     return (path.with_suffix("").as_posix() if path.suffix.lower() in EXTENSIONS | OPTIONAL else name).replace("/", "__")

@@ -1,6 +1,7 @@
 """How many images go through a network together: a fixed number, or fewer where a memory limit asks for it."""
 
 import ctypes
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from threading import Event, Thread
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from types import SimpleNamespace
 import psutil
 import torch
 
+from dp2osr.device import has_own_memory
 from dp2osr.errors import UserError
 
 SAMPLED_EVERY = 0.002  # seconds; what holds many megabytes fills them for longer
@@ -27,12 +29,12 @@ class Batches:
         each: (what is run, shape of an image) → bytes that one image took.
     """
 
-    def __init__(self, size, device="cpu", memory_limit=None):
+    def __init__(self, size: int, device: str | torch.device = "cpu", memory_limit: float | None = None) -> None:
         self.size, self.device = size, torch.device(device)
         self.limit = None if memory_limit is None else min(memory_limit, 1e9) * 1e9  # more than there is: no infinity in the sums
-        self.each = {}
+        self.each: dict[tuple[str | int, ...], int] = {}
 
-    def run(self, name, images, function):
+    def run(self, name: str, images: torch.Tensor, function: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
         """The results of `function`, called on parts of `images`, one after the other.
 
         Args:
@@ -60,15 +62,15 @@ class Batches:
         together = min(self.size, max(1, int(room // max(self.each[key], 1))))
         return torch.cat(done + [function(part) for part in rest.split(together) if len(part)])
 
-    def _held(self):
+    def _held(self) -> int:
         """Bytes that the process holds on the device."""
-        if self.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.device)
+        if has_own_memory(self.device):
+            return torch.accelerator.memory_allocated(self.device)
         give_back_freed()
         return resident()
 
     @contextmanager
-    def _peak(self):
+    def _peak(self) -> Iterator[SimpleNamespace]:
         """Within, the most bytes beside those that are held at its start.
 
         On a CPU the process's resident size is looked at, which is what the limit promises: not tensors alone, but also the buffers of
@@ -76,11 +78,11 @@ class Batches:
         then smaller than they could be, never larger.
         """
         found = SimpleNamespace(bytes=0)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            before = torch.cuda.memory_allocated(self.device)
+        if has_own_memory(self.device):
+            torch.accelerator.reset_peak_memory_stats(self.device)
+            before = torch.accelerator.memory_allocated(self.device)
             yield found
-            found.bytes = torch.cuda.max_memory_allocated(self.device) - before
+            found.bytes = torch.accelerator.max_memory_allocated(self.device) - before
         else:
             give_back_freed()
             before = resident()
@@ -89,23 +91,23 @@ class Batches:
             found.bytes = highest.bytes - before
 
 
-def give_back_freed():
+def give_back_freed() -> None:
     """Memory that was freed goes back to the system; glibc may keep it, and other libraries do not have this."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def resident():
+def resident() -> int:
     """Bytes of memory that the process has."""
     return psutil.Process().memory_info().rss
 
 
 @contextmanager
-def highest_resident():
+def highest_resident() -> Iterator[SimpleNamespace]:
     """Within, `resident()` is looked at all the time: `bytes` of what is yielded is the most that was seen, after the end."""
     process, highest, ended = psutil.Process(), SimpleNamespace(bytes=resident()), Event()
 
-    def watch():
+    def watch() -> None:
         while not ended.wait(SAMPLED_EVERY):
             highest.bytes = max(highest.bytes, process.memory_info().rss)
 

@@ -5,6 +5,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from safetensors import safe_open
@@ -26,7 +27,7 @@ class Brisque(torch.nn.Module):
             and `gamma`, `rho` in its metadata.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | Path) -> None:
         super().__init__()
         try:
             with safe_open(Path(path), "pt") as file:
@@ -37,7 +38,7 @@ class Brisque(torch.nn.Module):
             raise UserError(f"{path}: not a BRISQUE parameter file ({error}); restore it from the repository") from None
         self.gamma, self.rho = constants["gamma"], constants["rho"]
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) in [0, 1] → (B,)."""
         from pyiqa.archs.brisque_arch import imresize, natural_scene_statistics, rbf_kernel, to_y_channel
 
@@ -52,11 +53,11 @@ class Brisque(torch.nn.Module):
 class _PlainUnpickler(pickle.Unpickler):
     """Reads lists, dictionaries and numbers; refuses to import anything."""
 
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> NoReturn:
         raise UserError(f"the pickle wants {module}.{name}; only plain numbers are expected in it")
 
 
-def convert_wheel(wheel, output):
+def convert_wheel(wheel: str | Path, output: str | Path) -> None:
     """Write the libsvm model and the feature ranges in the wheel of PyPI's `brisque` as the file that `Brisque` reads.
 
     Raises:
@@ -66,13 +67,13 @@ def convert_wheel(wheel, output):
     refuse_inputs(output, {"--wheel": wheel}, flag="--output")
     try:
         with zipfile.ZipFile(wheel) as archive:
-            header, rows = archive.read("brisque/models/svm.txt").decode().split("SV\n", 1)
+            header, body = archive.read("brisque/models/svm.txt").decode().split("SV\n", 1)
             ranges = _PlainUnpickler(io.BytesIO(archive.read("brisque/models/normalize.pickle"))).load()
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, pickle.UnpicklingError, EOFError) as error:
         raise UserError(f"--wheel {wheel}: is not the wheel of brisque 0.2.0 ({' '.join(str(error).split())[:160]})") from None
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     settings = dict(line.split(" ", 1) for line in header.splitlines() if line)
-    rows = [row.split() for row in rows.splitlines()]
+    rows = [row.split() for row in body.splitlines()]
     tensors = {
         "support_vectors": torch.tensor([[float(cell.split(":")[1]) for cell in row[1:]] for row in rows]),
         "coefficients": torch.tensor([float(row[0]) for row in rows]),

@@ -3,14 +3,17 @@
 import inspect
 import io
 import logging
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 
 from dp2osr.errors import UserError, is_full_disk
 from dp2osr.places import ROOT
-from dp2osr.rewards.config import nearest
+from dp2osr.rewards.config import MetricSpec, nearest
 from dp2osr.rewards.own import described, import_modules, registered
 
 BRISQUE_PARAMETERS = "preset/metrics/brisque.safetensors"
@@ -23,28 +26,28 @@ class LocalMetric(torch.nn.Module):
         weights: hash of the weights, where they are made anew now and then: scores of other weights are computed again.
     """
 
-    def __init__(self, network, lower_better, mode="NR", weights=None):
+    def __init__(self, network: torch.nn.Module, lower_better: bool, mode: str = "NR", weights: str | None = None) -> None:
         super().__init__()
         self.net, self.lower_better, self.metric_mode, self.weights = network.eval(), lower_better, mode, weights
 
     @torch.no_grad()
-    def forward(self, images, *gt):
+    def forward(self, images: torch.Tensor, *gt: torch.Tensor) -> torch.Tensor:
         return self.net(images, *gt)
 
 
-def _brisque(parameters):
+def _brisque(parameters: str) -> LocalMetric:
     from dp2osr.rewards.brisque import Brisque
 
     return LocalMetric(Brisque(ROOT / parameters), lower_better=True)
 
 
-def _dp2o_rank(weights="preset/metrics/tiny_rank.safetensors"):
+def _dp2o_rank(weights: str = "preset/metrics/tiny_rank.safetensors") -> LocalMetric:
     from dp2osr.rewards.rank_metric import load_rank_metric
 
     return LocalMetric(load_rank_metric(ROOT / weights), lower_better=False)
 
 
-def _dp2o_naturalness(weights="preset/metrics/naturalness.safetensors"):
+def _dp2o_naturalness(weights: str = "preset/metrics/naturalness.safetensors") -> LocalMetric:
     from dp2osr.rewards.efficientnet import content_hash
     from dp2osr.rewards.naturalness import load_naturalness
 
@@ -52,8 +55,8 @@ def _dp2o_naturalness(weights="preset/metrics/naturalness.safetensors"):
     return LocalMetric(network, lower_better=False, weights=content_hash(network.head.state_dict()))
 
 
-def _perceptual(form, network):
-    def build(weights=None):
+def _perceptual(form: str, network: str) -> Callable[..., LocalMetric]:
+    def build(weights: str | None = None) -> LocalMetric:
         from dp2osr.rewards import perceptual
 
         path = weights and ROOT / weights
@@ -62,7 +65,7 @@ def _perceptual(form, network):
     return build
 
 
-LOCAL_METRICS = {
+LOCAL_METRICS: dict[str, Callable[..., LocalMetric]] = {
     "dp2o_rank": _dp2o_rank,
     "dp2o_naturalness": _dp2o_naturalness,
     "dp2o_lpips": _perceptual("lpips_form", "efficientnet_lite0"),
@@ -73,7 +76,7 @@ LOCAL_METRICS = {
 }
 
 
-def _local_builder(spec):
+def _local_builder(spec: MetricSpec) -> Callable[..., LocalMetric] | None:
     """The builder of a metric that needs no pyiqa weights: a name in `LOCAL_METRICS`, and `brisque` where its parameters are a file."""
     if spec.name == "brisque":
         return _brisque if "parameters" in spec.options else None
@@ -81,7 +84,7 @@ def _local_builder(spec):
 
 
 @contextmanager
-def quiet_imports():
+def quiet_imports() -> Iterator[None]:
     """Keep libraries' notices about optional packages off the screen; a first-time user reads them as a failure."""
     loggers = [logging.getLogger(name) for name in ("transformers", "pyiqa", "timm")]
     levels = [logger.level for logger in loggers]
@@ -94,7 +97,7 @@ def quiet_imports():
             logger.setLevel(level)
 
 
-def create_metric(spec, device, weights_dir=None):
+def create_metric(spec: MetricSpec, device: str | torch.device, weights_dir: str | Path | None = None) -> torch.nn.Module:
     """A metric of this repository, pyiqa's or, through `spec.imports`, the user's; see `MetricSuite`, also for what it raises."""
     if spec.better:
         problem = f"metric '{spec.name}' is a column of a score table ('better: {spec.better}' in the YAML) and cannot be computed"
@@ -109,7 +112,7 @@ def create_metric(spec, device, weights_dir=None):
     from dp2osr.rewards.weight_files import metric_weights, metrics_folder
 
     if spec.name not in DEFAULT_CONFIGS:
-        own = "for a metric of your own see docs/OWN_METRICS.md"
+        own = "for a metric of your own see docs/rewards.md"
         raise UserError(f"unknown metric '{spec.name}'{nearest(spec.name, [*DEFAULT_CONFIGS, *LOCAL_METRICS])}; {own}")
     kind = _checked_entry(spec.name, DEFAULT_CONFIGS[spec.name])
     try:
@@ -120,26 +123,26 @@ def create_metric(spec, device, weights_dir=None):
     except Exception as error:
         if is_full_disk(error):
             raise
-        problem = _own_problem(spec, error) if registered(kind) else _problem(spec, kind, error, device)
-        if problem is None:
+        told = _own_problem(spec, error) if registered(kind) else _problem(spec, kind, error, device)
+        if told is None:
             raise
-        raise UserError(f"metric '{spec.name}'{problem}") from None
+        raise UserError(f"metric '{spec.name}'{told}") from None
 
 
-def _checked_entry(name, entry):
+def _checked_entry(name: str, entry: Any) -> str:
     """pyiqa's name of a metric's network; `UserError` where the entry, the user's own, lacks something that pyiqa reads."""
     kind = entry["metric_opts"].get("type") if isinstance(entry, dict) and isinstance(entry.get("metric_opts"), dict) else None
     if not kind or entry.get("metric_mode") not in ("FR", "NR"):
         form = "{'metric_opts': {'type': CLASS}, 'metric_mode': 'FR' or 'NR', 'lower_better': True or False}"
-        raise UserError(f"metric '{name}': its entry in pyiqa's DEFAULT_CONFIGS must be {form}; see docs/OWN_METRICS.md")
+        raise UserError(f"metric '{name}': its entry in pyiqa's DEFAULT_CONFIGS must be {form}; see docs/rewards.md")
     return kind
 
 
-def _own_problem(spec, error):
+def _own_problem(spec: MetricSpec, error: Exception) -> str:
     return f", a metric of your own, cannot be built with the options {spec.options}: {described(error)}"
 
 
-def _problem(spec, kind, error, device):
+def _problem(spec: MetricSpec, kind: str, error: Exception, device: str | torch.device) -> str | None:
     """What a user can do about an error in the building of pyiqa's metric; None for one that is nobody's mistake."""
     reason = " ".join(str(error).split())[:200]
     if isinstance(error, ImportError):
@@ -149,7 +152,7 @@ def _problem(spec, kind, error, device):
     if isinstance(error, torch.OutOfMemoryError):
         return f": out of memory on {device} while its network was built; use fewer metrics at a time"
     if isinstance(error, KeyError) and "registry" in reason:
-        return f": {reason}; its class must be registered with pyiqa's ARCH_REGISTRY, see docs/OWN_METRICS.md"
+        return f": {reason}; its class must be registered with pyiqa's ARCH_REGISTRY, see docs/rewards.md"
     if isinstance(error, (RuntimeError, EOFError, KeyError, UnpicklingError)):
         return f": a weights file of it cannot be read ({reason}); fetch it again"
     if isinstance(error, OSError):
@@ -157,7 +160,7 @@ def _problem(spec, kind, error, device):
     return None
 
 
-def _ways_without(name, kind):
+def _ways_without(name: str, kind: str) -> str:
     """What to do about a metric whose weights are not on this machine."""
     from dp2osr.rewards.weight_files import FROM_HUB
 
@@ -173,7 +176,7 @@ def _ways_without(name, kind):
     return f"take --reward_config embedded (evaluate.py --images: --protocol offline), which needs no download, or {ways}"
 
 
-def _check_options(spec, builder):
+def _check_options(spec: MetricSpec, builder: Callable[..., LocalMetric]) -> Callable[..., LocalMetric]:
     known = inspect.signature(builder).parameters
     for option in spec.options:
         if option not in known:

@@ -1,17 +1,20 @@
 """Which reward a program means: the one that it is told, else the one that the scores were made with, else `default`."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
 
 from dp2osr.commands import command
 from dp2osr.errors import UserError
 from dp2osr.files import as_json
 from dp2osr.rewards.config import CONFIG_DIR, MetricSpec, RewardConfig, load_reward_config
-from dp2osr.rewards.table import read_metadata, read_scores, scores_path
+from dp2osr.rewards.table import ScoreTable, read_metadata, read_scores, scores_path
 
 DEFAULT = "default"  # of label_rewards.py, and of tables that do not say what they were made with
 
 
-def as_dict(config):
+def as_dict(config: RewardConfig) -> dict[str, Any]:
     """A `RewardConfig` as JSON holds it; a metric's `draws` where it is true, as records of before that key lack it."""
     content = as_json(asdict(config))
     for spec in content["fr"] + content["nr"]:
@@ -20,7 +23,7 @@ def as_dict(config):
     return content
 
 
-def from_dict(content):
+def from_dict(content: dict[str, Any]) -> RewardConfig:
     """The `RewardConfig` that `as_dict` was given."""
     known = {name: _hashable(content[name]) for name in (field.name for field in fields(RewardConfig)) if name in content}
     specs = {
@@ -29,11 +32,13 @@ def from_dict(content):
     return RewardConfig(**{**known, **specs})
 
 
-def _hashable(value):
+def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def record_reward(metadata, config, given=None, gt_path=None):
+def record_reward(
+    metadata: dict[str, Any], config: RewardConfig, given: str | Path | None = None, gt_path: str | Path | None = None
+) -> dict[str, Any]:
     """What a score table says of its making: this reward among the others that are there; `given` and `gt_path` as the user wrote them.
 
     Returns:
@@ -46,7 +51,7 @@ def record_reward(metadata, config, given=None, gt_path=None):
     }
 
 
-def reward_of(given, tables, show=print):
+def reward_of(given: str | None, tables: Mapping[Path, dict[str, Any]], show: Callable[[str], object] | None = print) -> RewardConfig:
     """The `RewardConfig` that a program reads scores with.
 
     Args:
@@ -63,7 +68,7 @@ def reward_of(given, tables, show=print):
     return config
 
 
-def _reward_of(given, tables):
+def _reward_of(given: str | None, tables: Mapping[Path, dict[str, Any]]) -> tuple[RewardConfig, str]:
     if given:
         return load_reward_config(given), "as given"
     recorded = [metadata.get("reward_configs", {}) for metadata in tables.values()]
@@ -82,7 +87,14 @@ def _reward_of(given, tables):
     return load_reward_config(DEFAULT), f"since {where} does not say what it was scored for" if where else "since nothing is scored yet"
 
 
-def label_command(folder, config, metadata=None, scores=None, gt_path=None, given=None):
+def label_command(
+    folder: str | Path,
+    config: RewardConfig,
+    metadata: dict[str, Any] | None = None,
+    scores: str | Path | None = None,
+    gt_path: str | Path | None = None,
+    given: str | None = None,
+) -> str:
     """The command that scores a candidate folder for a reward; the GT folder is the table's where none is named.
 
     Args:
@@ -97,7 +109,9 @@ def label_command(folder, config, metadata=None, scores=None, gt_path=None, give
     return command("label_rewards.py", candidates_dir=folder, gt_path=gt, reward_config=reward, output=other)
 
 
-def check_scored(config, table, folder, scores=None, given=None):
+def check_scored(
+    config: RewardConfig, table: ScoreTable, folder: str | Path, scores: str | Path | None = None, given: str | None = None
+) -> None:
     """Raise `UserError` unless the `ScoreTable` has all metrics of the reward; the command that adds them is named."""
     missing = [spec.name for spec in config.metrics if spec.name not in table.scores]
     if not missing:
@@ -110,14 +124,16 @@ def check_scored(config, table, folder, scores=None, given=None):
     raise UserError(f"scores of {where}: lack {', '.join(missing)} of the reward '{config.name}'; run {told}{small}{other}")
 
 
-def _fits(path, table):
+def _fits(path: Path, table: ScoreTable) -> bool:
     try:
         return all(spec.name in table.scores for spec in load_reward_config(path).metrics)
     except UserError:
         return False
 
 
-def read_with_reward(given, folder, scores=None, show=print):
+def read_with_reward(
+    given: str | None, folder: str | Path, scores: str | Path | None = None, show: Callable[[str], object] | None = print
+) -> tuple[ScoreTable, RewardConfig]:
     """(`ScoreTable` of a candidate folder, the `RewardConfig` to read it with, all its metrics scored).
 
     Arguments and errors as of `reward_of` and `check_scored`; `scores` is the table, if it is not the folder's own.

@@ -1,9 +1,11 @@
 """Reward configs (paper, Sec. 4.1): a YAML with two lists of metrics, `fr` and `nr`, and perhaps how they are put together."""
 
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from dp2osr.errors import UserError
 from dp2osr.files import read_yaml
@@ -51,17 +53,17 @@ class RewardConfig:
     imports: tuple = ()
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[MetricSpec]:
         """All `MetricSpec`s, FR first."""
         return self.fr + self.nr
 
     @property
-    def computed(self):
+    def computed(self) -> list[MetricSpec]:
         """The `MetricSpec`s that a `MetricSuite` computes."""
         return [spec for spec in self.metrics if not spec.better]
 
     @property
-    def columns(self):
+    def columns(self) -> dict[str, dict[str, Any]]:
         """Name → description, as in a score table's metadata, of the metrics that are the user's own columns of that table."""
         modes = [("FR", self.fr), ("NR", self.nr)]
         return {
@@ -71,7 +73,7 @@ class RewardConfig:
             if spec.better
         }
 
-    def shares(self, factors=None):
+    def shares(self, factors: Mapping[str, float] | None = None) -> dict[str, float]:
         """metric → its share of the reward; they sum to 1.
 
         Args:
@@ -92,14 +94,14 @@ KEYS = ("fr", "nr", "fr_weight", "normalise", "weights", "conflict_aware", "impo
 DIRECTIONS = ("higher", "lower")
 
 
-def nearest(name, known):
+def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'x' or 'y'?"` for the known names closest to `name`; the whole list where none is close."""
     known = sorted(known)
     close = get_close_matches(name, known, n=3, cutoff=0.5)
     return "; did you mean " + " or ".join(f"'{match}'" for match in close) + "?" if close else f"; known: {', '.join(known)}"
 
 
-def load_reward_config(name_or_yaml):
+def load_reward_config(name_or_yaml: str | Path) -> RewardConfig:
     """Read a reward config by its name in `configs/rewards/` or by the path of a YAML file.
 
     Each entry of `fr` and `nr` is a metric's name, `{name: {option: value}}`, where `draws: true` is no option but says that it draws
@@ -121,8 +123,8 @@ def load_reward_config(name_or_yaml):
     if not isinstance(weight, (int, float)) or not 0 < weight < 1:
         raise UserError(f"{path}: 'fr_weight' must be a number between 0 and 1, not {weight!r}; leave a set empty to do without it")
     imports = tuple(absolute_imports(path, content).get("imports", ()))
-    sets = ([replace(_read_spec(path, entry), imports=imports) for entry in _read_list(path, content, key)] for key in ("fr", "nr"))
-    config = RewardConfig(path.stem, *sets, float(weight), *_read_aggregation(path, content), imports)
+    fr, nr = ([replace(_read_spec(path, entry), imports=imports) for entry in _read_list(path, content, key)] for key in ("fr", "nr"))
+    config = RewardConfig(path.stem, fr, nr, float(weight), *_read_aggregation(path, content), imports)
     names = [spec.name for spec in config.metrics]
     if not names:
         raise UserError(f"{path}: names no metric; list at least one under 'fr' or 'nr'")
@@ -135,7 +137,7 @@ def load_reward_config(name_or_yaml):
     return config
 
 
-def _read_aggregation(path, content):
+def _read_aggregation(path: Path, content: dict[str, Any]) -> tuple[str, dict[str, float], bool]:
     """(normalise, weights, conflict_aware) of a config's YAML."""
     normalise = content.get("normalise", "min_max")
     if normalise not in NORMALISATIONS:
@@ -150,7 +152,7 @@ def _read_aggregation(path, content):
     return normalise, {str(name): float(value) for name, value in weights.items()}, conflict_aware
 
 
-def absolute_imports(path, content):
+def absolute_imports(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
     """The content of a reward config's YAML, in which imported files have their whole path: it may be written to another folder.
 
     An entry of `imports` is the path of a `.py` from the YAML's folder, or a module's name: a file in that folder, else installed.
@@ -162,11 +164,11 @@ def absolute_imports(path, content):
         return content
     entries = content["imports"] or []
     if not isinstance(entries, list) or not all(isinstance(entry, str) and entry.strip() for entry in entries):
-        raise UserError(f"{path}: 'imports' must be a list of modules or .py files, not {content['imports']!r}; see docs/OWN_METRICS.md")
+        raise UserError(f"{path}: 'imports' must be a list of modules or .py files, not {content['imports']!r}; see docs/rewards.md")
     return content | {"imports": [_absolute_import(Path(path), entry.strip()) for entry in entries]}
 
 
-def _absolute_import(path, entry):
+def _absolute_import(path: Path, entry: str) -> str:
     file = path.parent / (entry if entry.endswith(".py") else f"{entry}.py")
     if file.is_file():
         return str(file.resolve())
@@ -175,7 +177,7 @@ def _absolute_import(path, entry):
     return entry
 
 
-def for_new_images(config, what):
+def for_new_images(config: RewardConfig, what: str) -> RewardConfig:
     """The config without the metrics that are the user's columns of a score table: `what` has no row there. A line on stderr says so.
 
     Raises:
@@ -193,7 +195,7 @@ def for_new_images(config, what):
     return replace(config, fr=fr, nr=nr, weights={name: value for name, value in config.weights.items() if name not in config.columns})
 
 
-def find_reward_config(name_or_yaml):
+def find_reward_config(name_or_yaml: str) -> Path:
     """The file of a reward config, by name or path; UserError where there is none."""
     path = Path(name_or_yaml)
     if path.suffix in (".yaml", ".yml"):
@@ -207,14 +209,14 @@ def find_reward_config(name_or_yaml):
     return named
 
 
-def _read_list(path, content, key):
+def _read_list(path: Path, content: dict[str, Any], key: str) -> list[object]:
     entries = content.get(key) or []
     if not isinstance(entries, list):
         raise UserError(f"{path}: '{key}' must be a list of metrics")
     return entries
 
 
-def _read_spec(path, entry):
+def _read_spec(path: Path, entry: object) -> MetricSpec:
     if isinstance(entry, str):
         return MetricSpec(entry)
     if isinstance(entry, dict) and len(entry) == 1:
@@ -225,14 +227,14 @@ def _read_spec(path, entry):
     raise UserError(f"{path}: '{entry}' is not a metric; write NAME or NAME: {{option: value}}")
 
 
-def _read_computed(path, name, options):
+def _read_computed(path: Path, name: str, options: dict[str, Any]) -> MetricSpec:
     draws = options.pop("draws", False)
     if not isinstance(draws, bool):
         raise UserError(f"{path}: metric '{name}': 'draws' must be true or false, not {draws!r}")
     return MetricSpec(name, options, draws)
 
 
-def _read_column(path, name, options):
+def _read_column(path: Path, name: str, options: dict[str, Any]) -> MetricSpec:
     better = options["better"]
     if better not in DIRECTIONS:
         raise UserError(f"{path}: metric '{name}': 'better' must be higher or lower, not {better!r}{nearest(str(better), DIRECTIONS)}")

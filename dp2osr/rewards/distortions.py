@@ -1,5 +1,7 @@
 """The four distortions that a metric must be able to order: blur, noise, JPEG, down-sampling; 8-bit images in and out."""
 
+from collections.abc import Callable
+
 import cv2
 import numpy as np
 
@@ -12,33 +14,38 @@ LEVELS = {
 }
 
 
-def blur(image, sigma, rng=None):
+def blur(image: np.ndarray, sigma: float, rng: np.random.Generator | None = None) -> np.ndarray:
     """Gaussian blur, `sigma` in pixels."""
     return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
 
 
-def noise(image, sigma, rng):
+def noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
     """White Gaussian noise in each channel, `sigma` in 8-bit steps."""
     noisy = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
     return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
 
 
-def jpeg(image, quality, rng=None):
+def jpeg(image: np.ndarray, quality: float, rng: np.random.Generator | None = None) -> np.ndarray:
     """JPEG at libjpeg's `quality`; a lower quality is the stronger distortion."""
     code = cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, round(quality)])[1]
-    return cv2.imdecode(code, cv2.IMREAD_COLOR)[..., ::-1]
+    return np.asarray(cv2.imdecode(code, cv2.IMREAD_COLOR))[..., ::-1]
 
 
-def downsampling(image, factor, rng=None):
+def downsampling(image: np.ndarray, factor: float, rng: np.random.Generator | None = None) -> np.ndarray:
     """Area down-sampling by `factor`, bicubic back to the size."""
     height, width = image.shape[:2]
     small = cv2.resize(image, (max(1, round(width / factor)), max(1, round(height / factor))), interpolation=cv2.INTER_AREA)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
 
-DISTORTIONS = {"blur": blur, "noise": noise, "jpeg": jpeg, "downsampling": downsampling}
+DISTORTIONS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.ndarray]] = {
+    "blur": blur,
+    "noise": noise,
+    "jpeg": jpeg,
+    "downsampling": downsampling,
+}
 
 
-def distort(image, kind, strength, rng):
+def distort(image: np.ndarray, kind: str, strength: float, rng: np.random.Generator) -> np.ndarray:
     """(H, W, 3) uint8 RGB → the same, distorted; `rng` (numpy Generator) is drawn from by noise alone."""
     return np.ascontiguousarray(DISTORTIONS[kind](image, strength, rng))

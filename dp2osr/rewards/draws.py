@@ -5,6 +5,7 @@ be built without their weights, and the others' sources draw in training alone.
 """
 
 import random
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,7 +15,7 @@ from dp2osr.sampling.seeds import stable_seed
 
 
 @contextmanager
-def random_state_kept():
+def random_state_kept() -> Iterator[None]:
     """Within, whatever is drawn or seeded; afterwards Python's, NumPy's and torch's generators are as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
@@ -25,14 +26,16 @@ def random_state_kept():
         np.random.set_state(numpy)
 
 
-def one_seeded_image_at_a_time(metric, seed, image_id, candidates):
+def one_seeded_image_at_a_time(
+    metric: Callable[..., torch.Tensor], seed: int, image_id: str, candidates: Iterator[int | str]
+) -> Callable[..., torch.Tensor]:
     """A function of a batch that scores image i with the generators seeded from (seed, image id, its candidate number).
 
     Args:
         candidates: an iterator of candidate numbers, taken from as images come.
     """
 
-    def score(images, *gt):
+    def score(images: torch.Tensor, *gt: torch.Tensor) -> torch.Tensor:
         scores = []
         for image in images.split(1):
             number = stable_seed(seed, image_id, next(candidates)) % 2**32
@@ -45,7 +48,7 @@ def one_seeded_image_at_a_time(metric, seed, image_id, candidates):
     return score
 
 
-def share_of_flips(first, second):
+def share_of_flips(first: np.ndarray, second: np.ndarray) -> float:
     """Of the pairs of (M,) scores, the share whose order differs between two draws; NaN with fewer than two candidates."""
     upper = np.triu_indices(len(first), 1)
     signs = [np.sign(np.subtract.outer(values, values)[upper]) for values in (first, second)]

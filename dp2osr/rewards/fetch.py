@@ -1,22 +1,24 @@
 """Metrics' weights fetched to a folder, once, on a machine with a network."""
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dp2osr.rewards import qalign
+from dp2osr.rewards.config import MetricSpec
 from dp2osr.rewards.metrics import MetricSuite
 from dp2osr.rewards.weight_files import check_manifest, no_waiting_for_the_hub, weight_files, write_manifest
 
 
-def hash_in_name(name):
+def hash_in_name(name: str) -> str | None:
     """The first digits of its SHA-256 that a published file carries in its name, as in `vgg16-397923af.pth`; None without."""
     found = re.search(r"-([0-9a-f]{8,})\.(?:pth|pt)$", name)
     return found and found.group(1)
 
 
-def fetch_weights(specs, folder):
+def fetch_weights(specs: Iterable[MetricSpec], folder: str | Path) -> list[str]:
     """Build every metric but Q-Align, so that what it reads is fetched to `folder`, and write the manifest.
 
     Args:

@@ -1,20 +1,23 @@
 """A suite of metrics, mostly pyiqa's, that scores all candidates of a group."""
 
-import os
-import shutil
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from dp2osr.device import check_compiler, computes_in_tf32, tf32_kept
 from dp2osr.errors import UserError
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.building import LocalMetric, create_metric, quiet_imports
+from dp2osr.rewards.config import MetricSpec, RewardConfig
 from dp2osr.rewards.draws import one_seeded_image_at_a_time, random_state_kept
 from dp2osr.rewards.own import code_hash, described, is_foreign
-from dp2osr.rewards.reuse import for_groups
+from dp2osr.rewards.reuse import GroupMetric, for_groups
 
 
-def pyiqa_version():
+def pyiqa_version() -> str:
     """Version string of the installed pyiqa: scores of one metric may differ between versions."""
     from importlib.metadata import version
 
@@ -44,14 +47,23 @@ class MetricSuite:
             package of it that are not on this machine.
     """
 
-    def __init__(self, specs, device="cpu", batches=None, precision="fp32", weights_dir=None, compiled=False):
+    def __init__(
+        self,
+        specs: Iterable[MetricSpec],
+        device: str | torch.device = "cpu",
+        batches: Batches | None = None,
+        precision: str = "fp32",
+        weights_dir: str | Path | None = None,
+        compiled: bool = False,
+    ) -> None:
         if compiled:
             check_compiler(device)
-        self.specs = {}
+        self.specs: dict[str, MetricSpec] = {}
         for spec in specs:
             if self.specs.setdefault(spec.name, spec) != spec:
                 raise UserError(f"metric '{spec.name}' is asked for with {self.specs[spec.name].options} and with {spec.options}; keep one")
         self.device, self.precision, self.compiled = torch.device(device), precision, compiled
+        self.tf32 = computes_in_tf32(device)
         self.batches = batches or Batches(8, self.device)
         with quiet_imports():
             metrics = {name: create_metric(spec, self.device, weights_dir) for name, spec in self.specs.items()}
@@ -62,18 +74,18 @@ class MetricSuite:
             name: getattr(metric, "weights", None) if isinstance(metric, LocalMetric) else None for name, metric in metrics.items()
         }
         self.seed, self.drawing = 0, {name for name, spec in self.specs.items() if spec.draws}
-        self._metrics = {}
+        self._metrics: dict[str, GroupMetric] = {}
         for name, metric in metrics.items():
             self._metrics[name] = for_groups(metric)
             has_weights = any(True for _ in metric.net.parameters())  # a formula has none, and gains nothing
             if compiled and has_weights and not self._metrics[name].own_precision:
                 compile_network(metric.net)
 
-    def describe(self):
-        """name → {"lower_better", "mode", "options", "draws", "precision", "code", "weights"}, for the score table's metadata.
+    def describe(self) -> dict[str, dict[str, Any]]:
+        """name → {"lower_better", "mode", "options", "draws", "precision", "tf32", "code", "weights"}, for the score table's metadata.
 
-        fp32 goes without saying, so does the precision of a metric that has its own; "draws" is there where it is true, "code" for a metric
-        of the user's, "weights" for a metric whose weights are made anew now and then.
+        fp32 goes without saying, so does the precision of a metric that has its own; "draws" and "tf32" are there where they are true,
+        "code" for a metric of the user's, "weights" for a metric whose weights are made anew now and then.
         """
         about = {}
         for name, spec in self.specs.items():
@@ -82,17 +94,27 @@ class MetricSuite:
                 about[name]["draws"] = True
             if self.precision != "fp32" and not self._metrics[name].own_precision:
                 about[name]["precision"] = self.precision
+            if self.tf32:
+                about[name]["tf32"] = True
             if self.code.get(name):
                 about[name]["code"] = self.code[name]
             if self.weights[name]:
                 about[name]["weights"] = self.weights[name]
         return about
 
-    def networks(self):
+    def networks(self) -> dict[str, GroupMetric]:
         """name → the metric as `for_groups` gives it."""
         return dict(self._metrics)
 
-    def score(self, images, gt=None, image_id="", candidates=None, names=None, strict=True):
+    def score(
+        self,
+        images: torch.Tensor,
+        gt: torch.Tensor | None = None,
+        image_id: str = "",
+        candidates: Sequence[int | str] | None = None,
+        names: Collection[str] | None = None,
+        strict: bool = True,
+    ) -> dict[str, np.ndarray]:
         """Raw scores of a group.
 
         Args:
@@ -127,12 +149,12 @@ class MetricSuite:
         return scores
 
     @torch.no_grad()
-    def _call(self, name, images, gt, image_id, numbers):
+    def _call(self, name: str, images: torch.Tensor, gt: torch.Tensor | None, image_id: str, numbers: Sequence[int | str]) -> torch.Tensor:
         metric, size = self._metrics[name], f"{images.shape[-1]} x {images.shape[-2]}"
         what = f"metric '{name}'" + (f" in {self.precision}" if self.precision != "fp32" else "")
         reference = () if gt is None else (gt,)
 
-        def scores_of(part):
+        def scores_of(part: torch.Tensor) -> torch.Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 values = metric(part, *reference).flatten()
             if len(values) != len(part):
@@ -141,7 +163,7 @@ class MetricSuite:
 
         try:
             seeded = one_seeded_image_at_a_time(scores_of, self.seed, image_id, iter(numbers)) if name in self.drawing else scores_of
-            with random_state_kept():
+            with random_state_kept(), tf32_kept():
                 return self.batches.run(what, images, seeded)
         except torch.OutOfMemoryError:
             advice = "lower --batch_size or set --memory_limit"
@@ -162,7 +184,7 @@ class MetricSuite:
             raise UserError(f"{problem}; it may need a bigger image, leave the metric out") from None
 
 
-def compile_network(net):
+def compile_network(net: torch.nn.Module) -> None:
     """`torch.compile`, in place, of a transformer's blocks, or of the whole network where it has none."""
     from pyiqa.archs import afineclip_model, clip_model, topiq_swin
     from timm.models.vision_transformer import Block
@@ -173,14 +195,7 @@ def compile_network(net):
         module.compile()
 
 
-def check_compiler(device):
-    """Raise `UserError` where `torch.compile` has nothing to compile with."""
-    compilers = [os.environ.get("CXX"), "g++", "clang++"]
-    if torch.device(device).type == "cpu" and not any(name and shutil.which(name) for name in compilers):
-        raise UserError("--compile: needs a C++ compiler on a CPU (Debian: apt install g++ python3-dev); leave it out, or install one")
-
-
-def bad_score(name, values, image_id, candidates=None):
+def bad_score(name: str, values: np.ndarray, image_id: str, candidates: Sequence[int | str] | np.ndarray | None = None) -> str | None:
     """What is wrong with a metric's (M,) scores of an image, or None: the first that is NaN or infinite."""
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
@@ -190,7 +205,7 @@ def bad_score(name, values, image_id, candidates=None):
     return None
 
 
-def check_modes(config, suite):
+def check_modes(config: RewardConfig, suite: MetricSuite) -> None:
     """Refuse a config that lists an NR metric under `fr` or an FR one under `nr` (UserError)."""
     for mode, specs in (("FR", config.fr), ("NR", config.nr)):
         for spec in specs:

@@ -5,6 +5,7 @@ better than everything made of it, an image better than the same image distorted
 two (`naturalness_training.py`). Higher is better: 0 is the mean of bicubic's images and 1 that of photographs, of those trained on.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ STAGES = 4  # strides 2 to 16: the coarsest says what is seen, not how natural i
 class Head(nn.Module):
     """(B, D) pooled features → (B,) naturalness."""
 
-    def __init__(self, size, width=48):
+    def __init__(self, size: int, width: int = 48) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("spread", torch.ones(size))
@@ -31,7 +32,7 @@ class Head(nn.Module):
         self.drop = nn.Dropout(0.2)
         self.hidden, self.last = nn.Linear(size, width), nn.Linear(width, 1)
 
-    def forward(self, pooled):
+    def forward(self, pooled: torch.Tensor) -> torch.Tensor:
         hidden = F.gelu(self.hidden(self.drop((pooled - self.mean) / self.spread)))
         return (self.last(hidden).squeeze(1) - self.zero) / (self.one - self.zero)
 
@@ -39,15 +40,15 @@ class Head(nn.Module):
 class Naturalness(nn.Module):
     """(B, 3, H, W) in [0, 1] → (B,), higher is better. Differentiable with respect to the images; made for crops near 128 x 128."""
 
-    def __init__(self, features, head):
+    def __init__(self, features: Features, head: Head) -> None:
         super().__init__()
         self.features, self.head = features, head.eval().requires_grad_(False)
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         return self.head(pool(self.features(images)))
 
 
-def pool(maps):
+def pool(maps: Sequence[torch.Tensor]) -> torch.Tensor:
     """Feature maps → (B, D): each channel's mean and spread over positions, of the finer stages."""
     parts = []
     for stage in maps[:STAGES]:
@@ -55,11 +56,11 @@ def pool(maps):
     return torch.cat(parts, dim=1)
 
 
-def pooled_size(channels):
+def pooled_size(channels: Sequence[int]) -> int:
     return 2 * sum(channels[:STAGES])
 
 
-def load_naturalness(path, features=None):
+def load_naturalness(path: str | Path, features: Features | None = None) -> Naturalness:
     """A `Naturalness` from the head's safetensors file.
 
     Raises:

@@ -1,9 +1,13 @@
 """Training of `dp2o_naturalness`: images whose order is known, a head that learns them, and its judgement on models that it never saw."""
 
+from __future__ import annotations
+
 import json
 import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -22,6 +26,9 @@ from dp2osr.rewards.efficientnet import NETWORKS, Features
 from dp2osr.rewards.naturalness import NETWORK, Head, pool
 from dp2osr.rewards.rank_metric import strength_at
 
+if TYPE_CHECKING:
+    from dp2osr.sampling.store import CandidateStore
+
 SHARPENING = (0.5, 6.0)  # amount of the unsharp mask, weakest and strongest
 # What makes an image of each sort worse for certain. A blur may do good to a noisy sample, so it is not asked of samples.
 WORSE_PHOTOGRAPHS = (*DISTORTIONS, "sharpening")
@@ -33,13 +40,13 @@ WORSE_SAMPLES = ("noise", "jpeg", "sharpening")
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def sharpen(image, amount):
+def sharpen(image: np.ndarray, amount: float) -> np.ndarray:
     """The unsharp mask of a (H, W, 3) uint8 image, of a width of 1.5 pixels."""
     coarse = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.5, borderType=cv2.BORDER_REFLECT_101)
     return np.clip(np.rint(image + amount * (image - coarse)), 0, 255).astype(np.uint8)
 
 
-def worsen(image, kind, level, rng):
+def worsen(image: np.ndarray, kind: str, level: float, rng: np.random.Generator) -> np.ndarray:
     """The image with a distortion at `level` in [0, 1] of its range."""
     if kind == "sharpening":
         return sharpen(image, SHARPENING[0] * (SHARPENING[1] / SHARPENING[0]) ** level)
@@ -55,9 +62,14 @@ class Known:
         pairs: (better, worse) places in `images`; the photograph's pairs with all others go without saying.
     """
 
-    def __init__(self, photograph, bicubic, samples, rng):
+    def __init__(
+        self, photograph: np.ndarray, bicubic: np.ndarray, samples: Sequence[tuple[str, np.ndarray]], rng: np.random.Generator
+    ) -> None:
         """`samples`: list of (model's name, (H, W, 3) uint8)."""
-        self.images, self.sorts, self.pairs, self.rng = [], [], [], rng
+        self.images: list[np.ndarray] = []
+        self.sorts: list[str] = []
+        self.pairs: list[tuple[int, int]] = []
+        self.rng = rng
         first = self.add(photograph, "photograph")
         for kind in WORSE_PHOTOGRAPHS:
             self.add_ladder(first, kind)
@@ -68,7 +80,7 @@ class Known:
             share = rng.uniform(0.3, 0.7)
             self.add(np.rint(share * photograph + (1 - share) * sample).astype(np.uint8), f"{name}+photograph", worse_than_it=place)
 
-    def add(self, image, sort, better_than_it=None, worse_than_it=None):
+    def add(self, image: np.ndarray, sort: str, better_than_it: int | None = None, worse_than_it: int | None = None) -> int:
         self.images.append(image)
         self.sorts.append(sort)
         place = len(self.images) - 1
@@ -78,7 +90,7 @@ class Known:
             self.pairs.append((place, worse_than_it))
         return place
 
-    def add_ladder(self, place, kind):
+    def add_ladder(self, place: int, kind: str) -> None:
         """The image at `place` with a distortion at two rising strengths."""
         image, sort, seed = self.images[place], f"{self.sorts[place]}+{kind}", int(self.rng.integers(1 << 31))
         for level in np.sort(self.rng.uniform(0, 1, 2)):
@@ -98,16 +110,16 @@ class Material:
     crop: np.ndarray
     pairs: np.ndarray
 
-    def models(self):
+    def models(self) -> list[str]:
         """The models' names, sorted."""
         return sorted({sort for sort in self.sorts if "+" not in sort} - {"photograph", "bicubic"})
 
-    def of(self, *names):
+    def of(self, *names: str) -> np.ndarray:
         """Whether each image is a photograph, bicubic or of one of the models `names`; (N,) bool."""
         return np.array([sort.split("+")[0] in (*names, "photograph", "bicubic") for sort in self.sorts])
 
 
-def read_material(features, pairs_dir, samples, seed=0):
+def read_material(features: Features, pairs_dir: str | Path, samples: Sequence[tuple[str, Path]], seed: int = 0) -> Material:
     """`Material` of the crops in `pairs_dir`/gt.
 
     Args:
@@ -115,7 +127,8 @@ def read_material(features, pairs_dir, samples, seed=0):
         pairs_dir: a folder of `scripts/make_lr_pairs.py`.
         samples: list of (model's name, folder of `gen_candidates.py --save_images all`); a crop that it has no group of goes without.
     """
-    pooled, sorts, crop, pairs = [], [], [], []
+    sorts: list[str] = []
+    pooled, crop, pairs = [], [], []
     for index, path in enumerate(tqdm(list_images(Path(pairs_dir) / "gt"), desc="features", unit="crop")):
         photograph, lr = (np.asarray(read_image(Path(pairs_dir) / folder / path.name)) for folder in ("gt", "lr"))
         bicubic = cv2.resize(lr, photograph.shape[1::-1], interpolation=cv2.INTER_CUBIC)
@@ -140,7 +153,9 @@ def read_material(features, pairs_dir, samples, seed=0):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def train_head(material, models, steps=1500, batch_size=256, learning_rate=2e-3, seed=0):
+def train_head(
+    material: Material, models: Sequence[str], steps: int = 1500, batch_size: int = 256, learning_rate: float = 2e-3, seed: int = 0
+) -> Head:
     """A `Head` trained on the pairs of photographs, bicubic and the samples of `models`.
 
     Half of a batch are pairs of one crop, each sort of the worse image as often; half are a photograph of any crop and any other image.
@@ -173,7 +188,7 @@ def train_head(material, models, steps=1500, batch_size=256, learning_rate=2e-3,
 
 
 @torch.no_grad()
-def _scaled(head, material):
+def _scaled(head: Head, material: Material) -> Head:
     """The head with its 0 at the mean of bicubic and its 1 at the mean of the photographs."""
     scores = head(material.pooled)
     means = [scores[[place for place, found in enumerate(material.sorts) if found == sort]].mean() for sort in ("bicubic", "photograph")]
@@ -182,7 +197,7 @@ def _scaled(head, material):
 
 
 @torch.no_grad()
-def judge(score, material, models):
+def judge(score: Callable[[Material], torch.Tensor], material: Material, models: Sequence[str]) -> dict[str, dict[str, float]]:
     """Shares of held-out pairs in the right order, by what the worse image is.
 
     Args:
@@ -209,7 +224,9 @@ def judge(score, material, models):
     return found
 
 
-def cross_model(material, held_out, families, **options):
+def cross_model(
+    material: Material, held_out: Material, families: Mapping[str, Collection[str]], **options: Any
+) -> dict[str, dict[str, float]]:
     """What a head says of models that it never saw: one head for each family of models, trained without it and judged on its samples.
 
     Args:
@@ -218,7 +235,8 @@ def cross_model(material, held_out, families, **options):
     Returns:
         model → shares of `judge`, on held-out photographs.
     """
-    found, everyone = {}, set(material.models())
+    found: dict[str, dict[str, float]] = {}
+    everyone = set(material.models())
     for members in families.values():
         unseen = [name for name in members if name in held_out.models()]
         others = sorted(everyone - set(members))
@@ -228,14 +246,14 @@ def cross_model(material, held_out, families, **options):
     return found
 
 
-def save_head(head, path, record):
+def save_head(head: Head, path: str | Path, record: dict[str, Any]) -> None:
     """Write a head, its matrices in fp16, with the hash of its features and how it was trained."""
     state = {key: tensor.half() if tensor.dim() > 1 else tensor for key, tensor in head.state_dict().items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_tensors(state, path, {"features": NETWORKS[NETWORK].content, "training": json.dumps(record)})
 
 
-def prepare(args):
+def prepare(args: Any) -> tuple[dict[str, list[tuple[str, Path]]], dict[str, set[str]]]:
     """Make, or find, the pairs of photographs and every model's samples of them in `args.work_dir`.
 
     Returns:
@@ -245,7 +263,9 @@ def prepare(args):
     from dp2osr.data.lr_pairs import PairSettings, make_pairs, report_line
 
     settings = PairSettings(load_degradation("resshift"), args.crop_size, args.crops_per_image, args.min_detail, args.seed)
-    work, samples, families = Path(args.work_dir), {"train": [], "val": []}, {}
+    samples: dict[str, list[tuple[str, Path]]] = {"train": [], "val": []}
+    families: dict[str, set[str]] = {}
+    work = Path(args.work_dir)
     for split, folder in (("train", args.train_dir), ("val", args.val_dir)):
         pairs = work / "pairs" / split
         print(report_line(pairs, make_pairs(folder, pairs, settings)))
@@ -259,7 +279,7 @@ def prepare(args):
     return samples, families
 
 
-def split_model(model):
+def split_model(model: str) -> tuple[str, str]:
     """`BASE:CONTROLNET` → the two paths; `UserError` for anything else."""
     base, _, controlnet = model.partition(":")
     if not base or not controlnet:
@@ -267,9 +287,9 @@ def split_model(model):
     return base, controlnet
 
 
-def sample(base, controlnet, steps, lr, output, args, split):
+def sample(base: str, controlnet: str, steps: int, lr: Path, output: Path, args: Any, split: str) -> CandidateStore:
     """The `CandidateStore` of a model's samples of a folder of LR images; what is there already stays."""
-    from dp2osr.sampling.sampler import generate_candidates
+    from dp2osr.sampling.generate import generate_candidates
     from dp2osr.sampling.settings import GenerateSettings
 
     settings = GenerateSettings(
@@ -286,7 +306,7 @@ def sample(base, controlnet, steps, lr, output, args, split):
     return generate_candidates(settings)
 
 
-def train_naturalness(args):
+def train_naturalness(args: Any) -> dict[str, Any]:
     """Train a head by the flags of `scripts/train_naturalness.py` and write it.
 
     Returns:

@@ -4,7 +4,12 @@ Not every metric means something on small images: entropy pays for noise, NIQE r
 A reward config is validated before it is trusted.
 """
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +19,11 @@ from dp2osr.data.crops import to_tensor
 from dp2osr.data.images import read_image
 from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError
+from dp2osr.rewards.config import RewardConfig
 from dp2osr.rewards.distortions import LEVELS, distort
+
+if TYPE_CHECKING:
+    from dp2osr.rewards.metrics import MetricSuite
 
 THRESHOLD = 0.5
 MIN_CONTRAST = 10.0  # standard deviation, 8-bit steps
@@ -34,12 +43,12 @@ class MetricValidation:
     gt_wins: dict[str, float]
 
     @property
-    def failures(self):
+    def failures(self) -> list[str]:
         """Distortions whose strength the metric does not order (correlation below 0.5)."""
         return [kind for kind, value in self.correlation.items() if not value >= THRESHOLD]
 
 
-def held_out_crops(folder, resolution, count, seed=0):
+def held_out_crops(folder: str | Path, resolution: int, count: int, seed: int = 0) -> list[np.ndarray]:
     """`count` random (s, s, 3) uint8 crops, spread evenly over the photographs of a folder that are large enough.
 
     A crop that is almost one colour (white background) cannot show a distortion and is drawn again.
@@ -54,7 +63,7 @@ def held_out_crops(folder, resolution, count, seed=0):
     return [_draw_crop(*images[index % len(images)], resolution, np.random.default_rng((seed, index))) for index in range(count)]
 
 
-def _draw_crop(path, image, size, rng):
+def _draw_crop(path: Path, image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     for _ in range(100):
         top, left = (int(rng.integers(side - size + 1)) for side in image.shape[:2])
         crop = image[top : top + size, left : left + size]
@@ -63,7 +72,7 @@ def _draw_crop(path, image, size, rng):
     raise UserError(f"{path}: almost one colour everywhere, no distortion can be seen on it; remove it")
 
 
-def spearman(strength, score):
+def spearman(strength: np.ndarray, score: np.ndarray) -> float:
     """Spearman's rank correlation of two (n,) arrays, ties by mean rank; 0 where one of them is constant."""
     ranks = [np.array([(values < v).sum() + (values == v).sum() / 2 for v in values]) for values in (strength, score)]
     centred = [r - r.mean() for r in ranks]
@@ -71,7 +80,7 @@ def spearman(strength, score):
     return float((centred[0] * centred[1]).sum() / scale) if scale else 0.0
 
 
-def distortion_series(crop, seed):
+def distortion_series(crop: np.ndarray, seed: int) -> np.ndarray:
     """(H, W, 3) uint8 → (1 + 5 · 4, H, W, 3): the crop, then each distortion's levels, weakest first."""
     series = [crop]
     for kind, levels in LEVELS.items():
@@ -79,7 +88,7 @@ def distortion_series(crop, seed):
     return np.stack(series)
 
 
-def validate_reward(suite, crops):
+def validate_reward(suite: MetricSuite, crops: Sequence[np.ndarray]) -> dict[str, MetricValidation]:
     """Score each crop's distortion series with every metric.
 
     Args:
@@ -89,7 +98,7 @@ def validate_reward(suite, crops):
     Returns:
         metric → `MetricValidation`.
     """
-    badness = {name: [] for name in suite.specs}
+    badness: dict[str, list[np.ndarray]] = {name: [] for name in suite.specs}
     for index, crop in enumerate(tqdm(crops, desc="validate", unit="crop")):
         images = to_tensor(list(distortion_series(crop, index)))
         for name, values in suite.score(images, gt=images[0], image_id=f"crop {index}").items():
@@ -97,7 +106,7 @@ def validate_reward(suite, crops):
     return {name: _summarise(np.array(values)) for name, values in badness.items()}
 
 
-def _summarise(badness):
+def _summarise(badness: np.ndarray) -> MetricValidation:
     """(crops, 1 + 5 · 4) badness → `MetricValidation`."""
     correlation, gt_wins, start = {}, {}, 1
     for kind, levels in LEVELS.items():
@@ -108,7 +117,9 @@ def _summarise(badness):
     return MetricValidation(correlation, gt_wins)
 
 
-def validate_config(config, image_path, resolution, num_crops, device="cpu"):
+def validate_config(
+    config: RewardConfig, image_path: str | Path, resolution: int, num_crops: int, device: str | torch.device = "cpu"
+) -> dict[str, MetricValidation]:
     """Build the config's suite and validate it on crops of a folder; see `validate_reward`."""
     from dp2osr.rewards.metrics import MetricSuite, check_modes
 
@@ -119,7 +130,7 @@ def validate_config(config, image_path, resolution, num_crops, device="cpu"):
         return validate_reward(suite, crops)
 
 
-def format_table(results):
+def format_table(results: Mapping[str, MetricValidation]) -> str:
     """The results as lines of text: rank correlations, GT's share of wins, and each failure by name."""
     kinds = list(LEVELS)
     lines = ["rank correlation of the score with the strength of a distortion, and (share of distorted crops that the GT beats)"]

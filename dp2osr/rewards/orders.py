@@ -11,7 +11,12 @@ order for an eye is known, and a metric is asked for the share of the crops that
 - noise_gt, noise_sample, noise_blur: an image > that image with white noise; three strengths, each added to the clean one.
 """
 
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -22,7 +27,11 @@ from dp2osr.data.crops import to_tensor
 from dp2osr.data.images import read_image
 from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError, listed
+from dp2osr.rewards.config import MetricSpec, RewardConfig
 from dp2osr.rewards.distortions import blur, noise
+
+if TYPE_CHECKING:
+    from dp2osr.rewards.metrics import MetricSuite
 
 SHIFT = 2  # pixels
 DETAIL_SIGMA = 3.0  # pixels; what a Gaussian of this width takes away gives the textures of `redrawn` their spectrum
@@ -47,13 +56,13 @@ class Series:
     orders: dict
 
 
-def make_series(gt, sample=None, seed=0):
+def make_series(gt: np.ndarray, sample: np.ndarray | None = None, seed: int = 0) -> Series:
     """`Series` of a (H, W, 3) uint8 GT and, for the orders that need one, a model's sample of it."""
     rng = np.random.default_rng(seed)
     offset = [(SHIFT, 0), (0, SHIFT), (-SHIFT, 0), (0, -SHIFT)][rng.integers(4)]
     images, orders = [gt], {}
 
-    def add(*more):
+    def add(*more: np.ndarray) -> list[int]:
         images.extend(more)
         return list(range(len(images) - len(more), len(images)))
 
@@ -67,19 +76,19 @@ def make_series(gt, sample=None, seed=0):
         first, over = add(sample, over_sharpen(sample, gt))
         orders["sharpening"] = [[0, first, over]]
         orders["noise_sample"] = [[first, noisy] for noisy in add(*(noise(sample, sigma, rng) for sigma in NOISE))]
-    blurred = blur(gt, BLUR_SIGMA)
-    (first,) = add(blurred)
-    orders["noise_blur"] = [[first, noisy] for noisy in add(*(noise(blurred, sigma, rng) for sigma in NOISE))]
+    soft = blur(gt, BLUR_SIGMA)
+    (first,) = add(soft)
+    orders["noise_blur"] = [[first, noisy] for noisy in add(*(noise(soft, sigma, rng) for sigma in NOISE))]
     return Series(np.stack(images), orders)
 
 
-def make_texture_series(gt, seed=0):
+def make_texture_series(gt: np.ndarray, seed: int = 0) -> Series:
     """`Series` of the order `redrawn`: two draws of the texture of a (H, W, 3) uint8 crop, and the first one blurred."""
     first, second = (draw_texture(gt, np.random.default_rng((seed, draw))) for draw in range(2))
     return Series(np.stack([first, second, blur(first, BLUR_SIGMA)]), {"redrawn": [[0, 1, 2]]})
 
 
-def draw_texture(image, rng):
+def draw_texture(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A stationary texture: the image's mean colour, and its detail with random phases (Galerne, Gousseau, Morel 2011); uint8."""
     image = image.astype(np.float32)
     detail = image - cv2.GaussianBlur(image, (0, 0), DETAIL_SIGMA, borderType=cv2.BORDER_REFLECT_101)
@@ -88,7 +97,7 @@ def draw_texture(image, rng):
     return to_8_bits(image.mean((0, 1)) + drawn * DETAIL_SPREAD / max(drawn.std(), 1e-3))
 
 
-def shift(image, offset):
+def shift(image: np.ndarray, offset: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) uint8 moved by (rows, columns) pixels; what comes in is mirrored."""
     side = max(map(abs, offset))
     padded = np.pad(image, ((side, side), (side, side), (0, 0)), mode="reflect")
@@ -96,24 +105,26 @@ def shift(image, offset):
     return np.ascontiguousarray(padded[top : top + image.shape[0], left : left + image.shape[1]])
 
 
-def shift_texture(image, offset):
+def shift_texture(image: np.ndarray, offset: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) uint8 whose fine detail, what a Gaussian takes away, is moved by (rows, columns) pixels; the rest stays."""
     coarse = cv2.GaussianBlur(image.astype(np.float32), (0, 0), TEXTURE_SIGMA, borderType=cv2.BORDER_REFLECT_101)
     return to_8_bits(coarse + shift(image - coarse, offset))
 
 
-def blur_of_psnr(image, wanted):
+def blur_of_psnr(image: np.ndarray, wanted: float) -> np.ndarray:
     """The Gaussian blur of an image whose PSNR with it is the wanted one, or as near as a blur can come."""
     return bisect(lambda sigma: blur(image, sigma), lambda blurred: -psnr(blurred, image), -wanted, 0.2, 20.0)
 
 
-def over_sharpen(image, gt):
+def over_sharpen(image: np.ndarray, gt: np.ndarray) -> np.ndarray:
     """The unsharp mask of an image whose gradients are `OVER_SHARPENED` times the GT's, or the strongest tried."""
     coarse = cv2.GaussianBlur(image.astype(np.float32), (0, 0), SHARPENING_SIGMA, borderType=cv2.BORDER_REFLECT_101)
     return bisect(lambda amount: to_8_bits(image + amount * (image - coarse)), gradient, OVER_SHARPENED * gradient(gt), 0.5, 30.0)
 
 
-def bisect(make, measure, wanted, low, high):
+def bisect(
+    make: Callable[[float], np.ndarray], measure: Callable[[np.ndarray], float], wanted: float, low: float, high: float
+) -> np.ndarray:
     """The image `make(x)`, low ≤ x ≤ high, whose `measure`, rising with x, is the wanted one."""
     for _ in range(20):
         middle = (low + high) / 2
@@ -121,22 +132,22 @@ def bisect(make, measure, wanted, low, high):
     return make(high)
 
 
-def psnr(image, gt):
+def psnr(image: np.ndarray, gt: np.ndarray) -> float:
     error = np.square(image.astype(np.float64) - gt).mean()
     return 10 * np.log10(255**2 / error) if error else np.inf
 
 
-def gradient(image):
+def gradient(image: np.ndarray) -> float:
     """RMS of the differences of neighbours, 8-bit steps."""
     image = image.astype(np.float64)
     return np.sqrt((np.square(np.diff(image, axis=0)).mean() + np.square(np.diff(image, axis=1)).mean()) / 2)
 
 
-def to_8_bits(image):
+def to_8_bits(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
-def validate_orders(suite, crops):
+def validate_orders(suite: MetricSuite, crops: Sequence[Series]) -> dict[str, dict[str, float]]:
     """Score each crop's series with every metric.
 
     Args:
@@ -146,7 +157,7 @@ def validate_orders(suite, crops):
     Returns:
         metric → order → share of the crops' chains in that order; ties are wrong.
     """
-    right = {name: {} for name in suite.specs}
+    right: dict[str, dict[str, list[bool]]] = {name: {} for name in suite.specs}
     for index, series in enumerate(tqdm(crops, desc="orders", unit="crop")):
         images = to_tensor(list(series.images))
         for name, values in suite.score(images, gt=images[0], image_id=f"crop {index}").items():
@@ -156,7 +167,7 @@ def validate_orders(suite, crops):
     return {name: {order: float(np.mean(found)) for order, found in shares.items()} for name, shares in right.items()}
 
 
-def read_series(gt_path, sr_path=None):
+def read_series(gt_path: str | Path, sr_path: str | Path | None = None) -> list[Series]:
     """Two `Series` of each GT of a folder, in order of their names, with the sample of the same name: its own, and of its texture.
 
     Args:
@@ -181,11 +192,17 @@ def read_series(gt_path, sr_path=None):
     return crops
 
 
-def size(image):
+def size(image: np.ndarray) -> str:
     return f"{image.shape[1]} x {image.shape[0]}"
 
 
-def orders_of_config(config, gt_path, sr_path=None, extra=(), device="cpu"):
+def orders_of_config(
+    config: RewardConfig,
+    gt_path: str | Path,
+    sr_path: str | Path | None = None,
+    extra: Sequence[MetricSpec] = (),
+    device: str | torch.device = "cpu",
+) -> dict[str, dict[str, float]]:
     """Build the config's suite, with `extra` metrics (`MetricSpec`s) beside it, and validate it on a folder; see `validate_orders`."""
     from dp2osr.rewards.metrics import MetricSuite, check_modes
 
@@ -196,7 +213,7 @@ def orders_of_config(config, gt_path, sr_path=None, extra=(), device="cpu"):
         return validate_orders(suite, crops)
 
 
-def format_orders(results):
+def format_orders(results: Mapping[str, Mapping[str, float]]) -> str:
     """The shares as a Markdown table, a row a metric."""
     orders = list(next(iter(results.values())))
     lines = [f"| metric | {' | '.join(orders)} |", "|---" * (len(orders) + 1) + "|"]

@@ -5,6 +5,9 @@ features EfficientNet-Lite's, and no weight was fitted to opinions, for lack of 
 differentiable with respect to the images.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 from torch import nn
 
@@ -22,12 +25,12 @@ class LpipsForm(nn.Module):
         weights: a weight for each of the five stages, finest first; they are divided by their sum.
     """
 
-    def __init__(self, features, weights=(0.0, 1.0, 1.0, 1.0, 1.0)):
+    def __init__(self, features: Features, weights: Sequence[float] = (0.0, 1.0, 1.0, 1.0, 1.0)) -> None:
         super().__init__()
         self.features = features
         self.weights = [weight / sum(weights) for weight in weights]
 
-    def forward(self, images, gt):
+    def forward(self, images: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) and (B or 1, 3, H, W) in [0, 1] → (B,), from 0."""
         maps, of_gt = self.features(images), self.features(gt)
         distance = 0
@@ -48,13 +51,13 @@ class DistsForm(nn.Module):
 
     EPSILON = 1e-6
 
-    def __init__(self, features, texture=(1.0,) * 6, structure=(0.2,) * 6):
+    def __init__(self, features: Features, texture: Sequence[float] = (1.0,) * 6, structure: Sequence[float] = (0.2,) * 6) -> None:
         super().__init__()
         self.features = features
         total = sum(texture) + sum(structure)
         self.texture, self.structure = ([weight / total for weight in weights] for weights in (texture, structure))
 
-    def forward(self, images, gt):
+    def forward(self, images: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
         """(B, 3, H, W) and (B or 1, 3, H, W) in [0, 1] → (B,), from 0."""
         maps, of_gt = [images, *self.features(images)], [gt, *self.features(gt)]
         similarity = 0
@@ -64,7 +67,7 @@ class DistsForm(nn.Module):
         return zero_where_equal(1 - similarity, images, gt)
 
 
-def texture_and_structure(ours, theirs, epsilon):
+def texture_and_structure(ours: torch.Tensor, theirs: torch.Tensor, epsilon: float) -> tuple[torch.Tensor, torch.Tensor]:
     """DISTS's two similarities of each channel of two (B, C, h, w) maps: of the means, and the correlation; (B, C) each."""
     mean, their_mean = ours.mean((2, 3)), theirs.mean((2, 3))
     variance, their_variance = (maps.var((2, 3), correction=0) for maps in (ours, theirs))
@@ -73,22 +76,22 @@ def texture_and_structure(ours, theirs, epsilon):
     return alike, (2 * covariance + epsilon) / (variance + their_variance + epsilon)
 
 
-def unit(maps):
+def unit(maps: torch.Tensor) -> torch.Tensor:
     """(B, C, h, w) divided by its length along C."""
     return maps / (maps.square().sum(1, keepdim=True) + 1e-10).sqrt()
 
 
-def zero_where_equal(distance, images, gt):
+def zero_where_equal(distance: torch.Tensor, images: torch.Tensor, gt: torch.Tensor) -> torch.Tensor:
     """(B,) distances, exactly 0 for an image that equals its GT: a network's rounding depends on the size of the batch."""
     equal = (images == gt).flatten(1).all(1)
     return torch.where(equal, torch.zeros_like(distance), distance)
 
 
-def lpips_form(network="efficientnet_lite0", path=None):
+def lpips_form(network: str = "efficientnet_lite0", path: str | Path | None = None) -> LpipsForm:
     """`LpipsForm` as `dp2o_lpips` (efficientnet_lite0) and `dp2o_lpips2` (efficientnet_lite2) have it; see `Features` for errors."""
     return LpipsForm(Features(network, path)).eval()
 
 
-def dists_form(network="efficientnet_lite0", path=None):
+def dists_form(network: str = "efficientnet_lite0", path: str | Path | None = None) -> DistsForm:
     """`DistsForm` as `dp2o_dists` (efficientnet_lite0) and `dp2o_dists2` (efficientnet_lite2) have it; see `Features` for errors."""
     return DistsForm(Features(network, path)).eval()

@@ -6,8 +6,10 @@ pyiqa 0.1.16 carries the model's classes for transformers 5. Its network is in f
 import json
 import sys
 import warnings
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch
@@ -23,13 +25,13 @@ PARAMETERS = 8.2e9
 BYTES_A_PARAMETER = {"qalign": 2, "qalign_8bit": 1, "qalign_4bit": 0.5}
 
 
-def weight_bytes(names):
+def weight_bytes(names: Iterable[str]) -> float:
     """Bytes of Q-Align's weights, for the names of metrics that are scored together."""
     return sum(PARAMETERS * BYTES_A_PARAMETER.get(name, 0) for name in names)
 
 
 @contextmanager
-def loading(folder=None):
+def loading(folder: str | Path | None = None) -> Iterator[None]:
     """Within, pyiqa's Q-Align is read from `<folder>/qalign` where that is there, else from the hub's cache.
 
     Raises:
@@ -58,10 +60,10 @@ def loading(folder=None):
 class _Loader:
     """Stands for a class of which only `from_pretrained` is called."""
 
-    def __init__(self, cls, folder):
+    def __init__(self, cls: Any, folder: str | Path | None) -> None:
         self.cls, self.folder = cls, Path(folder) / FOLDER if folder else None
 
-    def from_pretrained(self, name, **options):
+    def from_pretrained(self, name: str, **options: Any) -> Any:
         place = str(self.folder) if self.folder and self.folder.is_dir() else name
         try:
             if not issubclass(self.cls, torch.nn.Module):
@@ -78,7 +80,7 @@ class _Loader:
         return model
 
 
-def _supply_inverted_mask():
+def _supply_inverted_mask() -> None:
     """Give pyiqa's class the method that it calls and that transformers has taken out of `PreTrainedModel` (it is gone in 5.23)."""
     from pyiqa.archs.q_align.visual_encoder import MplugOwlVisualAbstractorModel
 
@@ -86,13 +88,13 @@ def _supply_inverted_mask():
         MplugOwlVisualAbstractorModel.invert_attention_mask = _inverted_mask
 
 
-def _inverted_mask(self, mask):
+def _inverted_mask(self: torch.nn.Module, mask: torch.Tensor) -> torch.Tensor:
     """(B, K) or (B, Q, K), 1 = is seen → (B, 1, 1 or Q, K) in the model's precision, to be added to attention scores."""
     mask = mask[:, None] if mask.dim() == 3 else mask[:, None, None]
     return (1 - mask.to(self.dtype)) * torch.finfo(self.dtype).min
 
 
-def is_whole(folder):
+def is_whole(folder: str | Path) -> bool:
     """Whether `folder` holds the configuration, the tokenizer and every file of the weights."""
     folder = Path(folder)
     if not all((folder / name).is_file() for name in FILES):
@@ -107,7 +109,7 @@ def is_whole(folder):
     return any((folder / name).is_file() for name in WEIGHTS)
 
 
-def fetch(folder):
+def fetch(folder: str | Path) -> None:
     """Fetch the model from the hub to `<folder>/qalign`, without building it; what is there stays. UserError if it cannot."""
     from huggingface_hub import snapshot_download
 

@@ -7,7 +7,9 @@ one distortion or chain of distortions (the idea of RankIQA: Liu, van de Weijer,
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,9 +33,10 @@ MIN_CONTRAST = 10.0  # crops of almost one colour (8-bit standard deviation) sho
 class RankNetwork(nn.Module):
     """(B, 3, H, W) in [0, 1] → (B,) quality, higher is better. Mean and spread over positions make it free of the size."""
 
-    def __init__(self, widths=(24, 32, 48, 48, 64, 64), strides=(2, 1, 2, 1, 2, 1)):
+    def __init__(self, widths: Sequence[int] = (24, 32, 48, 48, 64, 64), strides: Sequence[int] = (2, 1, 2, 1, 2, 1)) -> None:
         super().__init__()
-        layers, channels = [], 6
+        layers: list[nn.Module] = []
+        channels = 6
         for width, stride in zip(widths, strides, strict=True):
             kernel = 3 if layers else 5
             layers += [nn.Conv2d(channels, width, kernel, stride, kernel // 2), nn.LeakyReLU(0.1)]
@@ -41,7 +44,7 @@ class RankNetwork(nn.Module):
         self.features = nn.Sequential(*layers)
         self.head = nn.Sequential(nn.Linear(2 * channels, 64), nn.LeakyReLU(0.1), nn.Linear(64, 1))
 
-    def forward(self, images):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
         # Noise, blocking and lost detail are faint beside the picture: show the network its high frequencies, amplified.
         detail = images - F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
         features = self.features(torch.cat([(images - 0.5) / 0.25, detail / 0.05], dim=1)).flatten(2)
@@ -49,7 +52,7 @@ class RankNetwork(nn.Module):
         return self.head(pooled).squeeze(1)
 
 
-def load_rank_metric(path):
+def load_rank_metric(path: str | Path) -> RankNetwork:
     """A `RankNetwork` from a safetensors file. UserError when the file is absent or of another network."""
     network = RankNetwork()
     try:
@@ -60,20 +63,20 @@ def load_rank_metric(path):
     return network.eval()
 
 
-def strength_at(kind, level):
+def strength_at(kind: str, level: float) -> float:
     """Setting of a distortion at `level` in [0, 1] of its range in `STRENGTHS`."""
     weakest, strongest = STRENGTHS[kind]
     return weakest * (strongest / weakest) ** level
 
 
-def draw_chain(rng):
+def draw_chain(rng: np.random.Generator) -> list[tuple[str, float]]:
     """One distortion, or two or three in random order: list of (kind, share of the ladder's level in (0.3, 1])."""
     count = rng.choice([1, 2, 3], p=[0.7, 0.2, 0.1])
     kinds = rng.permutation(list(DISTORTIONS))[:count]
     return [(str(kind), 1.0 if count == 1 else float(rng.uniform(0.3, 1))) for kind in kinds]
 
 
-def apply_chain(crop, chain, level, seed):
+def apply_chain(crop: np.ndarray, chain: Sequence[tuple[str, float]], level: float | None, seed: int) -> tuple[np.ndarray, float]:
     """(distorted crop, quality): the chain at `level` in [0, 1], or the crop itself and 1 for level None.
 
     The quality of a chain is the product of its members' qualities, (1 − FLOOR) · (1 − level).
@@ -87,7 +90,7 @@ def apply_chain(crop, chain, level, seed):
     return crop, quality
 
 
-def draw_ladders(source, seed, step, batch_size, rungs=4):
+def draw_ladders(source: CropSource, seed: int, step: int, batch_size: int, rungs: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
     """Each crop undistorted and at `rungs` − 1 rising strengths of one chain.
 
     Returns images (K · B, 3, s, s) in [0, 1], rung by rung (all undistorted crops first), and qualities (K, B).
@@ -102,7 +105,7 @@ def draw_ladders(source, seed, step, batch_size, rungs=4):
     return to_tensor(images), torch.tensor([[ladder[rung][1] for ladder in ladders] for rung in range(rungs)])
 
 
-def rank_loss(predicted, quality):
+def rank_loss(predicted: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     """Squared error of the quality + hinge on the order of every two rungs of a ladder, its margin half of the true difference.
 
     Args: (K, B) each, rungs from best to worst.
@@ -113,7 +116,7 @@ def rank_loss(predicted, quality):
 
 
 @torch.no_grad()
-def pair_accuracy(network, source, batches=8, batch_size=32):
+def pair_accuracy(network: RankNetwork, source: CropSource, batches: int = 8, batch_size: int = 32) -> float:
     """Share of held-out pairs (an undistorted crop and one rung, or two rungs of a ladder) that the network orders rightly."""
     right = []
     for step in range(batches):
@@ -124,7 +127,7 @@ def pair_accuracy(network, source, batches=8, batch_size=32):
     return round(float(np.mean(right)), 4)
 
 
-def train_rank_metric(args):
+def train_rank_metric(args: Any) -> dict[str, Any]:
     """Train a `RankNetwork` by the flags of `scripts/train_rank_metric.py` and write it (fp32 safetensors).
 
     Returns the held-out numbers, which the file's metadata holds too, and the seconds.

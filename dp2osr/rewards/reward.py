@@ -4,6 +4,7 @@ A reward that compares several models needs one normalisation over their pooled 
 along M first and split the result. Normalising each model alone hides the gain.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -11,21 +12,22 @@ from scipy.special import ndtr
 from scipy.stats import rankdata
 
 from dp2osr.errors import UserError
+from dp2osr.rewards.config import RewardConfig
 
 
-def min_max(scores, pool):
+def min_max(scores: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """s̄ = (s − min) / (max − min) over the pool (Sec. 4.1): 1 is its best."""
     low, high = pool.min(axis=1, keepdims=True), pool.max(axis=1, keepdims=True)
     return (scores - low) / _positive(high - low)
 
 
-def rank(scores, pool):
+def rank(scores: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """The share of the pool that is worse, ties counting half: no outlier can stretch the scale."""
     below = [np.searchsorted(np.sort(of_group), values, side) for of_group, values in zip(pool, scores) for side in ("left", "right")]
     return np.reshape(below, (len(pool), 2, -1)).mean(axis=1) / pool.shape[1]
 
 
-def z_score(scores, pool):
+def z_score(scores: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """Φ((s − mean) / std) over the pool: in [0, 1] as the others are, so that gaps and weights keep their scale."""
     return ndtr((scores - pool.mean(axis=1, keepdims=True)) / _positive(pool.std(axis=1, keepdims=True)))
 
@@ -33,11 +35,11 @@ def z_score(scores, pool):
 NORMALISE = {"min_max": min_max, "rank": rank, "z_score": z_score}
 
 
-def _positive(span):
+def _positive(span: np.ndarray) -> np.ndarray:
     return np.where(span > 0, span, 1.0)
 
 
-def normalise(scores, lower_better, how="min_max", pool=None):
+def normalise(scores: np.ndarray, lower_better: bool, how: str = "min_max", pool: np.ndarray | None = None) -> np.ndarray:
     """Direction-align and normalise the raw scores of one metric within each group.
 
     Args:
@@ -56,7 +58,7 @@ def normalise(scores, lower_better, how="min_max", pool=None):
     return np.where(flat, 0.0, NORMALISE[how](scores, pool))
 
 
-def reward_parts(scores, lower_better, config):
+def reward_parts(scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bool], config: RewardConfig) -> dict[str, np.ndarray]:
     """Each metric's share of the reward; the shares sum to `hybrid_reward`.
 
     Args:
@@ -74,26 +76,26 @@ def reward_parts(scores, lower_better, config):
     return {name: shares[name] * values for name, values in _normalised(scores, lower_better, config).items()}
 
 
-def reward_shares(scores, lower_better, config):
+def reward_shares(scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bool], config: RewardConfig) -> dict[str, float]:
     """metric → its share of the weight on these scores; args and errors as `reward_parts`. It depends on them where the config is aware of
     conflicts."""
     return config.shares(agreement_weights(_normalised(scores, lower_better, config), config) if config.conflict_aware else None)
 
 
-def with_fixed_weights(config, scores, lower_better):
+def with_fixed_weights(config: RewardConfig, scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bool]) -> RewardConfig:
     """The config with the weights that it gives these scores, whatever it is used on next; itself unless it is aware of conflicts."""
     if not config.conflict_aware:
         return config
     return replace(config, weights=reward_shares(scores, lower_better, config), conflict_aware=False)
 
 
-def _normalised(scores, lower_better, config):
+def _normalised(scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bool], config: RewardConfig) -> dict[str, np.ndarray]:
     for spec in config.metrics:
         _check(scores, spec.name, config.name)
     return {spec.name: normalise(scores[spec.name], lower_better[spec.name], config.normalise) for spec in config.metrics}
 
 
-def agreement_weights(normalised, config):
+def agreement_weights(normalised: Mapping[str, np.ndarray], config: RewardConfig) -> dict[str, float]:
     """metric → its mean within-group rank correlation with the reward of the other metrics, 0 where that is negative.
 
     Args:
@@ -101,12 +103,12 @@ def agreement_weights(normalised, config):
     """
     shares, weights = config.shares(), {}
     for name, values in normalised.items():
-        others = sum(shares[other] * normalised[other] for other in normalised if other != name)
+        others = np.asarray(sum(shares[other] * normalised[other] for other in normalised if other != name))
         weights[name] = max(0.0, np.nan_to_num(mean_rank_correlation(values, others))) if len(normalised) > 1 else 1.0
     return weights
 
 
-def mean_rank_correlation(first, second):
+def mean_rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's correlation within each group of (G, M) arrays, averaged over the groups with a spread in both; NaN without any."""
     ranks = [rankdata(values, axis=1) for values in (first, second)]
     centred = [rank - rank.mean(axis=1, keepdims=True) for rank in ranks]
@@ -115,22 +117,22 @@ def mean_rank_correlation(first, second):
     return float(((centred[0] * centred[1]).sum(axis=1)[spread] / scale[spread]).mean()) if spread.any() else float("nan")
 
 
-def hybrid_reward(scores, lower_better, config):
+def hybrid_reward(scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bool], config: RewardConfig) -> np.ndarray:
     """R = ½ · mean of the normalised FR scores + ½ · mean of the normalised NR scores (Sec. 4.1), or with the config's weights.
 
     Args and errors as `reward_parts`. Returns (G, M) float64 in [0, 1].
     """
-    return sum(reward_parts(scores, lower_better, config).values())
+    return np.asarray(sum(reward_parts(scores, lower_better, config).values()))
 
 
-def finite_groups_of(scores, config):
+def finite_groups_of(scores: Mapping[str, np.ndarray], config: RewardConfig) -> np.ndarray:
     """(G,) whether all candidates of a group have finite scores of the config's metrics; UserError where one was not scored."""
     for spec in config.metrics:
         _check_scored(scores, spec.name, config.name)
     return np.all([np.isfinite(scores[spec.name]).all(axis=1) for spec in config.metrics], axis=0)
 
 
-def _check_scored(scores, name, config_name):
+def _check_scored(scores: Mapping[str, np.ndarray], name: str, config_name: str) -> None:
     if name not in scores:
         there = ", ".join(sorted(scores))
         raise UserError(
@@ -138,7 +140,7 @@ def _check_scored(scores, name, config_name):
         )
 
 
-def _check(scores, name, config_name):
+def _check(scores: Mapping[str, np.ndarray], name: str, config_name: str) -> None:
     _check_scored(scores, name, config_name)
     bad = np.argwhere(~np.isfinite(np.asarray(scores[name], np.float64)))
     if len(bad):

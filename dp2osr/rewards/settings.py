@@ -35,6 +35,8 @@ class LabelSettings(Settings):
     """GB a process may take, weights and all; batches shrink to it."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Of the metrics' networks; what bf16 does to the first group's ranking is printed."""
+    disable_tf32: bool = False
+    """Score in full float32; by default GPUs that have TF32 use it, and what that does to the first group's ranking is printed."""
     compile: bool = False
     """Compile the metrics' networks with torch.compile: minutes at the start, then faster; what it does to the first
     group's ranking is printed."""
@@ -68,3 +70,25 @@ class InspectRewardSettings(Settings):
     """Crops of them."""
     metrics_dir: str | None = None
     """Folder of scripts/fetch_metrics.py with pyiqa's weights."""
+
+
+@dataclass(kw_only=True)
+class ImportScoresSettings(Settings):
+    """Scores that others computed: `scripts/import_scores.py`."""
+
+    table: str
+    """Their table, .csv or .parquet: columns image_id, candidate, and one a metric."""
+    candidates_dir: str
+    """The candidate folder that they are of."""
+    lower_better: Annotated[list[str], metavar("METRIC")] = field(default_factory=list)
+    """Metrics of which lower is better."""
+    fr: Annotated[list[str], metavar("METRIC")] = field(default_factory=list)
+    """Metrics that compare with the GT; of pyiqa's names and of those in the reward it is known."""
+    metrics: Annotated[list[str] | None, default_is("all columns"), metavar("METRIC")] = None
+    """Take these columns alone."""
+    first_number: Natural = 0
+    """Number of the first candidate in the table; it becomes candidate 0. The GT's rows, if there are any, are -1."""
+    reward_config: Annotated[str | None, default_is("none")] = None
+    """The reward that they are for, a name in configs/rewards or a YAML: training then takes it."""
+    output: Annotated[str | None, default_is("<candidates_dir>/scores.parquet")] = None
+    """Score table."""

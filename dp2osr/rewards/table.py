@@ -5,8 +5,10 @@ Users add columns of their own with pandas, which drops the schema's metadata: t
 
 import json
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +16,7 @@ import pyarrow.parquet as pq
 
 from dp2osr.errors import UserError
 from dp2osr.files import write_text
-from dp2osr.rewards.config import nearest
+from dp2osr.rewards.config import RewardConfig, nearest
 
 METADATA_KEY = b"dp2osr"
 GT_CANDIDATE = -1
@@ -22,7 +24,7 @@ SCORES = "scores.parquet"  # in a candidate folder
 IDS = ("image_id", "candidate")
 
 
-def scores_path(candidates_dir, scores=None):
+def scores_path(candidates_dir: str | Path, scores: str | Path | None = None) -> Path:
     """The score table that a program reads: the one given, else the candidate folder's own."""
     return Path(scores or Path(candidates_dir) / SCORES)
 
@@ -46,17 +48,19 @@ class ScoreTable:
     metadata: dict = field(repr=False, default_factory=dict)
 
 
-def sidecar_path(path):
+def sidecar_path(path: str | Path) -> Path:
     """The JSON beside a score table that holds its metadata once more."""
     return Path(path).with_name(f"{Path(path).name}.json")
 
 
-def write_sidecar(path, metadata):
+def write_sidecar(path: str | Path, metadata: dict[str, Any]) -> None:
     """Write the metadata of the score table at `path` beside it."""
     write_text(sidecar_path(path), json.dumps(metadata, sort_keys=True, indent=1) + "\n")
 
 
-def write_scores(path, columns, metadata, sidecar=True):
+def write_scores(
+    path: str | Path, columns: Mapping[str, np.ndarray | pa.ChunkedArray], metadata: dict[str, Any], sidecar: bool = True
+) -> None:
     """Write a score table; the file is whole or absent.
 
     Args:
@@ -74,7 +78,9 @@ def write_scores(path, columns, metadata, sidecar=True):
     write_table(path, arrays, metadata, sidecar)
 
 
-def write_table(path, columns, metadata, sidecar=False):
+def write_table(
+    path: str | Path, columns: Mapping[str, np.ndarray | pa.Array | pa.ChunkedArray], metadata: dict[str, Any], sidecar: bool = False
+) -> None:
     """Write columns of equal length as parquet, with JSON-able metadata in its schema; the file is whole or absent."""
     path = Path(path)
     arrow = (pa.Array, pa.ChunkedArray)
@@ -88,12 +94,12 @@ def write_table(path, columns, metadata, sidecar=False):
     part.replace(path)
 
 
-def read_metadata(path):
+def read_metadata(path: str | Path) -> dict[str, Any]:
     """The metadata dictionary of a score table, without reading the scores. Raises UserError as `read_columns`."""
     return _metadata(path, _open(path, pq.read_schema))
 
 
-def read_columns(path):
+def read_columns(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(columns, metadata) as `write_scores` takes them, the columns as numpy arrays; the user's own are among them.
 
     Raises:
@@ -107,7 +113,7 @@ def read_columns(path):
     return columns | {name: _numbers(path, table, name) for name in metadata["metrics"]}, metadata
 
 
-def _numbers(path, table, name):
+def _numbers(path: str | Path, table: pa.Table, name: str) -> np.ndarray:
     """(N,) float64 of a column, NaN where it is empty; `UserError` where it holds something else."""
     kind = table[name].type
     if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind)):
@@ -118,13 +124,13 @@ def _numbers(path, table, name):
     return values
 
 
-def own_columns(names, metadata):
+def own_columns(names: Iterable[str], metadata: dict[str, Any]) -> list[str]:
     """Of the columns of a score table those that are the user's: neither ids nor metrics, nor an index that pandas wrote."""
     ours = {*IDS, *metadata["metrics"]}
     return [name for name in names if name not in ours and not re.fullmatch(r"__index_level_\d+__", name)]
 
 
-def read_scores(path, config=None):
+def read_scores(path: str | Path, config: RewardConfig | None = None) -> ScoreTable:
     """Read a score table as arrays over groups.
 
     Args:
@@ -160,7 +166,9 @@ def read_scores(path, config=None):
     return ScoreTable(image_ids.tolist(), scores, gt_scores, directions, metadata)
 
 
-def _with_own_metrics(path, columns, metadata, config):
+def _with_own_metrics(
+    path: str | Path, columns: dict[str, np.ndarray], metadata: dict[str, Any], config: RewardConfig
+) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """(columns, metadata) in which the config's columns are metrics as the others are."""
     own = own_columns(columns, metadata)
     for name, described in config.columns.items():
@@ -172,13 +180,13 @@ def _with_own_metrics(path, columns, metadata, config):
         if name not in columns:
             where = f"which the reward config '{config.name}' names as one of your own"
             hint = nearest(name, own) if own else ""
-            raise UserError(f"{path}: has no column '{name}', {where}; add it (docs/OWN_METRICS.md) or take it out of the config{hint}")
+            raise UserError(f"{path}: has no column '{name}', {where}; add it (docs/rewards.md) or take it out of the config{hint}")
     table = pa.table({name: pa.array(columns[name], from_pandas=True) for name in config.columns})
     columns = columns | {name: _numbers(path, table, name) for name in config.columns}
     return columns, metadata | {"metrics": metadata["metrics"] | {**config.columns, **metadata["metrics"]}}
 
 
-def _check_complete(path, image_ids, times):
+def _check_complete(path: str | Path, image_ids: np.ndarray, times: np.ndarray) -> None:
     wrong = np.argwhere(times != 1)
     if len(wrong):
         group, candidate = wrong[0]
@@ -187,7 +195,7 @@ def _check_complete(path, image_ids, times):
         raise UserError(f"{path}: {where} {problem}; every group must hold the same candidates, run label_rewards.py again")
 
 
-def _open(path, reader):
+def _open(path: str | Path, reader: Callable[[str | Path], Any]) -> Any:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such score table; label_rewards.py makes it")
     try:
@@ -197,7 +205,7 @@ def _open(path, reader):
         raise UserError(f"{path}: not a readable parquet file ({reason}); delete it and run label_rewards.py again") from None
 
 
-def _metadata(path, schema):
+def _metadata(path: str | Path, schema: pa.Schema) -> dict[str, Any]:
     raw = (schema.metadata or {}).get(METADATA_KEY)
     beside = sidecar_path(path)
     metadata = json.loads(raw) if raw else _read_sidecar(beside)
@@ -213,7 +221,7 @@ def _metadata(path, schema):
     return metadata
 
 
-def _read_sidecar(path):
+def _read_sidecar(path: Path) -> dict[str, Any]:
     """The metadata in a sidecar; {} where there is none that can be read."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

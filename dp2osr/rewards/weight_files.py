@@ -3,9 +3,11 @@
 import json
 import os
 import socket
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from dp2osr.digests import digest
@@ -19,7 +21,7 @@ CHECKPOINT_HOLDS_BACKBONE = ("MANIQA", "CFANet")  # pyiqa fetches ImageNet weigh
 
 
 @contextmanager
-def metric_weights(kind, folder=None):
+def metric_weights(kind: str, folder: str | Path | None = None) -> Iterator[None]:
     """Within, pyiqa, torchvision and CLIP look for weights in `folder`, and download to it; None leaves their own places.
 
     Layout: `pyiqa/` (pyiqa's own), `checkpoints/` (torchvision's), `clip/`, `qalign/` (Q-Align's repository). What another metric takes
@@ -51,7 +53,7 @@ def metric_weights(kind, folder=None):
 
 
 @contextmanager
-def no_waiting_for_the_hub():
+def no_waiting_for_the_hub() -> Iterator[None]:
     """Within, a hub that cannot be reached is not asked: its library would try again for a minute before it looks into its cache."""
     from huggingface_hub import constants
 
@@ -63,7 +65,7 @@ def no_waiting_for_the_hub():
 
 
 @cache
-def _hub_answers(endpoint):
+def _hub_answers(endpoint: str) -> bool:
     """Whether the hub's machine can be connected to; a proxy is taken at its word."""
     from urllib.parse import urlsplit
     from urllib.request import getproxies
@@ -78,7 +80,7 @@ def _hub_answers(endpoint):
     return True
 
 
-def metrics_folder(given=None):
+def metrics_folder(given: str | Path | None = None) -> str | Path | None:
     """The folder of weights: the one given, else what DP2OSR_METRICS_DIR names, else None; `UserError` where it is not there."""
     folder = given or os.environ.get("DP2OSR_METRICS_DIR")
     if folder and not Path(folder).is_dir():
@@ -87,13 +89,13 @@ def metrics_folder(given=None):
     return folder or None
 
 
-def weight_files(folder):
+def weight_files(folder: str | Path) -> list[Path]:
     """The files of a metrics folder, sorted, without the manifest and what is hidden, as the hub's own records are."""
     paths = (path for path in Path(folder).rglob("*") if path.is_file() and path != Path(folder) / MANIFEST)
     return sorted(path for path in paths if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def write_manifest(folder):
+def write_manifest(folder: str | Path) -> dict[str, dict[str, Any]]:
     """Hash every file and write the manifest; returns {relative path: {"bytes", "sha256"}}."""
     folder = Path(folder)
     entries = {path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)} for path in weight_files(folder)}
@@ -101,13 +103,13 @@ def write_manifest(folder):
     return entries
 
 
-def check_manifest(folder, complete=True):
+def check_manifest(folder: str | Path, complete: bool = True) -> None:
     """Compare every file that the manifest names with it; where the folder need not be `complete`, those that are there.
 
     Raises:
         UserError: no such folder, a file that is missing, cut short or changed.
     """
-    folder = Path(metrics_folder(folder))
+    folder = Path(metrics_folder(folder) or folder)
     if not (folder / MANIFEST).is_file():
         return  # filled by hand
     try:

@@ -1,5 +1,6 @@
 """A contact sheet of candidate folders: one row an image, LR | bicubic | candidate 0 of each store | GT."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -11,10 +12,17 @@ from dp2osr.errors import UserError
 from dp2osr.outputs import check_no_input, check_output
 from dp2osr.results import check_own_files, own_files
 from dp2osr.sampling.decode import decode_group, load_decoder
-from dp2osr.sampling.store import CandidateStore
+from dp2osr.sampling.store import CandidateStore, reading
 
 
-def contact_sheet(candidates, gt_path, output, columns=2, zoom=1, image_ids=None):
+def contact_sheet(
+    candidates: Mapping[str, str | Path],
+    gt_path: str | Path,
+    output: str | Path,
+    columns: int = 2,
+    zoom: int = 1,
+    image_ids: Sequence[str] | None = None,
+) -> None:
     """Write the PNG `output`.
 
     Args:
@@ -34,15 +42,16 @@ def contact_sheet(candidates, gt_path, output, columns=2, zoom=1, image_ids=None
     check_own_files(Path(output).parent, [Path(output).name], "--output")
     decoders = {title: load_decoder(store.settings) for title, store in stores.items()}
     rows = []
-    for image_id in image_ids:
-        gt = read_image(truths[image_id])
-        pictures = []
-        for title, store in stores.items():
-            group = store.read(image_id)
-            group.latents = group.latents[:1]
-            pictures.append(tensor_to_pil(decode_group(decoders[title], group, store.settings["align_method"])[0]))
-        lr = [group.lr.resize(gt.size, method) for method in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
-        rows.append([*lr, *pictures, gt])
+    with reading(candidates.values(), "contact sheet"):
+        for image_id in image_ids:
+            gt = read_image(truths[image_id])
+            pictures = []
+            for title, store in stores.items():
+                group = store.read(image_id)
+                group.latents = group.latents[:1]
+                pictures.append(tensor_to_pil(decode_group(decoders[title], group, store.settings["align_method"])[0]))
+            lr = [group.lr.resize(gt.size, method) for method in (Image.Resampling.NEAREST, Image.Resampling.BICUBIC)]
+            rows.append([*lr, *pictures, gt])
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     with own_files(Path(output).parent, [Path(output).name], "--output"):
         save_image(draw_sheet(rows, ["LR", "bicubic", *stores, "GT"], columns, zoom), output)

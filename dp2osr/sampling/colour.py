@@ -4,14 +4,14 @@ import torch
 from torch.nn import functional as F
 
 
-def adain_align(images, lr):
+def adain_align(images: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:
     """Give each channel of (B, 3, H, W) the mean and standard deviation that it has in the (1, 3, H, W) upsampled LR."""
     mean, std = images.mean((2, 3), keepdim=True), images.var((2, 3), keepdim=True).add(1e-5).sqrt()
     lr_mean, lr_std = lr.mean((2, 3), keepdim=True), lr.var((2, 3), keepdim=True).add(1e-5).sqrt()
     return (images - mean).div_(std).mul_(lr_std).add_(lr_mean)
 
 
-def low_pass(images, levels=5):
+def low_pass(images: torch.Tensor, levels: int = 5) -> torch.Tensor:
     """The approximation of an à-trous wavelet: `levels` dilated 3 × 3 binomial blurs, borders replicated."""
     taps = images.new_tensor([1.0, 2.0, 1.0]) / 4
     kernel = torch.outer(taps, taps).expand(images.shape[1], 1, 3, 3)
@@ -21,7 +21,7 @@ def low_pass(images, levels=5):
     return images
 
 
-def wavelet_align(images, lr):
+def wavelet_align(images: torch.Tensor, lr: torch.Tensor) -> torch.Tensor:
     """Detail of the (B, 3, H, W) images on the low frequencies of the (1, 3, H, W) upsampled LR."""
     detail = low_pass(images).neg_().add_(images)
     return detail.add_(low_pass(lr))

@@ -1,12 +1,16 @@
 """What sampling is asked to do, and where a setting that no flag gives comes from."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
+from dp2osr.backbones.base import Backbone
 from dp2osr.backbones.locate import find_model_file
 from dp2osr.backbones.tiles import WHOLE, Tiling
 from dp2osr.errors import UserError
 from dp2osr.files import read_json
 from dp2osr.sampling.colour import ALIGN
+from dp2osr.sampling.settings import GenerateSettings, RestoreSettings
 
 RECOMMENDED = "sampling_settings.json"  # in a model's folder
 NAMES = ("num_inference_steps", "guidance_scale", "scheduler", "align_method", "control_scale", "negative_prompt")
@@ -24,12 +28,12 @@ class LoopSettings:
     tiling: Tiling = WHOLE  # of the latents
 
 
-def published_settings(backbone):
+def published_settings(backbone: Backbone) -> dict[str, Any]:
     """The paper's sampling settings for a kind of backbone, by flag."""
     return {**PUBLISHED, **backbone.published_sampling, "scheduler": backbone.default_scheduler}
 
 
-def with_defaults(args, backbone, ask=True):
+def with_defaults(args: GenerateSettings | RestoreSettings, backbone: Backbone, ask: bool = True) -> tuple[Any, dict[str, tuple[Any, str]]]:
     """(flags in which each setting that was not given is the model's recommendation, else the published value; what was filled in).
 
     The ControlNet's folder is asked first, then the base model's, if they are to be asked. The second value is {flag: (value, where it is
@@ -47,12 +51,12 @@ def with_defaults(args, backbone, ask=True):
     return replace(args, **{name: value for name, (value, _) in filled.items()}), filled
 
 
-def _sources(args):
+def _sources(args: GenerateSettings | RestoreSettings) -> list[tuple[str, str | None]]:
     """(path, revision) of the models whose recommendation counts, the first first."""
     return [(args.controlnet_model_name_or_path, None), (args.pretrained_model_name_or_path, args.revision)]
 
 
-def read_recommended(path, revision=None):
+def read_recommended(path: str, revision: str | None = None) -> tuple[dict[str, Any], str]:
     """({setting: value} that the model at `path`, a folder or hub id, recommends, the file that says so); empty where it says nothing.
 
     Raises:
@@ -60,6 +64,7 @@ def read_recommended(path, revision=None):
     """
     file = find_model_file(path, RECOMMENDED, revision)
     settings = read_json(file) if file else {}
+    kinds: dict[str, type | tuple[type, ...]]
     kinds = {"num_inference_steps": int, "guidance_scale": (int, float), "control_scale": (int, float)}
     good = isinstance(settings, dict) and all(
         name in NAMES and isinstance(value, kinds.get(name, str)) and not isinstance(value, bool) for name, value in settings.items()
@@ -69,9 +74,9 @@ def read_recommended(path, revision=None):
     return settings, str(file or "")
 
 
-def describe_defaults(filled):
+def describe_defaults(filled: Mapping[str, tuple[Any, str]]) -> str:
     """`num_inference_steps 3, guidance_scale 1.0 (preset/…/sampling_settings.json); …` of what `with_defaults` filled in."""
-    by_origin = {}
+    by_origin: dict[str, list[str]] = {}
     for name, (value, where) in filled.items():
         by_origin.setdefault(where, []).append(f"{name} {value!r}" if isinstance(value, str) else f"{name} {value:g}")
     return "; ".join(f"{', '.join(values)} (by {where})" for where, values in by_origin.items())

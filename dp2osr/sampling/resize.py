@@ -1,5 +1,7 @@
 """From an LR image to the control image, and from a decoded image back to the size that was asked for."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from PIL import Image
@@ -7,8 +9,10 @@ from torch.nn import functional as F
 
 from dp2osr.errors import UserError
 
+Size = tuple[int, int]  # (width, height)
 
-def image_sizes(size_lr, upscale, native_size, multiple):
+
+def image_sizes(size_lr: Sequence[int], upscale: float, native_size: int, multiple: int) -> tuple[Size, Size, Size]:
     """The sizes that an LR image of `size_lr` goes through, (width, height) each.
 
     Returns:
@@ -18,15 +22,15 @@ def image_sizes(size_lr, upscale, native_size, multiple):
     Raises:
         UserError: no pixel would be left.
     """
-    asked = tuple(round(side * upscale) for side in size_lr)
+    asked = round(size_lr[0] * upscale), round(size_lr[1] * upscale)
     if min(asked) < 1:
         raise UserError(f"--upscale {upscale}: an image of {size_lr[0]} × {size_lr[1]} would have no pixel left")
     enlarge = max(1.0, native_size / min(asked))
-    content = tuple(round(side * enlarge) for side in asked)
-    return asked, content, tuple(side + -side % multiple for side in content)
+    content = round(asked[0] * enlarge), round(asked[1] * enlarge)
+    return asked, content, (content[0] + -content[0] % multiple, content[1] + -content[1] % multiple)
 
 
-def control_image(lr, upscale, native_size, multiple):
+def control_image(lr: Image.Image, upscale: float, native_size: int, multiple: int) -> tuple[torch.Tensor, Size, Size]:
     """The upsampled LR as the models see it.
 
     Bicubic to `upscale` times the size; if a side is then below `native_size`, enlarged until it is not (the authors' test code);
@@ -43,7 +47,7 @@ def control_image(lr, upscale, native_size, multiple):
     return image.to(torch.float32, memory_format=torch.contiguous_format).div_(255), content, asked
 
 
-def restore_size(images, content, asked):
+def restore_size(images: torch.Tensor, content: Size, asked: Size) -> torch.Tensor:
     """Cut the padding off (B, 3, H, W) decoded images and bring them to the size asked for (bicubic, antialiased)."""
     images = images[..., : content[1], : content[0]]
     if content != asked:
@@ -51,6 +55,6 @@ def restore_size(images, content, asked):
     return images
 
 
-def round_to_8_bits(images):
+def round_to_8_bits(images: torch.Tensor) -> torch.Tensor:
     """Values that an 8-bit file would hold: the image that a user gets is the image that is scored."""
     return torch.clamp(images, 0, 1).mul_(255).round_().div_(255)

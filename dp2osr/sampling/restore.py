@@ -1,79 +1,99 @@
 """Super-resolution of a folder: the released way to use a model, one or more samples an image."""
 
 import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from dp2osr.data.images import read_image_and_alpha, tensor_to_pil
-from dp2osr.data.inputs import find_inputs
+from dp2osr.data.inputs import ImageFile, find_inputs
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError, listed
 from dp2osr.files import LONGEST_NAME, check_same_program, clear_parts, differences, read_json, write_json
+from dp2osr.locks import Locks
 from dp2osr.outputs import check_output
 from dp2osr.results import RECORDS, Results
-from dp2osr.sampling.defaults import describe_defaults
-from dp2osr.sampling.sampler import (
-    GroupSampler,
-    earlier_hashes,
-    progress_bar,
-    sampling_record,
-    say,
-    say_cost,
-    settings_not_compared,
-    summary,
-    unused_prompt,
-)
+from dp2osr.sampling.progress import LaunchBar, say, say_cost, say_settings, summary
+from dp2osr.sampling.sampler import GroupSampler, earlier_values, sampling_record, settings_not_compared
+from dp2osr.sampling.settings import RestoreSettings
+from dp2osr.sharing import Launch, WorkLog, share
 
 FLAGS = ("--output_dir", "--suffix", "--overwrite")  # the ways out of a folder with other results
 
 
-def restore_folder(args):
+def restore_folder(args: RestoreSettings) -> None:
     """Write the SR image(s) of every image of `args.image_path`; results of these inputs and settings that are there are kept.
 
     Raises:
         UserError: see `find_inputs`, `GroupSampler` and `Results`; also results that would overwrite inputs, or whose names are too long.
     """
-    from accelerate import PartialState
-
     output = Path(args.output_dir)
     check_output(output)
-    state = PartialState(cpu=compute_device() == "cpu")
-    files, skipped = find_inputs(
-        args.image_path, args.recursive, args.skip_unreadable, leave_out=result_of(output), quiet=not state.is_main_process
-    )
+    launch, locks = Launch(), Locks(output)
+    with launch.first("inputs"):
+        files, skipped = find_inputs(
+            args.image_path, args.recursive, args.skip_unreadable, leave_out=result_of(output), quiet=not launch.is_first
+        )
     names = {file.id: result_names(file, args) for file in files}
     check_names([name for of_image in names.values() for name in of_image])
     Results(output, {}, flags=FLAGS).check_inputs([name for of_image in names.values() for name in of_image], [file.path for file in files])
-    sampler = GroupSampler(args, state.device, process_size=args.process_size)
-    say(state, sampler.filled and f"note: {describe_defaults(sampler.filled)}")
-    say(state, unused_prompt(args.negative_prompt, sampler))
-    say(state, sampler.prompts.check([file.id for file in files], args.prompt_file))
-    record = sampling_record(sampler, sample_times=args.sample_times, process_size=args.process_size)
-    results = Results(output, record, settings_not_compared(sampler), earlier_hashes(args), FLAGS)
+    sampler = GroupSampler(args, compute_device(), process_size=args.process_size)
+    say_settings(launch, sampler, args.negative_prompt, files)
+    with launch.first("weights"):
+        record = sampling_record(sampler, sample_times=args.sample_times, process_size=args.process_size)
+    launch.agree("restoring", {**record, "images": [(file.name, file.size) for file in files]})
+    results = Results(output, record, settings_not_compared(sampler), earlier_values(args), FLAGS)
     wanted = {name: about for file in files for name, about in inputs_of(file, names[file.id], sampler).items()}
-    with state.main_process_first():
-        check_folder(output / f"settings{args.suffix}.json", results, args)
-        missing = set(results.missing(wanted, args.overwrite, args.adopt))
-    todo = {file.id: args.sample_times for file in files if missing & set(names[file.id])}
-    say(state, sizes_line(files, args))
-    share = [file for index, file in enumerate(files) if index % state.num_processes == state.process_index and file.id in todo]
-    say_cost(state, sampler, share, todo)
-    if state.is_main_process and missing:
-        output.mkdir(parents=True, exist_ok=True)
-        write_json(output / f"settings{args.suffix}.json", record)
-        for folder in {(output / name).parent for name in wanted} | {output / RECORDS}:
-            clear_parts(folder)
-    with progress_bar(state, sampler, share, todo, "restore") as bar:
-        for number, file in enumerate(share):
-            bar.set_postfix_str(f"image {number + 1}/{len(share)}", refresh=False)
-            restore(file, [name for name in names[file.id] if name in missing], sampler, results, wanted, bar.update)
-    state.wait_for_everyone()
-    if state.is_main_process:
-        print(summary(output, "images", len(todo), len(files) - len(todo), skipped))
+    settings_path = output / f"settings{args.suffix}.json"
+
+    def survey() -> list[str]:
+        check_folder(settings_path, results, args)
+        return results.missing(wanted, args.overwrite, args.adopt)
+
+    missing = set(launch.of_first("results", survey))
+    todo = [file for file in files if missing & set(names[file.id])]
+    counts = {file.id: args.sample_times for file in todo}
+    say(launch, sizes_line(files, args))
+    say_cost(launch, sampler, todo, counts)
+    sampler.prepare(todo)
+    if launch.is_first and todo:
+        begin_folder(output, settings_path, record, wanted, locks)
+    log = WorkLog(output / RECORDS, "restore", launch)
+    with locks.leaving(), LaunchBar(launch, sampler, todo, counts, "restore") as bar:
+        for file in share(launch, "restore", todo, locks, lambda file: file.id):
+            bar.begin()
+            own = {name: wanted[name] for name in names[file.id] if name in missing}
+            lacking = own if args.overwrite else results.missing(own)  # another job may have made them meanwhile
+            if lacking:
+                restore(file, list(lacking), sampler, results, wanted, bar.update)
+                log.write(file.id, results=len(lacking))
+            launch.add("made", int(bool(lacking)))
+            bar.end(file.id)
+    if launch.is_last("restoring"):
+        locks.leave()
+        made = launch.add("made", 0)
+        print(summary(output, "images", made, len(files) - made, skipped))
 
 
-def restore(file, missing, sampler, results, wanted, progress=None):
+def begin_folder(output: Path, settings_path: Path, record: dict[str, Any], wanted: Iterable[str], locks: Locks) -> None:
+    """Write the settings of the results, and remove what runs that are gone left half-written."""
+    output.mkdir(parents=True, exist_ok=True)
+    locks.enter()
+    write_json(settings_path, record)
+    for folder in {(output / name).parent for name in wanted} | {output / RECORDS}:
+        clear_parts(folder)
+
+
+def restore(
+    file: ImageFile,
+    missing: Sequence[str],
+    sampler: GroupSampler,
+    results: Results,
+    wanted: Mapping[str, dict[str, Any]],
+    progress: Callable[[int], object] | None = None,
+) -> None:
     """Write the results of one image that are `missing`."""
     args = sampler.args
     lr, alpha = read_image_and_alpha(file.path)
@@ -92,7 +112,7 @@ def restore(file, missing, sampler, results, wanted, progress=None):
             part.write_text(sampler.prompts(file.id, lr) + "\n", encoding="utf-8")
 
 
-def image_names(file, args):
+def image_names(file: ImageFile, args: RestoreSettings) -> list[str]:
     """Paths of the SR images of one input below the output folder, sub-folders as the inputs have them."""
     folder = f"{file.folder}/" if file.folder else ""
     if args.sample_times == 1:
@@ -101,30 +121,30 @@ def image_names(file, args):
     return [f"{folder}{file.stem}_{index:0{digits}d}{args.suffix}.png" for index in range(args.sample_times)]
 
 
-def result_names(file, args):
+def result_names(file: ImageFile, args: RestoreSettings) -> list[str]:
     """Paths of all results of one input: its SR images, and its prompt where that is asked for."""
     folder = f"{file.folder}/" if file.folder else ""
     return image_names(file, args) + ([f"txt/{folder}{file.stem}{args.suffix}.txt"] if args.save_prompts else [])
 
 
-def inputs_of(file, names, sampler):
+def inputs_of(file: ImageFile, names: Sequence[str], sampler: GroupSampler) -> dict[str, dict[str, Any]]:
     """{result: what its input is}: the image's content and id, its prompt where a file names it, the number of the sample."""
     prompt = {"prompt": sampler.prompts.tags.get(file.id, "")} if sampler.prompts.kind == "file" else {}
     return {name: {"image": file.content, "id": file.id, **prompt, "sample": index} for index, name in enumerate(names)}
 
 
-def result_of(output):
+def result_of(output: Path) -> Callable[[Path], bool]:
     """A function that tells whether an image among the inputs is a result that this program wrote to `output`."""
     results = Results(output, {})
 
-    def is_result(path):
+    def is_result(path: Path) -> bool:
         relative = os.path.relpath(os.path.realpath(path), os.path.realpath(output))
         return not relative.startswith("..") and results.is_own(Path(relative).as_posix())
 
     return is_result
 
 
-def check_names(names):
+def check_names(names: Sequence[str]) -> None:
     """Raise `UserError` for names that are too long for a file system, or two results of one name."""
     long = [name for name in names if len(os.fsencode(name.rpartition("/")[2])) > LONGEST_NAME]
     if long:
@@ -134,7 +154,7 @@ def check_names(names):
         raise UserError(f"{len(twice)} results would have one name ({listed(twice)}); rename the inputs, or give another --suffix")
 
 
-def check_folder(path, results, args):
+def check_folder(path: Path, results: Results, args: RestoreSettings) -> None:
     """Refuse to mix results of other settings, which the settings file at `path` has, with these (UserError)."""
     if not path.exists():
         return
@@ -150,7 +170,7 @@ def check_folder(path, results, args):
         )
 
 
-def sizes_line(files, args):
+def sizes_line(files: Sequence[ImageFile], args: RestoreSettings) -> str:
     """`26 images, 32 × 32 → 128 × 128 (--upscale 4)`."""
     sizes = {file.size for file in files}
     before = " x ".join(map(str, files[0].size))

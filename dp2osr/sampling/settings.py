@@ -6,11 +6,25 @@ from typing import Annotated, Literal
 from dp2osr.backbones.settings import ModelSettings
 from dp2osr.cli import Settings
 from dp2osr.data.settings import InputSettings
-from dp2osr.fields import Count, Finite, Natural, PartOfAName, Positive, default_is
+from dp2osr.fields import Count, Finite, Natural, PartOfAName, Positive, Tokens, default_is
 
 
 @dataclass(kw_only=True)
-class SamplingSettings(Settings):
+class PromptSettings(Settings):
+    """Where prompts come from."""
+
+    prompt_source: Annotated[Literal["ram", "file", "none"] | None, default_is("the one whose path is given, else none")] = None
+    """ram: tags of the LR image by --ram_path; file: tags from --prompt_file; none: empty prompts."""
+    ram_path: str | None = None
+    """RAM: ram_swin_large_14m.pth, or the file that scripts/convert_ram.py made of it."""
+    dape_path: str | None = None
+    """DAPE.pth, RAM's update for degraded images; not needed where it is merged."""
+    prompt_file: str | None = None
+    """JSON {image id: tags}, with --prompt_source file."""
+
+
+@dataclass(kw_only=True)
+class SamplingSettings(PromptSettings):
     """How a model samples; the defaults of those that are None are the model's own, see `sampling.defaults`."""
 
     controlnet_model_name_or_path: str
@@ -25,22 +39,18 @@ class SamplingSettings(Settings):
         None
     )
     """Colour fix against the upsampled LR."""
-    prompt_source: Annotated[Literal["ram", "file", "none"] | None, default_is("the one whose path is given, else none")] = None
-    """ram: tags of the LR image by --ram_path; file: tags from --prompt_file; none: empty prompts."""
-    ram_path: str | None = None
-    """RAM: ram_swin_large_14m.pth, or the file that scripts/convert_ram.py made of it."""
-    dape_path: str | None = None
-    """DAPE.pth, RAM's update for degraded images; not needed where it is merged."""
-    prompt_file: str | None = None
-    """JSON {image id: tags}, with --prompt_source file."""
     negative_prompt: Annotated[str | None, default_is("the model's sampling_settings.json, else 'dotted, noise, blur, lowres, smooth'")] = (
         None
     )
     """SD2: used where guidance is on."""
+    max_sequence_length: Annotated[Tokens | None, default_is("512")] = None
+    """FLUX: tokens of a prompt that T5 embeds. 128 take 1.35 times less time and a quarter of the disk; longer prompts are cut."""
     batch_size: Count = 8
     """Samples of the model's own size denoised together, on each process; of larger images as many as have the same pixels."""
     enable_xformers_memory_efficient_attention: bool = False
     """Attention by xformers, which must be installed; without it PyTorch's own memory-efficient attention is used."""
+    compile: bool = False
+    """Compile the networks' repeated blocks by torch.compile: a minute or more at the start and at each new size, then faster."""
     control_scale: Annotated[Finite | None, default_is("the model's sampling_settings.json, else 1")] = None
     """Factor on what the ControlNet adds."""
     tile_size: Annotated[Count | None, default_is("1.5 times the model's size")] = None
@@ -69,6 +79,33 @@ class GenerateSettings(InputSettings, SamplingSettings, ModelSettings):
     """Size of the result over size of the LR image."""
     save_images: Literal["all", "none"] = "none"
     """PNGs beside the latents."""
+
+
+@dataclass(kw_only=True)
+class ImportSettings(PromptSettings, ModelSettings):
+    """Candidates that others sampled: `scripts/import_candidates.py`."""
+
+    image_path: str
+    """Folder of the LR images that they were sampled from."""
+    output_dir: str
+    """The candidate folder; run again to go on where it stopped."""
+    images: str | None = None
+    """Folder of their images: <image_id>/NNN.png, or <image_id>_NN.png."""
+    latents: str | None = None
+    """Folder of their latents instead, scaled as the base model's denoiser sees them: <image_id>.safetensors with "latents" (M, C, h, w),
+    or .pt, .npy."""
+    first_number: Natural = 0
+    """Number of the first candidate in the names of --images; it becomes candidate 0."""
+    upscale: Positive = 4
+    """Size of the candidates over size of the LR image."""
+    align_method: Literal["adain", "wavelet", "nofix"] = "nofix"
+    """Colour fix of the decoded candidates, which scoring and the trained policy go by."""
+    num_inference_steps: Annotated[Count | None, default_is("the model's sampling_settings.json, else the paper's")] = None
+    """Denoising steps that they were sampled with: validation goes by it."""
+    guidance_scale: Annotated[Finite | None, default_is("the model's sampling_settings.json, else the paper's")] = None
+    """Guidance that they were sampled with: validation goes by it, and the training of FLUX."""
+    scheduler: Annotated[str | None, default_is("the model's sampling_settings.json, else its kind's")] = None
+    """Scheduler that they were sampled with: validation goes by it."""
 
 
 @dataclass(kw_only=True)

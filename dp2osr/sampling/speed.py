@@ -3,13 +3,18 @@
 import io
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
 
+from dp2osr.backbones.base import Backbone
 from dp2osr.data.images import tensor_to_pil
+from dp2osr.device import wait_for_device
 from dp2osr.sampling.colour import ALIGN
+from dp2osr.sampling.defaults import LoopSettings
+from dp2osr.sampling.memory import Work
 from dp2osr.sampling.resize import round_to_8_bits
 
 
@@ -21,7 +26,7 @@ class Speed:
     decoded_pixel: float
     finished_pixel: float  # colour fix and file
 
-    def seconds(self, work, steps, count, encodes_control, save_images=True):
+    def seconds(self, work: Work, steps: int, count: int, encodes_control: bool, save_images: bool = True) -> float:
         """Of `count` samples of one image."""
         seconds = steps * work.tiles * math.prod(work.tile) * count * self.latent_pixel
         decoded = count if save_images else 0
@@ -30,27 +35,26 @@ class Speed:
         return seconds + decoded * math.prod(work.asked) * self.finished_pixel
 
 
-def seconds_of(function):
+def seconds_of(function: Callable[[], object]) -> float:
     """Of one call."""
     started = time.perf_counter()
     function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    wait_for_device()
     return time.perf_counter() - started
 
 
-def probe(small, large, ratio, patience=1.0):
+def probe(small: Callable[[], object], large: Callable[[], object], ratio: float, patience: float = 1.0) -> float:
     """Seconds of `large()` after `small()`, which is 1/`ratio` of it and warms up; from the latter alone where it took long already."""
     first = seconds_of(small)
     return first * ratio if first > patience else seconds_of(large)
 
 
 @torch.no_grad()
-def seconds_a_pass(backbone, controlnet, settings, tile, together):
+def seconds_a_pass(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, tile: tuple[int, int], together: int) -> float:
     """Of one `predict` for `together` samples on a tile of (h, w) latents, after a warm-up."""
     generator = torch.Generator().manual_seed(0)
     side = [length * backbone.vae_scale for length in tile]
-    prompt = backbone.encode_prompts([""])
+    prompt = backbone.blank_prompt()
     control = torch.rand((1, 3, *side), generator=generator)
     if backbone.encodes_control:  # the packed latents' shape is all that counts
         control = torch.rand((1, math.prod(tile) // 4, 4 * backbone.latent_channels), generator=generator)
@@ -58,7 +62,7 @@ def seconds_a_pass(backbone, controlnet, settings, tile, together):
     scheduled = backbone.sampling_schedule(settings, (backbone.latent_channels, *tile)).timesteps[0]
     scheduled = scheduled.to(backbone.dtype) / 1000 if backbone.encodes_control else scheduled
 
-    def call(count):
+    def call(count: int) -> None:
         count *= backbone.passes_a_step(settings.guidance_scale)
         noisy = torch.randn((count, backbone.latent_channels, *tile), generator=generator).to(backbone.device, backbone.dtype)
         backbone.predict([controlnet], noisy, scheduled, prompt, control, settings.control_scale)
@@ -67,7 +71,7 @@ def seconds_a_pass(backbone, controlnet, settings, tile, together):
 
 
 @torch.no_grad()
-def measure_speed(backbone, controlnet, settings, work, align_method):
+def measure_speed(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, work: Work, align_method: str) -> Speed:
     """The `Speed` by one pass over a tile of `work`, the decoding of a small image and its colour fix."""
     network = seconds_a_pass(backbone, controlnet, settings, work.tile, work.together)
     side = min(backbone.native_size // backbone.vae_scale, *work.decode_tile)
@@ -77,7 +81,7 @@ def measure_speed(backbone, controlnet, settings, work, align_method):
     decoding = probe(lambda: backbone.decode_latents(half), lambda: backbone.decode_latents(latents), 4)
     image = torch.rand((1, 3, 2 * side * backbone.vae_scale, 2 * side * backbone.vae_scale), generator=generator).to(backbone.device)
 
-    def finish(image):
+    def finish(image: torch.Tensor) -> None:
         image = round_to_8_bits(ALIGN[align_method](image, image)).cpu()
         tensor_to_pil(image[0]).save(io.BytesIO(), format="PNG")
 
@@ -89,7 +93,7 @@ def measure_speed(backbone, controlnet, settings, work, align_method):
     )
 
 
-def in_words(seconds):
+def in_words(seconds: float) -> str:
     """`12 s`, `3 min 20 s`, `2 h 5 min`."""
     seconds = max(1, round(seconds))
     units = [(seconds // 3600, "h"), (seconds % 3600 // 60, "min"), (seconds % 60, "s")]

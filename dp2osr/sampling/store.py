@@ -10,26 +10,38 @@
 The latents are the record: training reads them, and decoding is deterministic.
 """
 
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
 from dp2osr.data.images import read_image
+from dp2osr.data.inputs import ImageFile
+from dp2osr.digests import learn_digests
 from dp2osr.errors import UserError, listed
 from dp2osr.files import (
     as_json,
     check_same_program,
-    clear_parts,
     differences,
     put_back,
     read_json,
     replace_folder,
     save_tensors,
+    short_name,
     write_json,
 )
+from dp2osr.locks import DOOR, Locks
+from dp2osr.sampling.pruned import check_not_pruned, rows_of
+from dp2osr.sharing import Launch
+
+Also = Mapping[str, Callable[[], object]]  # as `files.differences` takes it
 
 
 @dataclass
@@ -59,22 +71,32 @@ class CandidateStore:
         UserError: not a candidate folder, or one whose groups were made with other settings or of more candidates.
     """
 
-    def __init__(self, folder, settings=None, not_compared=(), also=None, begin=True):
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: Mapping[str, Any] | None = None,
+        not_compared: Sequence[str] = (),
+        also: Also | None = None,
+        begin: bool = True,
+    ) -> None:
         self.folder = Path(folder)
-        self.groups, self.record = self.folder / "groups", self.folder / "settings.json"
+        self.groups, self.record, self.locks = self.folder / "groups", self.folder / "settings.json", Locks(self.folder)
         there = read_json(self.record) if self.record.is_file() else None
         if settings is None:
             if there is None:
                 raise UserError(f"{self.folder}: is not a candidate folder (no settings.json); make one with gen_candidates.py")
-            self.settings = there
+            self.settings: dict[str, Any] = there
             return
-        self.settings = as_json(settings)
-        self._check_folder(there, not_compared, also)
+        self.settings, self.compared = as_json(settings), (not_compared, also)
+        self._check_folder(there, *self.compared)
         if begin:
             self.begin()
 
-    def _check_folder(self, there, not_compared, also):
-        """Raise `UserError` unless the folder is new, or a candidate folder with these settings; `there` are those that it has."""
+    def _check_folder(self, there: dict[str, Any] | None, not_compared: Sequence[str], also: Also | None, is_new: bool = True) -> None:
+        """Raise `UserError` unless the folder is new, or a candidate folder with these settings; `there` are those that it has.
+
+        Settings of a folder without groups count if it `is_new` to nobody: another job is about to write its first one.
+        """
         if there is None:
             names = self._entries()
             if names:
@@ -86,10 +108,14 @@ class CandidateStore:
         if "num_candidates" in self.settings and "num_candidates" not in there:
             raise UserError(f"{self.record}: is not of this program; nothing of that folder is touched, give another --output_dir")
         check_same_program(self.record, there, self.settings)
-        if self._entries():
+        check_not_pruned(self.folder, "give another --output_dir")
+        if ("imported" in there) != ("imported" in self.settings):
+            whose = "imported by scripts/import_candidates.py" if "imported" in there else "sampled by gen_candidates.py"
+            raise UserError(f"{self.folder}: its candidates were {whose}, and others do not go with them; give another --output_dir")
+        if self._entries() or not is_new:
             self._check_settings(there, not_compared, also)
 
-    def _check_settings(self, there, not_compared, also):
+    def _check_settings(self, there: dict[str, Any], not_compared: Sequence[str], also: Also | None) -> None:
         asked, found = self.settings.get("num_candidates", 0), there.get("num_candidates", 0)
         differing = differences(there, self.settings, (*not_compared, "num_candidates"), also)
         if differing:
@@ -101,14 +127,36 @@ class CandidateStore:
             )
         self.settings = {**there, **({"num_candidates": asked} if asked else {})}
 
-    def begin(self):
-        """Write the settings: from now on the folder is theirs."""
+    def begin(self) -> None:
+        """Write the settings: from now on the folder is theirs. Another job may have written its own meanwhile: they are compared again."""
         self.groups.mkdir(parents=True, exist_ok=True)
-        clear_parts(self.groups)
-        if not self.record.is_file() or read_json(self.record) != self.settings:
-            write_json(self.record, self.settings)
+        with ExitStack() as refused:
+            refused.callback(self.locks.leave)
+            with self.locks.held(DOOR, wait=True):
+                there = read_json(self.record) if self.record.is_file() else None
+                self._check_folder(there, *self.compared, is_new=self.locks.enter())
+                if there != self.settings:
+                    write_json(self.record, self.settings)
+            refused.pop_all()
 
-    def survey(self, files, prompts=None, adopt=False, pictures=False):
+    def clear_parts(self, image_ids: Iterable[str]) -> None:
+        """Remove what processes that are gone left half-written of these groups: those whose lock is free."""
+        ids = {short_name(image_id): image_id for image_id in image_ids}
+        for path in self.groups.glob(".*.part"):
+            image_id = ids.get(path.name.split(".")[1])
+            if image_id:
+                with self.locks.held(image_id) as mine:
+                    if mine:
+                        shutil.rmtree(path, ignore_errors=True)
+
+    def survey(
+        self,
+        files: Mapping[str, ImageFile],
+        prompts: Mapping[str, str] | None = None,
+        adopt: bool = False,
+        pictures: bool = False,
+        held: bool = False,
+    ) -> dict[str, int]:
         """{image id: how many of its candidates are there, made of the same image}; 0: none, or of another one. Nothing is changed.
 
         Args:
@@ -116,18 +164,21 @@ class CandidateStore:
             prompts: {image id: the prompt that it must have been sampled with}; an id that is not named may have any.
             adopt: take groups from before inputs were recorded whose LR image is the same.
             pictures: a group without its PNGs is not there.
+            held: their locks are: what a stop in the middle of a replacement left aside is put back.
 
         Raises:
             UserError: groups that this program did not write, from before inputs were recorded, or sampled with other prompts.
         """
-        have, foreign, unrecorded, other = {}, [], [], []
-        for image_id, file in files.items():
+        foreign, unrecorded, other = [], [], []
+        if held:
+            for image_id in files:
+                put_back(self.groups / image_id)
+        there = {image_id: file for image_id, file in files.items() if os.path.lexists(f"{self.groups}/{image_id}")}
+        learn_digests(file.path for file in there.values())
+        have = dict.fromkeys(files, 0)
+        for image_id, file in there.items():
             folder = self.groups / image_id
-            put_back(folder)
             about = self._about(folder)
-            have[image_id] = 0
-            if not folder.exists() and not folder.is_symlink():
-                continue
             if about is None:
                 foreign.append(image_id)
             elif "input" not in about and not adopt:
@@ -148,7 +199,7 @@ class CandidateStore:
             raise UserError(f"{where}: {len(other)} groups were sampled with other prompts ({listed(other)}); give another --output_dir")
         return have
 
-    def _about(self, folder):
+    def _about(self, folder: Path) -> dict[str, Any] | None:
         """What group.json says, or None where there is no group of this program."""
         try:
             about = read_json(folder / "group.json")
@@ -157,17 +208,17 @@ class CandidateStore:
         whole = isinstance(about, dict) and {"image_id", "prompt", "seeds"} <= about.keys() and (folder / "latents.safetensors").is_file()
         return about if whole else None
 
-    def _is_of(self, folder, about, file):
+    def _is_of(self, folder: Path, about: Mapping[str, Any], file: ImageFile) -> bool:
         """Whether a group was made of the image in a file."""
         if "input" in about:
             return about["input"]["image"] == file.content
         return np.array_equal(np.asarray(read_image(folder / "lr.png")), np.asarray(read_image(file.path)))
 
-    def _entries(self):
+    def _entries(self) -> list[str]:
         """Names of what lies in `groups/`, sorted, without hidden files."""
         return sorted(path.name for path in self.groups.iterdir() if not path.name.startswith(".")) if self.groups.is_dir() else []
 
-    def ids(self):
+    def ids(self) -> list[str]:
         """Image ids of the whole groups, sorted.
 
         Raises:
@@ -179,14 +230,14 @@ class CandidateStore:
             raise UserError(f"{self.groups}: {listed(strange, 30)}: no candidate groups (no group.json); move them away")
         return names
 
-    def has(self, image_id):
+    def has(self, image_id: str) -> bool:
         return (self.groups / image_id).is_dir()
 
-    def has_prompt(self, image_id):
+    def has_prompt(self, image_id: str) -> bool:
         """Whether the embedding of the group's prompt is there."""
         return (self.groups / image_id / "prompt.safetensors").is_file()
 
-    def write(self, group, images=None, made_of=None):
+    def write(self, group: CandidateGroup, images: torch.Tensor | None = None, made_of: Mapping[str, str] | None = None) -> None:
         """Store a group, with its (M, 3, H, W) `images` as PNGs if given, in place of an earlier one; visible only when whole.
 
         `made_of` says what its input is: {"image": SHA-256 of the LR image's file}.
@@ -195,7 +246,7 @@ class CandidateStore:
 
         about = {"image_id": group.image_id, "prompt": group.prompt, "seeds": group.seeds, "upscale": group.upscale}
 
-        def fill(folder):
+        def fill(folder: Path) -> None:
             save_tensors({"latents": group.latents.to(torch.float16)}, folder / "latents.safetensors")
             if group.embedding:
                 save_tensors(group.embedding, folder / "prompt.safetensors")
@@ -206,25 +257,50 @@ class CandidateStore:
 
         replace_folder(self.groups / group.image_id, fill)
 
-    def read(self, image_id):
-        """The stored group, but for the prompt's embedding.
+    def read(self, image_id: str, chosen: Sequence[int] | None = None) -> CandidateGroup:
+        """The stored group, but for the prompt's embedding; with the latents of the candidates `chosen` alone, if given.
 
         Raises:
-            UserError: unknown id or a broken file.
+            UserError: unknown id, a broken file, fewer candidates than are chosen from, or some of them pruned away.
         """
         folder = self.groups / image_id
         if not folder.is_dir():
             raise UserError(f"{self.folder}: has no group '{image_id}'")
-        latents = self.read_tensors(image_id, "latents")["latents"]
+        latents = self.read_tensors(image_id, "latents", chosen)["latents"]
         about = read_json(folder / "group.json")
         return CandidateGroup(image_id, latents, about["prompt"], read_image(folder / "lr.png"), about["seeds"], about["upscale"])
 
-    def read_tensors(self, image_id, name):
-        """The tensors of a group's `latents` or `prompt` file; UserError if it is missing or broken."""
-        from safetensors.torch import load_file
+    def read_tensors(self, image_id: str, name: str, rows: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
+        """The tensors of a group's `latents` or `prompt` file, or these `rows` of each; UserError if it is missing or broken."""
+        from safetensors import safe_open
 
         path = self.groups / image_id / f"{name}.safetensors"
         try:
-            return load_file(path)
-        except Exception as error:  # SafetensorError, FileNotFoundError, OSError
+            with safe_open(path, "pt") as file:
+                rows = rows_of(path, file.metadata(), rows)
+                keys = list(file.keys())
+                if rows is None:
+                    return {key: file.get_tensor(key) for key in keys}
+                stored = {key: file.get_slice(key) for key in keys}
+                return {key: torch.stack([tensor[int(row)] for row in rows]) for key, tensor in stored.items()}
+        except UserError:
+            raise
+        except Exception as error:  # SafetensorError, FileNotFoundError, OSError, IndexError
             raise UserError(f"{path}: not readable ({error}); delete the folder {path.parent} and run gen_candidates.py again") from None
+
+
+@contextmanager
+def reading(folders: Iterable[str | Path], what: str) -> Iterator[None]:
+    """Within, scripts/prune.py sees that this process reads these candidate folders, and removes nothing from them.
+
+    A folder that holds no candidates is left alone, for its reader to refuse.
+
+    Args:
+        what: reads, as prune names it.
+    """
+    quiet = not Launch().is_first
+    with ExitStack() as held:
+        for folder in map(Path, folders):
+            if (folder / "settings.json").is_file():
+                held.enter_context(Locks(folder).reading(what, quiet))
+        yield

@@ -5,37 +5,46 @@ presets train the denoiser and the text encoders along with it (`--train_backbon
 (seed, sample number) alone, so a resumed run needs weights, optimizer, schedule, scaler, mean of the weights and the step's number.
 """
 
+from __future__ import annotations
+
 import math
-import signal
-import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from dp2osr.backbones import load_backbone, model_source
+from dp2osr.backbones import load_backbone, model_source, set_text_length
 from dp2osr.backbones.loading import cast, find_model_index
 from dp2osr.data.collection import open_collection
 from dp2osr.data.degradation_settings import load_degradation
 from dp2osr.data.stream import BatchPlan, PairStream, StreamSettings, pair_batches
-from dp2osr.device import DTYPES, compute_device, usable_precision
+from dp2osr.device import DTYPES, compute_device, set_tf32, usable_precision
 from dp2osr.divergence import Divergence
-from dp2osr.errors import UserError, stop
+from dp2osr.errors import UserError, memory_advice
 from dp2osr.files import save_model, write_text
-from dp2osr.training.baseline_checks import FREE_SETTINGS, check_baseline, check_sizes
+from dp2osr.training.baseline_checks import FREE_SETTINGS, POOL, baseline_memory_flags, check_baseline, check_sizes
 from dp2osr.training.checkpoints import check_agreement, restore_checkpoint, save_checkpoint
 from dp2osr.training.folder import clear_parts, keep_run_settings
 from dp2osr.training.log import TrainingLog, start_tracker
-from dp2osr.training.pool import LatentPool
+from dp2osr.training.optimizers import adamw
+from dp2osr.training.pool import made_pool
 from dp2osr.training.regression import Regression, draw_noise, image_metric
 from dp2osr.training.settings import STEADY_SCHEDULES
-from dp2osr.training.signals import noted_signals
+from dp2osr.training.signals import end_early, noted_signals
 from dp2osr.training.skipped import Skipped, check_photographs, take_tags
 from dp2osr.training.text import PromptBook
 from dp2osr.training.validation_pictures import Pictures, read_validation
+
+if TYPE_CHECKING:
+    from dp2osr.training.baseline_settings import BaselineSettings
+    from dp2osr.training.pool import Batch
+    from dp2osr.training.signals import StopRequest
 
 CONTROLNET_FLAGS = ("conditioning_channels", "num_double_layers", "num_single_layers")  # each kind of backbone takes its own
 METRIC_CROPS = 16  # from which `image_metric` learns how an image feels a latent's error
@@ -51,14 +60,14 @@ class BaselineTrainer:
         UserError: flags that do not go together, photographs or models that cannot be used, an output folder of another run.
     """
 
-    def __init__(self, args):
+    def __init__(self, args: BaselineSettings) -> None:
         from accelerate import Accelerator
         from accelerate.utils import DistributedDataParallelKwargs
 
         check_baseline(args)
         self.args, self.output, device = args, Path(args.output_dir), compute_device()
         self.accelerator = Accelerator(
-            cpu=device == "cpu",  # told, or several processes on a CPU take themselves for one each
+            cpu=device.type == "cpu",  # told, or several processes on a CPU take themselves for one each
             mixed_precision=usable_precision(args.mixed_precision, device),
             gradient_accumulation_steps=args.gradient_accumulation_steps,
             log_with=None if args.report_to == "none" else args.report_to,
@@ -67,8 +76,7 @@ class BaselineTrainer:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=args.train_backbone)],
         )
         self.main = self.accelerator.is_main_process
-        if args.allow_tf32:
-            torch.backends.cuda.matmul.allow_tf32 = True
+        set_tf32(device, args.disable_tf32)
         validation = read_validation(args.validation_image, args.validation_prompt)
         self.load_networks()
         self.open_data()
@@ -81,13 +89,14 @@ class BaselineTrainer:
 
     # -- what a run is made of -----------------------------------------------------------------------------------------
 
-    def load_networks(self):
+    def load_networks(self) -> None:
         """The backbone, frozen parts in the run's precision, and the ControlNet in fp32."""
         args = self.args
         torch.manual_seed(args.seed)
         dtype = torch.float32 if args.train_backbone else DTYPES[self.accelerator.mixed_precision]
         self.backbone = load_backbone(model_source(args), self.accelerator.device, dtype, kind=args.backbone)
         check_sizes(args, self.backbone)
+        set_text_length(self.backbone, args.max_sequence_length)
         if args.train_backbone:
             find_model_index(args.pretrained_model_name_or_path, args.revision)  # which is saved beside the parts
         if args.controlnet_model_name_or_path:
@@ -102,7 +111,7 @@ class BaselineTrainer:
             controlnet.enable_gradient_checkpointing()
             self.backbone.denoiser.enable_gradient_checkpointing()
 
-    def open_data(self):
+    def open_data(self) -> None:
         """The photographs, and the plan of which samples are whose."""
         args, scale = self.args, self.backbone.vae_scale
         degradation = load_degradation(args.degradation)
@@ -125,7 +134,7 @@ class BaselineTrainer:
             window, args.resolution, args.max_train_steps, small,
         )  # fmt: skip
 
-    def settle(self):
+    def settle(self) -> None:
         """Write the run's settings, or compare them with those that are there."""
         args, plan = self.args, self.plan
         if self.main:
@@ -140,13 +149,13 @@ class BaselineTrainer:
             clear_parts(self.output)
         self.accelerator.wait_for_everyone()
 
-    def embed_prompts(self, more):
+    def embed_prompts(self, more: Iterable[str]) -> PromptBook:
         """The `PromptBook`: none, the negative prompt, those of the photographs in order, then `more`."""
         texts = ["", self.args.negative_prompt, *self.stream.collection.prompts]
         texts += [text for text in dict.fromkeys(more) if text not in texts]
         return PromptBook(self.backbone, texts, self.args.train_backbone, self.args.text_cache_gb * 1e9, quiet=not self.main)
 
-    def make_optimizer(self):
+    def make_optimizer(self) -> None:
         from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
 
@@ -166,7 +175,7 @@ class BaselineTrainer:
         if args.use_ema:
             self.mean = self.parts["ema"] = EMAModel(self.parameters, decay=args.ema_decay, foreach=True)
 
-    def error_metric(self):
+    def error_metric(self) -> torch.Tensor:
         """The (C, C) metric of errors; where the image counts, by the crops of the first photographs."""
         if not self.args.image_weight:
             return torch.eye(self.backbone.latent_channels, device=self.backbone.device)
@@ -179,13 +188,13 @@ class BaselineTrainer:
 
     # -- the loop --------------------------------------------------------------------------------------------------------
 
-    def train(self):
+    def train(self) -> None:
         """Go on from the newest checkpoint to the last step, or to the end of the step in which a signal comes."""
         args, accelerator = self.args, self.accelerator
         first = self.step = restore_checkpoint(self.output, self.parts)
         if self.mean:
             self.mean.to(self.backbone.device)
-        check_agreement(first, accelerator)
+        check_agreement(first, accelerator, self.parameters)
         log = TrainingLog(self.output / "train_log.jsonl", first) if self.main else None
         start_tracker(self.accelerator, self.args, "dp2osr-baseline")
         started, divergence, smoothed = time.time(), Divergence(self.output), None
@@ -207,14 +216,14 @@ class BaselineTrainer:
                     with self.saved_weights():
                         self.pictures(self.controlnet, self.output / "samples" / f"{self.step:06d}.png")
                 if stopping and self.step < args.max_train_steps:
-                    self.end_early(request.signal)
+                    end_early(accelerator, self.output, request.signal, self.step, args.max_train_steps)
         if first == args.max_train_steps and self.main:  # a stop between its checkpoint and its models
             self.save_models()
         accelerator.end_training()
         if self.main:
             self.skipped.sum_up(self.output)
 
-    def train_step(self, step, batches, request):
+    def train_step(self, step: int, batches: Iterator[Batch], request: StopRequest) -> tuple[float, bool]:
         """One optimizer step over all micro-batches: (the mean loss of the whole batch, whether a signal has come to any process)."""
         args, accelerator = self.args, self.accelerator
         total = torch.zeros(2, device=accelerator.device)
@@ -237,14 +246,16 @@ class BaselineTrainer:
         loss, stopping = (accelerator.reduce(total, "sum") / self.plan.processes).tolist()
         return loss, stopping > 0
 
-    def batches(self, first):
+    def batches(self, first: int) -> Iterator[Batch]:
         """Yield this process's micro-batches from step `first` on: (numbers, latents, control, prompts), of the pool if there is one."""
         if self.args.pool_size:
-            pool = LatentPool(self.backbone, self.args.seed, self.encoded(self.plan.of_pool(self.args.pool_size), 0), self.accelerator)
-            return pool.batches(self.plan, self.accelerator.process_index, first, self.args.pool_size)
+            size = self.args.pool_size
+            shares = partial(self.encoded, self.plan.of_pool(size), 0)
+            pool = made_pool(self.output / POOL, self.backbone, self.args.seed, size, shares, self.accelerator)
+            return pool.batches(self.plan, self.accelerator.process_index, first)
         return self.encoded(self.plan, first)
 
-    def encoded(self, plan, first):
+    def encoded(self, plan: BatchPlan, first: int) -> Iterator[Batch]:
         """The same, degraded and encoded anew."""
         args = self.args
         loaded = pair_batches(
@@ -254,7 +265,7 @@ class BaselineTrainer:
             self.skipped.note(problems)
             yield numbers, *self.encode(pixels), prompts
 
-    def encode(self, pixels):
+    def encode(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(2, B, w, w, 3) uint8 GT and upsampled LR → (latents (B, C, h, w), control input)."""
         gt, lr = (as_images(side.to(self.backbone.device, non_blocking=True)) for side in pixels)
         with torch.no_grad():
@@ -262,20 +273,20 @@ class BaselineTrainer:
 
     # -- what it leaves ----------------------------------------------------------------------------------------------------
 
-    def save(self, log, record):
+    def save(self, log: TrainingLog | None, record: dict[str, Any]) -> None:
         """A checkpoint, the models, a line of the log."""
         from accelerate.utils import gather_object
 
-        check_agreement(self.step, self.accelerator)
+        check_agreement(self.step, self.accelerator, self.parameters)
         found = gather_object(list(self.skipped.found.items()))
-        if self.main:
+        if log:
             self.skipped.found.update(found)
             log.write({**record, **({"skipped": len(self.skipped.found)} if self.skipped.found else {})})
             save_checkpoint(self.output, self.step, self.parts, self.args.checkpoints_total_limit)
             self.save_models()
 
     @contextmanager
-    def saved_weights(self):
+    def saved_weights(self) -> Iterator[None]:
         """Within, the networks have the weights that are saved: the running mean's, where there is one."""
         if self.mean:
             self.mean.store(self.parameters)
@@ -288,11 +299,11 @@ class BaselineTrainer:
             if self.mean:
                 self.mean.restore(self.parameters)
 
-    def save_models(self):
+    def save_models(self) -> None:
         """The ControlNet in `controlnet/` and, if it was trained, the whole pipeline in `model/`; fp16 if asked."""
         args = self.args
 
-        def stored(module):
+        def stored(module: torch.nn.Module) -> torch.nn.Module:
             return deepcopy(module).half() if args.save_fp16 else module
 
         with self.saved_weights():
@@ -303,37 +314,21 @@ class BaselineTrainer:
                 index = Path(find_model_index(args.pretrained_model_name_or_path, args.revision))
                 write_text(self.output / "model" / "model_index.json", index.read_text(encoding="utf-8"))
 
-    def end_early(self, number):
-        """End the program by the signal's own exit code; the step is saved."""
-        self.accelerator.wait_for_everyone()
-        self.accelerator.end_training()
-        name = signal.Signals(number).name if number else "a signal to another process"
-        code = 128 + (number or signal.SIGTERM)
-        if not self.main:
-            sys.exit(code)
-        stop(
-            f"{self.output}: {name} came; step {self.step} of {self.args.max_train_steps} is saved, the same command goes on from it", code
-        )
 
-
-def train_baseline(args):
+def train_baseline(args: BaselineSettings) -> None:
     """Train a ControlNet (and, for tiny models, the backbone) on degraded photographs; resumable; diffusers layout out."""
-    BaselineTrainer(args).train()
+    with memory_advice(baseline_memory_flags(args)):
+        BaselineTrainer(args).train()
 
 
-def adam(args, parameters):
-    """AdamW, in 8 bits if asked."""
-    options = {
-        "lr": args.learning_rate, "betas": (args.adam_beta1, args.adam_beta2), "weight_decay": args.adam_weight_decay,
-        "eps": args.adam_epsilon,
-    }  # fmt: skip
-    if args.use_8bit_adam:
-        import bitsandbytes
-
-        return bitsandbytes.optim.AdamW8bit(parameters, **options)
-    return torch.optim.AdamW(parameters, fused=True, **options)
+def adam(args: BaselineSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimizer of the flags."""
+    return adamw(
+        parameters, args.use_8bit_adam, lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay, eps=args.adam_epsilon,
+    )  # fmt: skip
 
 
-def as_images(pixels):
+def as_images(pixels: torch.Tensor) -> torch.Tensor:
     """(B, H, W, 3) uint8 → (B, 3, H, W) float32 in [0, 1]."""
     return pixels.permute(0, 3, 1, 2).float().div(255)

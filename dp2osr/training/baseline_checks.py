@@ -1,19 +1,27 @@
 """Settings of a baseline's training that do not go together."""
 
-import importlib.util
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import TYPE_CHECKING
 
 from dp2osr.backbones.kinds import kind_of, not_read_by
 from dp2osr.cli import refuse_ignored
-from dp2osr.errors import UserError
-from dp2osr.training.checks import check_schedule, check_tracker
+from dp2osr.errors import UserError, advice
+from dp2osr.training.checks import check_8_bits, check_schedule, check_tracker
 
-WRITTEN = ("controlnet", "model", "train_log.jsonl", "checkpoint-*.pt", "samples", "dp2osr-baseline")
+if TYPE_CHECKING:
+    from dp2osr.backbones.base import Backbone
+    from dp2osr.training.baseline_settings import BaselineSettings
+
+POOL = "pool.safetensors"
+WRITTEN = ("controlnet", "model", "train_log.jsonl", "checkpoint-*.pt", "samples", "dp2osr-baseline", POOL)
 
 # Settings that may differ when a run goes on: they change nothing in the weights but rounding, or stand in another setting.
 FREE_SETTINGS = (
     "config", "output_dir", "checkpointing_steps", "checkpoints_total_limit", "report_to", "gradient_checkpointing", "strict",
     "text_cache_gb", "dataloader_num_workers", "dataloader_prefetch_factor", "train_batch_size",
-    "gradient_accumulation_steps", "num_processes",
+    "gradient_accumulation_steps", "num_processes", "disable_tf32", "allow_tf32",
     "validation_image", "validation_prompt", "validation_steps", "num_validation_images", "num_inference_steps", "guidance_scale",
 )  # fmt: skip
 
@@ -21,7 +29,7 @@ FREE_SETTINGS = (
 OF_PICTURES = ("validation_prompt", "validation_steps", "num_validation_images", "num_inference_steps", "guidance_scale")
 
 
-def check_baseline_given(args, given):
+def check_baseline_given(args: BaselineSettings, given: Container[str]) -> None:
     """Raise `UserError` where a flag would do nothing beside the others; which flags a ControlNet has depends on its base model's kind."""
     from dp2osr.backbones import model_source
 
@@ -52,7 +60,7 @@ def check_baseline_given(args, given):
         refuse_ignored(given, ("text_cache_gb",), "with --train_backbone, which trains the text encoders too")
 
 
-def check_baseline(args):
+def check_baseline(args: BaselineSettings) -> None:
     """Raise `UserError` for flags that do not go together, or an output folder that is no place for a baseline."""
     from dp2osr.training.folder import check_folder, check_length  # here: --help needs no torch
 
@@ -60,8 +68,7 @@ def check_baseline(args):
         raise UserError(f"--negative_share {args.negative_share:g} --drop_share {args.drop_share:g}: are above 1 together; lower one")
     if max(args.adam_beta1, args.adam_beta2) >= 1:
         raise UserError(f"--adam_beta1 {args.adam_beta1:g} --adam_beta2 {args.adam_beta2:g}: must be below 1")
-    if args.use_8bit_adam and not importlib.util.find_spec("bitsandbytes"):
-        raise UserError("--use_8bit_adam: the package bitsandbytes is not installed; pip install bitsandbytes, or leave the flag out")
+    check_8_bits(args.use_8bit_adam)
     check_schedule(args)
     check_tracker(args.report_to)
     names = ("controlnet_model_name_or_path", "pretrained_model_name_or_path", "pretrained_vae_model_name_or_path", "train_dir")
@@ -72,7 +79,7 @@ def check_baseline(args):
     check_length(args.output_dir, args.max_train_steps)
 
 
-def check_sizes(args, backbone):
+def check_sizes(args: BaselineSettings, backbone: Backbone) -> None:
     """Raise `UserError` unless crops and windows have an even number of latent pixels a side, and windows lie in crops."""
     scale, whole = backbone.vae_scale, args.resolution // backbone.vae_scale
     if args.resolution % (2 * scale):
@@ -83,3 +90,14 @@ def check_sizes(args, backbone):
         raise UserError(f"--window {window}: a crop of --resolution {args.resolution} has {whole} latent pixels a side; take at most those")
     if window % 2:
         raise UserError(f"--window {window}: a window has an even number of latent pixels a side; take {window + 1}")
+
+
+def baseline_memory_flags(args: BaselineSettings) -> str:
+    """What to set where memory does not suffice, and is not set."""
+    from dp2osr.device import asked_precision  # here: --help needs no torch
+
+    flags = ["--gradient_checkpointing"] * (not args.gradient_checkpointing)
+    if args.train_batch_size > 1:
+        flags.append(f"--train_batch_size {args.train_batch_size // 2} with twice the --gradient_accumulation_steps")
+    other = ["--use_8bit_adam"] * (not args.use_8bit_adam) + ["--mixed_precision bf16"] * (asked_precision(args.mixed_precision) == "no")
+    return advice(flags, [*other, "a smaller --resolution"])

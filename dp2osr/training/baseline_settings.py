@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, Literal
 
 from dp2osr.backbones.settings import ModelSettings
-from dp2osr.fields import Count, Finite, Natural, NonNegative, Positive, Share, default_is, metavar
+from dp2osr.fields import Count, Finite, Natural, NonNegative, Positive, Share, Tokens, default_is, metavar
 from dp2osr.training.settings import Schedule, TimestepSettings
 
 
@@ -42,8 +42,10 @@ class BaselineSettings(TimestepSettings, ModelSettings):
     dataloader_prefetch_factor: Count = 2
     """Batches that they prepare ahead."""
     pool_size: Natural = 0
-    """Degrade and encode so many crops once and draw every window from them: for tiny models on CPUs, whose steps take
-    less time than their pairs; 0: each sample is new."""
+    """Degrade and encode so many crops once, into pool.safetensors, and draw every window from them: for tiny models, whose
+    steps take less time than their pairs; 0: each sample is new."""
+    max_sequence_length: Annotated[Tokens | None, default_is("512")] = None
+    """FLUX: tokens of a prompt that T5 embeds."""
     text_cache_gb: Positive = 16.0
     """Host memory for embedded prompts; beyond it the text encoders stay resident."""
     controlnet_model_name_or_path: str | None = None
@@ -84,8 +86,6 @@ class BaselineSettings(TimestepSettings, ModelSettings):
     """Keep a running mean of the weights; it is what is saved as a model and sampled."""
     ema_decay: Share = 0.9999
     """Of that mean, at most; (1 + step) / (10 + step) before."""
-    allow_tf32: bool = False
-    """Matrix products in TF32 on GPUs that have it."""
     train_backbone: bool = False
     """Train the backbone's denoiser and text encoders too (tiny models)."""
     conditioning_channels: Annotated[list[Count] | None, default_is("the published 16 32 96 256, as many as that takes")] = None

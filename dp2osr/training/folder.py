@@ -2,12 +2,16 @@
 
 import shutil
 import sys
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
+from dp2osr.cli import field_names
 from dp2osr.errors import UserError, listed
 from dp2osr.files import as_json, keep_settings, put_back, read_json, write_json
 from dp2osr.outputs import check_output, matches, refuse_inputs
 from dp2osr.training.checkpoints import list_checkpoints
+from dp2osr.training.settings import ValidationSettings
 
 POLICY_FILES = (
     "config.json", "diffusion_pytorch_model.safetensors", "model.safetensors", "sampling_settings.json", "versions.json",
@@ -16,16 +20,15 @@ POLICY_FILES = (
 
 # Settings that may differ when a run goes on: a hash stands for them, or they change nothing in the weights but, at most, when a run stops.
 FREE_SETTINGS = (
-    "config", "output_dir", "force", "report_to", "checkpointing_steps", "checkpoints_total_limit",
-    "micro_batch_size", "gradient_checkpointing",
-    "validation_steps", "validation_image_path", "validation_gt_path", "validation_prompt_file", "validation_candidates",
-    "pretrained_model_name_or_path", "reference_cache", "collapse_patience", "on_collapse",
+    "config", "output_dir", "force", "report_to", "disable_tf32", "checkpointing_steps", "checkpoints_total_limit",
+    "micro_batch_size", "gradient_checkpointing", "shard_optimizer",
+    "pretrained_model_name_or_path", "reference_cache",
     "controlnet_model_name_or_path", "reference_controlnet_model_name_or_path", "candidates_dir", "scores", "candidates", "reward_config",
-    "num_inference_steps", "guidance_scale", "align_method", "upscale",
+    *field_names(ValidationSettings),
 )  # fmt: skip
 
 
-def check_folder(output, inputs, written, flag="--output_dir"):
+def check_folder(output: str | Path, inputs: Mapping[str, str | Path | None], written: Collection[str], flag: str = "--output_dir") -> None:
     """Raise `UserError` unless a program may write to the folder `output`.
 
     Args:
@@ -46,14 +49,14 @@ def check_folder(output, inputs, written, flag="--output_dir"):
             )
 
 
-def clear_parts(output):
+def clear_parts(output: str | Path) -> None:
     """Remove what a killed run of this folder left half-written, and put its best policy back in its place."""
     put_back(Path(output) / "best")
     for path in Path(output).glob(".*.part"):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def check_length(output, steps):
+def check_length(output: str | Path, steps: int) -> None:
     """Raise `UserError` where a run has more steps already than it is asked for."""
     newest = list_checkpoints(output)
     done = int(newest[0].stem.split("-")[1]) if newest else 0
@@ -63,7 +66,14 @@ def check_length(output, steps):
         )
 
 
-def keep_run_settings(output, settings, free, steady, force=None, also=None):
+def keep_run_settings(
+    output: str | Path,
+    settings: Mapping[str, Any],
+    free: Collection[str],
+    steady: bool,
+    force: bool | None = None,
+    also: Mapping[str, Callable[[], Any]] | None = None,
+) -> None:
     """Write a run's settings, or check that those that are there are the same; steps may become more where the schedule is `steady`.
 
     Args:
@@ -77,7 +87,7 @@ def keep_run_settings(output, settings, free, steady, force=None, also=None):
         UserError: other settings; the ways out are named.
     """
     path, settings = Path(output) / "settings.json", as_json(settings)
-    found = read_json(path) if path.exists() else None
+    found: Any = read_json(path) if path.exists() else None
     there = found.get("max_train_steps") if isinstance(found, dict) else None
     other = there is not None and there != settings["max_train_steps"]
     grows = other and steady and found.get("lr_scheduler") == settings.get("lr_scheduler")

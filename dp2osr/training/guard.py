@@ -1,6 +1,8 @@
 """What held-out validations say about a run: which was the best, and whether the policy is collapsing."""
 
 import math
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class CollapseGuard:
@@ -12,13 +14,14 @@ class CollapseGuard:
         records: of the log so far, for a run that goes on.
     """
 
-    def __init__(self, patience, records=()):
-        self.patience, self.best, self.last, self.falls = patience, float("-inf"), None, 0
+    def __init__(self, patience: int, records: Iterable[Mapping[str, Any]] = ()) -> None:
+        self.patience, self.best, self.falls = patience, float("-inf"), 0
+        self.last: float | None = None
         self.collapsed = False
         for record in records:
             self.see(record)
 
-    def see(self, record):
+    def see(self, record: Mapping[str, Any]) -> bool:
         """Take a record in; whether it is the best validation so far."""
         self.collapsed = False
         reward = record.get("G")

@@ -1,9 +1,23 @@
 """One visit of a group: a timestep, each candidate's noise, 2N errors of policy and reference, the loss of all pairs, its gradient."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 import torch
 
 from dp2osr.preference.loss import LOSSES, anchor_loss, pair_margins, prediction_errors
 from dp2osr.sampling.seeds import stable_seed
+from dp2osr.training.visits import Visit
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dp2osr.backbones.base import Backbone, Steering
+    from dp2osr.preference.groups import PreferenceGroup
+    from dp2osr.training.reference_cache import ReferenceCache
+    from dp2osr.training.settings import TrainSettings
 
 STATISTICS = ("implicit_accuracy", "margin", "winner_error", "loser_error", "winner_gap", "loser_gap")
 
@@ -20,11 +34,20 @@ class GroupObjective:
         cache: `ReferenceCache` or None.
     """
 
-    def __init__(self, args, accelerator, backbone, policy, reference, control_scale=1.0, cache=None):
+    def __init__(
+        self,
+        args: TrainSettings,
+        accelerator: Accelerator,
+        backbone: Backbone,
+        policy: Steering,
+        reference: Steering,
+        control_scale: float = 1.0,
+        cache: ReferenceCache | None = None,
+    ) -> None:
         self.args, self.accelerator, self.backbone, self.cache = args, accelerator, backbone, cache
         self.policy, self.reference, self.control_scale = policy, reference, control_scale
 
-    def draw(self, step, group, visit=0):
+    def draw(self, step: int, group: PreferenceGroup, visit: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Timestep (1,) and noise (2N, C, h, w) of a visit: a stream for each candidate, or one for the group."""
         args, again = self.args, [visit] if visit else []
         generator = torch.Generator().manual_seed(stable_seed(args.seed, "timestep", step, group.image_id, *again))
@@ -35,7 +58,7 @@ class GroupObjective:
         noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         return timestep, noise.to(self.backbone.device, group.latents.dtype)
 
-    def pair_weights(self, step, group, visit=0):
+    def pair_weights(self, step: int, group: PreferenceGroup, visit: int = 0) -> torch.Tensor:
         """(N, N) weights: those of the group, or 0 but for `pairs_per_group` pairs drawn for this visit."""
         weights, count = group.weights, self.args.pairs_per_group
         if count:
@@ -44,7 +67,7 @@ class GroupObjective:
             weights = weights * kept.view_as(weights)
         return weights.to(self.backbone.device)
 
-    def loss(self, gaps, weights):
+    def loss(self, gaps: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
         """The sum over the group's pairs; `gaps` (2N,), winners first."""
         args = self.args
         winners, losers = gaps.chunk(2)
@@ -52,7 +75,15 @@ class GroupObjective:
         loss = LOSSES[args.loss](winners, losers, weights, args.beta, **smoothing)
         return loss + anchor_loss(winners, weights, args.beta, args.sft_weight) if args.sft_weight else loss
 
-    def errors(self, controlnets, group, control, timestep, noise, part):
+    def errors(
+        self,
+        controlnets: Sequence[Steering],
+        group: PreferenceGroup,
+        control: torch.Tensor,
+        timestep: torch.Tensor,
+        noise: torch.Tensor,
+        part: slice,
+    ) -> list[torch.Tensor]:
         """e of candidates `part` of the group under each ControlNet: one (B,) tensor each."""
         backbone = self.backbone
         latents, noise = group.latents[part].to(backbone.device), noise[part]
@@ -63,39 +94,67 @@ class GroupObjective:
         target = backbone.target(latents, noise, timesteps)
         return [prediction_errors(prediction, target) for prediction in predictions]
 
-    def visit(self, step, group, scale, visit=0):
+    def visit(
+        self, step: int, group: PreferenceGroup, scale: float, visit: int = 0, of_step: Visit | None = None,
+        taken: Callable[[], object] = lambda: None,
+    ) -> torch.Tensor:  # fmt: skip
         """Backward of `scale` × the group's loss in micro-batches; returns the group's statistics.
 
         The loss depends on a candidate through d_i alone, so its gradient is Σ_i (∂L/∂d_i) ∂e_θ(i): with more than one
-        micro-batch the d_i are found first, without gradient, and any size gives the gradient of the whole.
+        micro-batch the d_i are found first, without gradient, and any size gives the gradient of the whole. So do several processes,
+        each of which makes the passes of its own micro-batches and learns the others' d_i.
+
+        Args:
+            of_step: who shares the group; None: nobody.
+            taken: called after each backward pass.
         """
+        of_step = of_step or Visit(0, 0, 0)
         timestep, noise = self.draw(step, group, visit)
         control = self.backbone.prepare_control(group.control)
         weights = self.pair_weights(step, group, visit)
-        total = len(group.candidates)
-        size = self.args.micro_batch_size or total
-        parts = [slice(first, first + size) for first in range(0, total, size)]
+        every, parts = of_step.parts(len(group.candidates), self.args.micro_batch_size)
         cached = self.cache.read(group, timestep, step, visit) if self.cache else None
         models = [self.policy, self.reference] if cached is None else [self.policy]
-        with torch.set_grad_enabled(len(parts) == 1):
-            errors = [self.errors(models, group, control, timestep, noise, part) for part in parts]
-        policy, *found = (torch.cat(of_model) for of_model in zip(*errors, strict=True))
-        reference = found[0].detach() if found else cached.to(policy)
-        if self.cache and found:
+        with torch.set_grad_enabled(len(parts) == 1):  # of a single micro-batch the graph is kept, and it is not computed again
+            errors: list[list[torch.Tensor]] = [self.errors(models, group, control, timestep, noise, part) for part in parts]
+        policy, reference = self.of_all(parts, errors, cached, group, of_step)
+        if self.cache and cached is None and of_step.member == 0:
             self.cache.write(group, timestep, step, visit, reference)
         gaps = policy - reference
-        if len(parts) == 1:
+        if len(every) == 1 and not of_step.groups:
             loss = self.loss(gaps, weights)
             self.accelerator.backward(scale * loss)
+            taken()
         else:
-            loss = self.loss(gaps.requires_grad_(True), weights)
-            [gradient] = torch.autograd.grad(loss, gaps)
-            for part in parts:
-                [errors] = self.errors([self.policy], group, control, timestep, noise, part)
-                self.accelerator.backward(scale * (gradient[part] * errors).sum())
-        return self.statistics(loss.detach(), policy.detach(), gaps.detach())
+            loss = self.loss(gaps.detach_().requires_grad_(True), weights)
+            [gradient] = torch.autograd.grad(scale * loss, gaps)
+            for part, found in zip(parts, errors, strict=True):
+                own = found[0] if len(parts) == 1 else self.errors([self.policy], group, control, timestep, noise, part)[0]
+                self.accelerator.backward((gradient[part] * own).sum())
+                taken()
+        statistics = self.statistics(loss.detach(), policy.detach(), gaps.detach())
+        return statistics if of_step.member == 0 else torch.zeros_like(statistics)
 
-    def statistics(self, loss, policy, gaps):
+    def of_all(
+        self, parts: Sequence[slice], errors: Sequence[list[torch.Tensor]], cached: torch.Tensor | None, group: PreferenceGroup,
+        of_step: Visit,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        """(policy's, reference's) errors (2N,) of all candidates: of this process's micro-batches `parts`, and of those of its team.
+
+        All processes of a launch call it at the same time, if any group is shared: it is one sum over all of them.
+        """
+        if of_step.groups == 0:
+            policy, *found = (torch.cat(of_model) for of_model in zip(*errors, strict=True))
+            return policy, found[0].detach() if cached is None else cached.to(policy)
+        device, dtype = self.backbone.device, group.latents.dtype
+        table = torch.zeros(of_step.groups, 2, len(group.candidates), dtype=torch.promote_types(dtype, torch.float32), device=device)
+        for part, of_part in zip(parts, errors, strict=True):
+            table[of_step.place, 0, part] = of_part[0].detach().to(table)
+            table[of_step.place, 1, part] = of_part[1].detach().to(table) if cached is None else cached[part].to(table)
+        torch.distributed.all_reduce(table)
+        return table[of_step.place, 0], table[of_step.place, 1]
+
+    def statistics(self, loss: torch.Tensor, policy: torch.Tensor, gaps: torch.Tensor) -> torch.Tensor:
         """(7,): the loss, then the group's means of `STATISTICS`, to be added up over groups and processes."""
         winners, losers = gaps.chunk(2)
         margins = pair_margins(winners, losers, self.args.beta)

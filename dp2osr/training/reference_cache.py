@@ -1,13 +1,24 @@
 """The reference's errors on disk: it never changes, so a second training on the same visits need not run it."""
 
+from __future__ import annotations
+
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dp2osr.errors import UserError
 from dp2osr.files import write_json
+from dp2osr.provenance import weights_hash
+
+if TYPE_CHECKING:
+    from dp2osr.backbones.base import Backbone
+    from dp2osr.preference.groups import PreferenceGroup
+    from dp2osr.sampling.store import CandidateStore
+    from dp2osr.training.settings import TrainSettings
 
 
 class ReferenceCache:
@@ -21,7 +32,7 @@ class ReferenceCache:
         origin: what else decides an error: hashes of base and reference, seed, precision, guidance.
     """
 
-    def __init__(self, folder, origin):
+    def __init__(self, folder: str | Path, origin: Mapping[str, Any]) -> None:
         digest = hashlib.sha256(json.dumps(origin, sort_keys=True, default=str).encode()).hexdigest()[:16]
         self.folder = Path(folder) / digest
         self.hits = self.visits = 0
@@ -32,20 +43,20 @@ class ReferenceCache:
         except OSError as error:
             raise UserError(f"--reference_cache {folder}: cannot be written ({error.strerror}); give another folder") from None
 
-    def path(self, group, timestep, step, visit):
+    def path(self, group: PreferenceGroup, timestep: torch.Tensor, step: int, visit: int) -> Path:
         conditions = fingerprint(group.control, *(group.prompt[name] for name in sorted(group.prompt)))
         return self.folder / group.image_id / f"{step}-{visit}-{timestep.item():.9g}-{conditions}.json"
 
-    def keys(self, group):
+    def keys(self, group: PreferenceGroup) -> list[str]:
         return [f"{candidate}-{fingerprint(latents)}" for candidate, latents in zip(group.candidates, group.latents, strict=True)]
 
-    def stored(self, path):
+    def stored(self, path: Path) -> dict[str, float]:
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (OSError, json.JSONDecodeError):  # not there, or cut by a full disk: it is computed anew
             return {}
 
-    def read(self, group, timestep, step, visit):
+    def read(self, group: PreferenceGroup, timestep: torch.Tensor, step: int, visit: int) -> torch.Tensor | None:
         """(2N,) float32 errors of the group's candidates, or None where one of them is not known."""
         stored, keys = self.stored(self.path(group, timestep, step, visit)), self.keys(group)
         self.visits += 1
@@ -54,7 +65,7 @@ class ReferenceCache:
         self.hits += 1
         return torch.tensor([stored[key] for key in keys], dtype=torch.float32)
 
-    def write(self, group, timestep, step, visit, errors):
+    def write(self, group: PreferenceGroup, timestep: torch.Tensor, step: int, visit: int, errors: torch.Tensor) -> None:
         """Add the errors (2N,) of the group's candidates."""
         path = self.path(group, timestep, step, visit)
         try:
@@ -66,7 +77,31 @@ class ReferenceCache:
             ) from None
 
 
-def fingerprint(*tensors):
+def open_cache(
+    args: TrainSettings, backbone: Backbone, store: CandidateStore, precision: str, control_scale: float
+) -> ReferenceCache | None:
+    """The cache of `--reference_cache`, if given, filed under all that decides an error of a run beside group, timestep and noise."""
+    if not args.reference_cache:
+        return None
+    origin = {
+        "reference": weights_hash(args.reference_controlnet_model_name_or_path or args.controlnet_model_name_or_path),
+        "model": store.settings["model_hash"],
+        "variant": args.variant,
+        "revision": args.revision,
+        "guidance": backbone.guidance,
+        "control_scale": control_scale,
+        "seed": args.seed,
+        "shared_noise": args.shared_noise,
+        "device": backbone.device.type,
+        "mixed_precision": precision,
+        "frozen": f"{backbone.dtype} {args.quantize_backbone}" if args.quantize_backbone else str(backbone.dtype),
+        # rounding depends on what is computed together, and β multiplies it: in 16 bits N and batch are part of what was computed
+        "together": None if precision == "no" else [args.top_n, args.micro_batch_size],
+    }
+    return ReferenceCache(args.reference_cache, origin)
+
+
+def fingerprint(*tensors: torch.Tensor) -> str:
     """8 hexadecimal digits of the tensors' content."""
     digest = hashlib.sha256()
     for tensor in tensors:

@@ -1,10 +1,26 @@
 """The baseline's loss: noise (or velocity) regression; noise, timestep and guidance of a sample follow from (seed, its number) alone."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import torch
 
+if TYPE_CHECKING:
+    from dp2osr.backbones.base import Backbone
+    from dp2osr.training.text import PromptBook
 
-def draw_noise(backbone, numbers, shape, seed, density, guidance_range):
+
+def draw_noise(
+    backbone: Backbone,
+    numbers: Iterable[int],
+    shape: Sequence[int],
+    seed: int,
+    density: Mapping[str, Any],
+    guidance_range: tuple[float, float],
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(noise (B, *shape), timesteps (B,), guidance (B,)) of the samples `numbers`, on the backbone's device.
 
     Args:
@@ -21,7 +37,7 @@ def draw_noise(backbone, numbers, shape, seed, density, guidance_range):
     return torch.stack(noise).to(backbone.device), torch.cat(timesteps), torch.cat(guidance).to(backbone.device)
 
 
-def noise_seed(seed, number):
+def noise_seed(seed: int, number: int) -> int:
     """The seed of a sample's noise, 63 bits."""
     return int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0]) >> 1
 
@@ -35,12 +51,22 @@ class Regression(torch.nn.Module):
         metric: (C, C) matrix that weighs errors, as `image_metric` gives it.
     """
 
-    def __init__(self, backbone, controlnet, modules, prompts, metric):
+    def __init__(
+        self, backbone: Backbone, controlnet: torch.nn.Module, modules: torch.nn.ModuleDict, prompts: PromptBook, metric: torch.Tensor
+    ) -> None:
         super().__init__()
         self.trained, self.controlnet = modules, controlnet
         self.backbone, self.prompts, self.metric = backbone, prompts, metric
 
-    def forward(self, latents, control, prompts, noise, timesteps, guidance):
+    def forward(
+        self,
+        latents: torch.Tensor,
+        control: torch.Tensor,
+        prompts: Sequence[int],
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        guidance: torch.Tensor,
+    ) -> torch.Tensor:
         """Mean squared error of the prediction under `metric`: (B, C, h, w) latents and noise, the B numbers of their prompts."""
         backbone = self.backbone
         noisy = backbone.add_noise(latents, noise, timesteps)
@@ -51,7 +77,7 @@ class Regression(torch.nn.Module):
 
 
 @torch.no_grad()
-def image_metric(backbone, latents, weight, size=0.05):
+def image_metric(backbone: Backbone, latents: torch.Tensor, weight: float, size: float = 0.05) -> torch.Tensor:
     """(C, C) matrix A, its mean eigenvalue 1: eᵀ A e is the squared error e of a latent, a share `weight` of it as the image feels it.
 
     That share is Jᵀ J of the decoder J, from its answers to small white noise of `size` in one channel of the (B, C, h, w) latents

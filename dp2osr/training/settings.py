@@ -1,7 +1,7 @@
 """Settings of preference training."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from dp2osr.backbones.settings import ModelSettings
 from dp2osr.cli import Settings
@@ -15,7 +15,7 @@ PAPERS_LOSS = "sigmoid"
 STEADY_SCHEDULES = ("constant", "constant_with_warmup")  # do not depend on the number of steps: a longer run begins as a shorter one
 
 
-def known_loss(word):
+def known_loss(word: str) -> str:
     """A name in `preference.loss.LOSSES`; ValueError for another. The paper's is known without torch, for --help's sake."""
     if word != PAPERS_LOSS:
         from dp2osr.preference.loss import LOSSES
@@ -36,13 +36,47 @@ class TimestepSettings(Settings):
     logit_std: Positive = 1.0
     """Its standard deviation."""
 
-    def timestep_options(self):
+    def timestep_options(self) -> dict[str, Any]:
         """Arguments of a backbone's `draw_timesteps`."""
         return {"timestep_sampling": self.timestep_sampling, "logit_mean": self.logit_mean, "logit_std": self.logit_std}
 
 
 @dataclass(kw_only=True)
-class TrainSettings(TimestepSettings, ModelSettings):
+class ValidationSampling(Settings):
+    """How validation samples where it is not to sample as the candidates were: fields of `SamplingSettings` or `GenerateSettings`."""
+
+    num_inference_steps: Annotated[Count | None, default_is("the candidates'")] = None
+    """Denoising steps in validation."""
+    guidance_scale: Annotated[Finite | None, default_is("the candidates'")] = None
+    """Guidance in validation."""
+    align_method: Annotated[Literal["adain", "wavelet", "nofix"] | None, default_is("the candidates'")] = None
+    """Colour fix in validation."""
+    upscale: Annotated[Positive | None, default_is("the candidates'")] = None
+    """Size of GT over LR in validation."""
+
+
+@dataclass(kw_only=True)
+class ValidationSettings(ValidationSampling):
+    """Held-out images that are sampled and scored during a training, and what their reward decides."""
+
+    validation_image_path: str | None = None
+    """Held-out LR images to sample and score during training."""
+    validation_gt_path: str | None = None
+    """Their GT, by name."""
+    validation_prompt_file: Annotated[str | None, default_is("empty prompts")] = None
+    """Their tags, JSON {image id: tags}."""
+    validation_steps: Natural = 100
+    """Steps between validations; 0: none."""
+    validation_candidates: Annotated[int, at_least(2)] = 8
+    """Samples a validation image."""
+    collapse_patience: Natural = 3
+    """Act when the held-out reward has fallen at this many validations in a row; 0: never."""
+    on_collapse: Literal["stop", "halve_lr", "warn"] = "stop"
+    """What to do then; best/ has the best policy in any case."""
+
+
+@dataclass(kw_only=True)
+class TrainSettings(ValidationSettings, TimestepSettings, ModelSettings):
     """Preference training: `train_sd2_dpo.py`, `train_flux_dpo.py`."""
 
     controlnet_model_name_or_path: str
@@ -88,6 +122,12 @@ class TrainSettings(TimestepSettings, ModelSettings):
     processes, for 8 bytes a parameter."""
     reference_cache: str | None = None
     """Folder that keeps the reference's errors: trainings on the same visits (same seed) need not run it again."""
+    shard_optimizer: bool = False
+    """Each process holds AdamW's state of its share of the parameters: 8 bytes a parameter, less by so many processes."""
+    use_8bit_adam: bool = False
+    """AdamW with 8-bit moments, by the package bitsandbytes."""
+    quantize_backbone: Literal["int8", "nf4"] | None = None
+    """Hold the frozen transformer or U-Net in 8 or 4 bits, by the package bitsandbytes, on a GPU; ControlNets are never quantised."""
     lora_rank: Natural = 0
     """Train LoRA adapters of this rank instead of the whole ControlNet; 0: the whole."""
     micro_batch_size: Natural = 0
@@ -111,28 +151,6 @@ class TrainSettings(TimestepSettings, ModelSettings):
     """Checkpoints kept."""
     report_to: Literal["tensorboard", "wandb", "trackio", "none"] = "tensorboard"
     """Tracker."""
-    validation_image_path: str | None = None
-    """Held-out LR images to sample and score during training."""
-    validation_gt_path: str | None = None
-    """Their GT, by name."""
-    validation_prompt_file: Annotated[str | None, default_is("empty prompts")] = None
-    """Their tags, JSON {image id: tags}."""
-    validation_steps: Natural = 100
-    """Steps between validations; 0: none."""
-    validation_candidates: Annotated[int, at_least(2)] = 8
-    """Samples a validation image."""
-    collapse_patience: Natural = 3
-    """Act when the held-out reward has fallen at this many validations in a row; 0: never."""
-    on_collapse: Literal["stop", "halve_lr", "warn"] = "stop"
-    """What to do then; best/ has the best policy in any case."""
-    num_inference_steps: Annotated[Count | None, default_is("the candidates'")] = None
-    """Denoising steps in validation."""
-    guidance_scale: Annotated[Finite | None, default_is("the candidates'")] = None
-    """Guidance in validation."""
-    align_method: Annotated[Literal["adain", "wavelet", "nofix"] | None, default_is("the candidates'")] = None
-    """Colour fix in validation."""
-    upscale: Annotated[Positive | None, default_is("the candidates'")] = None
-    """Size of GT over LR in validation."""
 
 
 @dataclass(kw_only=True)

@@ -1,9 +1,16 @@
 """A training's prompts by number: embedded once, by text encoders that are then freed, unless they are trained or prompts too many."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
+
+if TYPE_CHECKING:
+    from dp2osr.backbones.base import Backbone
 
 TOGETHER = 16  # prompts in one pass of the encoders
 
@@ -18,8 +25,9 @@ class PromptBook:
         trained: whether the encoders are: then each batch is embedded anew, with gradient.
     """
 
-    def __init__(self, backbone, texts, trained, limit, quiet=False):
-        self.backbone, self.texts, self.trained, self.known = backbone, texts, trained, {}
+    def __init__(self, backbone: Backbone, texts: list[str], trained: bool, limit: float, quiet: bool = False) -> None:
+        self.backbone, self.texts, self.trained = backbone, texts, trained
+        self.known: dict[int, dict[str, torch.Tensor]] = {}
         if trained:
             return
         self.learn([0])
@@ -36,13 +44,13 @@ class PromptBook:
                 file=sys.stderr,
             )
 
-    def learn(self, numbers):
+    def learn(self, numbers: Iterable[int]) -> None:
         numbers = list(numbers)
         embedded = self.backbone.encode_prompts([self.texts[number] for number in numbers])
         for place, number in enumerate(numbers):
             self.known[number] = {name: tensor[place : place + 1].cpu().clone() for name, tensor in embedded.items()}
 
-    def embed(self, numbers):
+    def embed(self, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
         """The arguments that `predict` takes, {name: (len(numbers), ...)}."""
         if self.trained:
             return self.backbone.embed_prompts([self.texts[number] for number in numbers])

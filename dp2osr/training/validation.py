@@ -1,9 +1,14 @@
 """Held-out validation by reward: the policy's candidates against the base's, same seeds, pooled normalisation."""
 
+from __future__ import annotations
+
 import sys
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from accelerate.utils import gather_object
 from PIL import Image
 
 from dp2osr import stats
@@ -19,6 +24,16 @@ from dp2osr.rewards.reward import finite_groups_of, hybrid_reward, with_fixed_we
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.training.validation_sampling import sampling_differences, sampling_options
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from dp2osr.backbones.base import Backbone
+    from dp2osr.rewards.config import RewardConfig
+    from dp2osr.sharing import Launch
+from dp2osr.training.settings import TrainSettings
+
 
 class RewardValidator:
     """Called with a policy, returns pooled rewards of held-out images and the gain G; `sheet` has the first `shown` of them as pictures.
@@ -31,26 +46,38 @@ class RewardValidator:
         reference: the base's ControlNet.
         config: `RewardConfig`.
         settings: of the candidates: validation samples as they were sampled.
+        launch: whose ranks validate together, each with a validator of its own; by default this process alone.
 
     Raises:
         UserError: images that cannot be read, have no GT or one of another size, all named; a metric that cannot be had.
     """
 
-    def __init__(self, args, backbone, reference, config, settings, shown=6):
+    def __init__(
+        self,
+        args: TrainSettings,
+        backbone: Backbone,
+        reference: torch.nn.Module,
+        config: RewardConfig,
+        settings: Mapping[str, Any],
+        shown: int = 6,
+        launch: Launch | None = None,
+    ) -> None:
+        assert args.validation_image_path and args.validation_gt_path
         options = sampling_options(args, settings, backbone)
         self.images = read_validation_images(args.validation_image_path, args.validation_gt_path, options.upscale)
-        for line in sampling_differences(options, settings, backbone):
+        for line in sampling_differences(options, settings, backbone) if launch is None or launch.is_first else ():
             print(f"warning: validation: {line}", file=sys.stderr)
         config = for_new_images(config, "validation samples")
         self.config, self.reference, self.count, self.shown = config, reference, args.validation_candidates, shown
         self.suite = MetricSuite(config.metrics, device=backbone.device)
         check_modes(config, self.suite)
         self.sampler = GroupSampler(options, backbone.device, backbone, reference)
-        guided = {options.negative_prompt} if options.guidance_scale > 1 else set()
+        guided = {self.sampler.args.negative_prompt} if self.sampler.args.guidance_scale > 1 else set()
         self.sampler.embeddings = embed_prompts(guided | {self.sampler.prompts(image_id, lr) for image_id, lr, _ in self.images}, backbone)
-        self.base = None
+        self.base: dict[str, np.ndarray] = {}
+        self.launch, self.rounds = launch or Launch({}), 0
 
-    def start(self):
+    def start(self) -> None:
         """Sample and score the base; without a finite score there is nothing to compare with, and no validation."""
         self.base, self.base_pictures = self.scores(self.reference)
         self.pictures = self.base_pictures
@@ -59,40 +86,44 @@ class RewardValidator:
             told = {name: values[finite] for name, values in self.base.items()}
             self.config = with_fixed_weights(self.config, told, self.suite.lower_better)  # G must be one quantity over all steps
 
-    def scores(self, controlnet):
+    def scores(self, controlnet: torch.nn.Module) -> tuple[dict[str, np.ndarray], list[Image.Image]]:
         """{metric: (images, m)} raw scores of candidates sampled with `controlnet`, and the first candidate of the first images.
 
-        NaN, and a grey picture, for an image whose samples are not finite.
+        The ranks of the launch take the images one by one, and all get all results.
         """
         training, dtype = controlnet.training, self.sampler.backbone.dtype
         controlnet.eval()
         self.sampler.controlnet = controlnet if controlnet.dtype == dtype else cast(deepcopy(controlnet), dtype)  # as a user will run it
-        rows, pictures = [], []
-        for image_id, lr, gt in self.images:
-            try:
-                images = self.sampler.images(self.sampler.sample(image_id, lr, self.count))
-                rows.append(self.suite.score(images, gt, image_id=image_id, strict=False))
-                picture = tensor_to_pil(images[0])
-            except NonFiniteSamples:
-                rows.append({name: np.full(self.count, np.nan) for name in self.suite.modes})
-                picture = Image.new("RGB", gt.shape[:0:-1], "grey")
-            if len(pictures) < self.shown:
-                pictures.append(picture)
+        self.rounds += 1
+        found = {number: self.score(number) for number in self.launch.take(f"validation {self.rounds}", len(self.images))}
+        found = {number: result for of_rank in gather_object([found]) for number, result in of_rank.items()}
         controlnet.train(training)
         self.sampler.controlnet = None  # a copy in 16 bits need not lie about until the next time
-        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, pictures
+        rows, pictures = zip(*(found[number] for number in range(len(self.images))), strict=True)
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}, list(pictures[: self.shown])
 
-    def __call__(self, policy):
+    def score(self, number: int) -> tuple[dict[str, np.ndarray], Image.Image | None]:
+        """({metric: (m,) raw scores} of an image's candidates, the first one if it is shown); NaN and grey if they are not finite."""
+        image_id, lr, gt = self.images[number]
+        try:
+            images = self.sampler.images(self.sampler.sample(image_id, lr, self.count))
+            scores, picture = self.suite.score(images, gt, image_id=image_id, strict=False), tensor_to_pil(images[0])
+        except NonFiniteSamples:
+            scores = {name: np.full(self.count, np.nan) for name in self.suite.modes}
+            picture = Image.new("RGB", gt.shape[:0:-1], "grey")
+        return scores, picture if number < self.shown else None
+
+    def __call__(self, policy: torch.nn.Module) -> dict[str, float]:
         """{"val_reward_mean", "val_reward_best", "val_reward_worst", "val_base_mean", "G"}; {} where no image has finite scores.
 
         A NaN of a sample or a metric does not end a training: its image is left out of this validation, and that is said.
         """
-        if self.base is None:
+        if not self.base:
             self.start()
         scores, self.pictures = self.scores(policy)
         pooled = {name: np.concatenate([self.base[name], scores[name]], axis=1) for name in scores}
         finite = finite_groups_of(pooled, self.config)
-        if not finite.all():
+        if not finite.all() and self.launch.is_first:
             odd = listed([image_id for (image_id, *_), good in zip(self.images, finite, strict=True) if not good])
             told = "left out of this validation" if finite.any() else "none is left, this validation says nothing"
             print(f"\nwarning: validation: {odd}: a NaN or infinite score or sample; {told}", file=sys.stderr)
@@ -108,7 +139,7 @@ class RewardValidator:
             "G": stats.gain(tuned, base, None).value,
         }
 
-    def sheet(self):
+    def sheet(self) -> Image.Image:
         """LR | base | policy | GT of the first images, as a PIL image."""
         rows = []
         for (_, lr, gt), base, policy in zip(self.images, self.base_pictures, self.pictures, strict=False):
@@ -116,7 +147,7 @@ class RewardValidator:
         return draw_sheet(rows, ["LR", "base", "policy", "GT"])
 
 
-def read_validation_images(image_path, gt_path, upscale):
+def read_validation_images(image_path: str | Path, gt_path: str | Path, upscale: float) -> list[tuple[str, Image.Image, torch.Tensor]]:
     """[(image id, LR as RGB PIL image, GT (3, H, W) in [0, 1])].
 
     Raises:
@@ -142,7 +173,8 @@ def read_validation_images(image_path, gt_path, upscale):
     return images
 
 
-def embed_prompts(prompts, backbone):
+def embed_prompts(prompts: Iterable[str], backbone: Backbone) -> dict[str, dict[str, torch.Tensor]]:
     """{prompt: embedding} on the device of `backbone`, by text encoders that are gone when this returns."""
     text = load_backbone(backbone.source, backbone.device, backbone.dtype, parts=("text",))
+    text.max_sequence_length = backbone.max_sequence_length
     return {prompt: text.encode_prompts([prompt]) for prompt in prompts}

@@ -1,7 +1,11 @@
 """Validation pictures of a baseline: a handful of LR images, sampled with the weights as they are."""
 
+from __future__ import annotations
+
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from PIL import Image
@@ -15,8 +19,13 @@ from dp2osr.sampling.defaults import published_settings
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.settings import GenerateSettings
 
+if TYPE_CHECKING:
+    from dp2osr.backbones.base import Backbone
+    from dp2osr.training.baseline_settings import BaselineSettings
+    from dp2osr.training.text import PromptBook
 
-def read_validation(images, prompts):
+
+def read_validation(images: Iterable[str] | None, prompts: list[str] | None) -> list[tuple[str, Image.Image, str]]:
     """[(name, LR as RGB PIL image, prompt)] of files or folders; `prompts`: none, one for all, or one each.
 
     Raises:
@@ -39,25 +48,27 @@ class Pictures:
         scale: size of the samples over that of LR.
     """
 
-    def __init__(self, args, backbone, images, book, scale):
+    def __init__(
+        self, args: BaselineSettings, backbone: Backbone, images: list[tuple[str, Image.Image, str]], book: PromptBook, scale: int
+    ) -> None:
         settings = published_settings(backbone)
-        options = {**settings, "negative_prompt": args.negative_prompt, "upscale": scale, "batch_size": args.num_validation_images}
+        asked = {**settings, "negative_prompt": args.negative_prompt, "upscale": scale, "batch_size": args.num_validation_images}
         given = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale") if getattr(args, name) is not None}
         options = GenerateSettings(
             pretrained_model_name_or_path=args.pretrained_model_name_or_path,
             controlnet_model_name_or_path=args.controlnet_model_name_or_path or args.pretrained_model_name_or_path,
-            image_path=",".join(args.validation_image),
+            image_path=",".join(args.validation_image or ()),
             output_dir=args.output_dir,
             prompt_source="none",
             seed=args.seed,
-            **{**options, **given},
+            **{**asked, **given},
         )
         self.images, self.count, self.book = images, args.num_validation_images, book
         self.sampler = GroupSampler(options, backbone.device, backbone, controlnet=object())
-        self.sampler.prompts = lambda image_id, _: self.images[int(image_id)][2]
+        self.sampler.prompts.tags = {str(number): prompt for number, (_, _, prompt) in enumerate(images)}
 
     @torch.no_grad()
-    def __call__(self, controlnet, path):
+    def __call__(self, controlnet: torch.nn.Module, path: str | Path) -> None:
         dtype, rows = self.sampler.backbone.dtype, []
         self.sampler.controlnet = controlnet if controlnet.dtype == dtype else cast(deepcopy(controlnet), dtype)
         texts = {self.sampler.args.negative_prompt, *(prompt for _, _, prompt in self.images)}

@@ -1,9 +1,19 @@
 """How a training's validation samples: as its candidates were sampled, but for the flags that say otherwise."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from dp2osr.cli import field_names
 from dp2osr.sampling.settings import GenerateSettings
+from dp2osr.training.settings import TrainSettings, ValidationSampling
+
+if TYPE_CHECKING:
+    from dp2osr.backbones.base import Backbone
 
 
-def candidates_settings(settings, backbone):
+def candidates_settings(settings: Mapping[str, Any], backbone: Backbone) -> dict[str, Any]:
     """How candidates were sampled, by their folder's `settings`: the keys of `sampling.defaults.NAMES`, `upscale` and, where it is known,
     `tiling`.
 
@@ -16,20 +26,21 @@ def candidates_settings(settings, backbone):
     return {**published, **found}
 
 
-def sampling_options(args, settings, backbone):
+def sampling_options(args: TrainSettings, settings: Mapping[str, Any], backbone: Backbone) -> GenerateSettings:
     """What `GroupSampler` reads: the candidates' `settings`, and where they are given the flags of training."""
     sampled = candidates_settings(settings, backbone)
     tiling = sampled.pop("tiling", None)
-    own = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "align_method", "upscale")}
+    own = {name: getattr(args, name) for name in field_names(ValidationSampling)}
     scale = backbone.vae_scale
     return GenerateSettings(
         pretrained_model_name_or_path=args.pretrained_model_name_or_path,
         controlnet_model_name_or_path=args.controlnet_model_name_or_path,
-        image_path=args.validation_image_path,
+        image_path=args.validation_image_path or "",
         output_dir=args.output_dir,
         **{**sampled, **{name: value for name, value in own.items() if value is not None}},
         prompt_source="file" if args.validation_prompt_file else "none",
         prompt_file=args.validation_prompt_file,
+        max_sequence_length=settings.get("max_sequence_length"),
         batch_size=args.validation_candidates,
         seed=args.seed,
         tile_size=tiling and tiling["size"] * scale,
@@ -37,7 +48,7 @@ def sampling_options(args, settings, backbone):
     )
 
 
-def sampling_differences(options, settings, backbone):
+def sampling_differences(options: GenerateSettings, settings: Mapping[str, Any], backbone: Backbone) -> list[str]:
     """Lines on what of validation's sampling is not as the candidates were sampled."""
     sampled, prompts = candidates_settings(settings, backbone), settings.get("prompt_source")
     pairs = {name: (getattr(options, name), value) for name, value in sampled.items() if name != "tiling"}

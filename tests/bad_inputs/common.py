@@ -1,6 +1,7 @@
 """What the cases share: programs, commands, folders made once."""
 
 import functools
+import json
 import re
 import shutil
 import tempfile
@@ -93,6 +94,16 @@ def tree(build):
 @tree
 def two_images(folder):
     Place(folder, TEST).images("in/a.png", "in/b.png")
+
+
+def narrow_controlnet(place):
+    """`narrow`, a ControlNet whose config.json says half the channels of the base."""
+    shutil.copytree(CONTROLNET, place.folder / "narrow")
+    path = place.folder / "narrow/config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["block_out_channels"] = [channels // 2 for channels in config["block_out_channels"]]
+    path.write_text(json.dumps(config), encoding="utf-8")
+    return str(path.parent)
 
 
 @tree

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL, CONTROLNET = str(ROOT / "preset/models/tiny-sd2"), str(ROOT / "preset/models/c-tiny-sd2")
 TABLE = ROOT / "docs" / "BAD_INPUTS.md"
 LONGEST_LINE = 160
+WORK_LOGS = "*logs/*.jsonl"  # what a rank did: a line more for each image, as long as the process lives
 SECONDS = 15  # of the processor that one program may take before it counts as one that hangs
 WAIT = 200  # seconds in all, for one that waits
 MEMORY = 8 << 30  # bytes of address space that one program may take beside what this process has
@@ -57,6 +58,7 @@ class Outcome:
         """(kind of fault, what it is) of what no program may do whatever its input, or None."""
         if self.raised or "Traceback (most recent call last)" in self.out + self.err:
             return "traceback", self.raised or self.last_error_line
+        may_change = (*may_change, WORK_LOGS)
         lost = [name for name, content in self.before.items() if self.after.get(name) != content and not matches(name, may_change)]
         if lost:
             return "file lost", f"{', '.join(lost)} (exit code {self.code})"
@@ -64,7 +66,7 @@ class Outcome:
         parts = [name for name in new if re.search(r"\.(part|tmp|old)(/|$)", name)]
         if parts:
             return "half-written", ", ".join(parts)
-        extra = [name for name in new if may_appear is not None and not matches(name, may_appear)]
+        extra = [name for name in new if may_appear is not None and not matches(name, (*may_appear, WORK_LOGS))]
         if extra:
             return "half-written", f"{', '.join(extra)} after an error"
         return None

@@ -21,6 +21,7 @@ from bad_inputs.common import (
     command,
     large_photographs,
     methods,
+    narrow_controlnet,
     photographs,
     two_images,
 )
@@ -135,16 +136,16 @@ def _(place):
     return command(place, "--suffix", "/../../b")
 
 
-@case(6, "a ControlNet of another width", (TEST, GEN), refused("c-tiny-sd2-8"))
+@case(6, "a ControlNet of another width", (TEST, GEN), refused("narrow"))
 def _(place):
     place.images("in/a.png")
-    return command(place, controlnet=str(ROOT / "preset/models/c-tiny-sd2-8"))
+    return command(place, controlnet=narrow_controlnet(place))
 
 
-@case(6, "a ControlNet of another width", TRAIN, refused("c-tiny-sd2-8"))
+@case(6, "a ControlNet of another width", TRAIN, refused("narrow"))
 def _(place):
     place.shared(candidates)
-    return [*TRAINING, *REWARD, "--controlnet_model_name_or_path", str(ROOT / "preset/models/c-tiny-sd2-8")]
+    return [*TRAINING, *REWARD, "--controlnet_model_name_or_path", narrow_controlnet(place)]
 
 
 @case(6, "a ControlNet of FLUX for SD2", TEST, refused("c-tiny-flux"))

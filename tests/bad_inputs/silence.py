@@ -28,7 +28,7 @@ from bad_inputs.outcomes import MODEL, done, refused
 from bad_inputs.place import noise
 
 
-@case(2, "the tiny models and no sampling settings", TEST, done(r"steps.*3|3 steps|steps 3", note="the models' own settings, said"))
+@case(2, "the tiny models and no sampling settings", TEST, done(r"steps.*8|8 steps|steps 8", note="the models' own settings, said"))
 def _(place):
     place.images("in/a.png")
     return [*SAMPLE[:4], "--image_path", "in", "--output_dir", "out"]

@@ -19,12 +19,13 @@ from bad_inputs.common import (
     case,
     command,
     methods,
+    narrow_controlnet,
     photographs,
     result,
     sr_results,
     two_images,
 )
-from bad_inputs.outcomes import CONTROLNET, ROOT, done, refused
+from bad_inputs.outcomes import CONTROLNET, done, refused
 
 WAY_OUT = r"--output_dir|--suffix"
 
@@ -196,7 +197,7 @@ def _(place):
 def _(place):
     place.shared(two_images)
     with contextlib.suppress(AssertionError):  # the line is another case's matter
-        place.fail(*command(place, controlnet=str(ROOT / "preset/models/c-tiny-sd2-8")))
+        place.fail(*command(place, controlnet=narrow_controlnet(place)))
     return command(place)
 
 

@@ -1,0 +1,116 @@
+"""Held-out validation during a training."""
+
+import os
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+from conftest import ROOT, one_kind, read_log, run_program, save_noise
+from trainings import copy_validation_images, words
+
+from dp2osr.backbones.tiles import Tiling
+from dp2osr.errors import NonFiniteSamples, UserError
+from dp2osr.sampling.sampler import GroupSampler
+from dp2osr.sampling.store import CandidateStore
+from dp2osr.training.guard import CollapseGuard
+from dp2osr.training.trainer import PreferenceTrainer
+from dp2osr.training.validation import read_validation_images
+
+
+@one_kind
+def test_an_image_that_a_metric_cannot_score_is_left_out_of_a_validation_and_told(kind, labelled, tmp_path, monkeypatch, capsys):
+    for side in ("lr", "gt"):
+        (tmp_path / side).mkdir()
+        for path in sorted((ROOT / f"preset/test/{side}").glob("*.png"))[:2]:
+            (tmp_path / side / path.name).write_bytes(path.read_bytes())
+    more = ["--validation_steps", "2", "--validation_image_path", tmp_path / "lr", "--validation_gt_path", tmp_path / "gt"]
+    more += ["--validation_candidates", "3", "--num_inference_steps", "1", "--guidance_scale", "1"]
+    trainer = PreferenceTrainer(kind.training_settings(list(map(str, [*words(kind, labelled, tmp_path / "out")[1:], *more]))))
+    validator = trainer.make_validator()
+    validator.start()
+    first, second = (image_id for image_id, *_ in validator.images)
+    score, broken = validator.suite.score, {first: "piqe"}
+
+    def broken_score(images, gt, image_id, strict):
+        scores = score(images, gt, image_id=image_id)
+        return {name: values * float("nan") if broken.get(image_id) == name else values for name, values in scores.items()}
+
+    monkeypatch.setattr(validator.suite, "score", broken_score)
+    found = validator(trainer.reference)
+    assert f"warning: validation: {first}: a NaN" in capsys.readouterr().err
+    assert found["G"] == 0 and found["val_reward_mean"] == pytest.approx(found["val_base_mean"])  # of the other image
+    broken[second] = "gmsd"
+    assert validator(trainer.reference) == {}
+    guard = CollapseGuard(1, [{"step": 0, "G": 0.5}])
+    assert not guard.see({"step": 2}) and not guard.collapsed
+
+
+def test_all_validation_images_that_cannot_be_used_are_named_at_once(tmp_path):
+    copy_validation_images(tmp_path, 4)
+    broken, small, without, good = sorted(path.name for path in (tmp_path / "lr").iterdir())
+    (tmp_path / "lr" / broken).write_bytes(b"no image")
+    save_noise(tmp_path / "gt" / small, (100, 128))
+    (tmp_path / "gt" / without).unlink()
+    with pytest.raises(UserError) as error:
+        read_validation_images(tmp_path / "lr", tmp_path / "gt", 4)
+    for expected in ("3 of 4 validation images", broken, f"{small} is 100 x 128, not 128 x 128", f"{without} has no GT"):
+        assert expected in str(error.value)
+    assert good not in str(error.value)
+
+
+def test_validation_samples_as_the_candidates_were_sampled(kind, labelled, tmp_path, capsys):
+    valid = copy_validation_images(tmp_path, 1)
+    stored = CandidateStore(labelled).settings
+    trainer = PreferenceTrainer(kind.training_settings(words(kind, labelled, tmp_path / "out", *valid)[1:]))
+    assert "warning: validation" not in capsys.readouterr().err
+    sampler = trainer.validator.sampler
+    found = {**asdict(sampler.settings), "align_method": sampler.args.align_method, "upscale": sampler.args.upscale}
+    assert found == {name: stored[name] for name in found} and found["num_inference_steps"] == 2
+    assert trainer.backbone.vae_tiling == Tiling(**stored["vae_tiling"])
+    more = ["--num_inference_steps", "1", "--align_method", "nofix"]
+    trainer = PreferenceTrainer(kind.training_settings(words(kind, labelled, tmp_path / "out", *valid, *more)[1:]))
+    assert (trainer.validator.sampler.settings.num_inference_steps, trainer.validator.sampler.args.align_method) == (1, "nofix")
+    told = capsys.readouterr().err
+    assert "--num_inference_steps 1 as given, the candidates have 2" in told and "--align_method nofix" in told
+
+
+@one_kind
+def test_an_image_whose_samples_are_not_finite_is_left_out_of_a_validation(kind, labelled, tmp_path, monkeypatch, capsys):
+    valid = copy_validation_images(tmp_path)
+    trainer = PreferenceTrainer(kind.training_settings(words(kind, labelled, tmp_path / "out", *valid)[1:]))
+    validator, sample = trainer.validator, GroupSampler.sample
+    bad = {validator.images[0][0]}
+
+    def sample_or_fail(sampler, image_id, lr, count):
+        if image_id in bad:
+            raise NonFiniteSamples(f"{image_id}: NaN")
+        return sample(sampler, image_id, lr, count)
+
+    monkeypatch.setattr(GroupSampler, "sample", sample_or_fail)
+    assert validator(trainer.policy)["G"] == 0
+    assert f"{validator.images[0][0]}: a NaN or infinite score or sample; left out" in capsys.readouterr().err
+    assert validator.sheet().width > 100
+    bad.add(validator.images[1][0])
+    assert validator(trainer.policy) == {}
+    assert "none is left, this validation says nothing" in capsys.readouterr().err
+
+
+@one_kind
+def test_the_ranks_share_a_validation_and_find_what_one_finds(kind, labelled, tmp_path):
+    more = [*copy_validation_images(tmp_path), "--validation_steps", "1", "--max_train_steps", "1", "--num_inference_steps", "1"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    two = [*launch, *words(kind, labelled, tmp_path / "two", *more)]
+    done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-2000:]
+    run_program(*words(kind, labelled, tmp_path / "one", *more), env={"OMP_NUM_THREADS": "1"})
+    one, two = (
+        [
+            {name: value for name, value in record.items() if "val_" in name or name == "G"}
+            for record in read_log(tmp_path / run / "train_log.jsonl")
+        ]
+        for run in ("one", "two")
+    )
+    assert one[0] == two[0] and "val_base_mean" in one[0]  # the base, to the bit
+    assert two[-1] == pytest.approx(one[-1], abs=1e-4)  # the policy, whose gradient was added up by two
