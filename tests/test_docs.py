@@ -78,10 +78,14 @@ def test_the_readme_is_short():
     assert len(words(prose((ROOT / "README.md").read_text(encoding="utf-8")))) <= WORDS_OF_README
 
 
+@every_page
+def test_lines_are_short(page):
+    assert not [line for line in without_code_and_tables(page.read_text(encoding="utf-8")).splitlines() if len(line) > CHARACTERS_OF_A_LINE]
+
+
 @plain_pages
-def test_lines_and_sentences_are_short(page):
+def test_sentences_are_short(page):
     text = page.read_text(encoding="utf-8")
-    assert not [line for line in without_code_and_tables(text).splitlines() if len(line) > CHARACTERS_OF_A_LINE]
     assert not [sentence for sentence in sentences(text) if len(words(sentence)) > WORDS_OF_A_SENTENCE]
 
 
