@@ -72,7 +72,7 @@ def wait_for_device() -> None:
 def keep_freed_memory() -> None:
     """Let glibc keep up to 2 GB of freed memory, which it otherwise gives back at each large free and gets anew, page by page.
 
-    Of scoring images of 512 × 512 on a CPU that is two fifths of the time (docs/SPEED.md). Another C library, or settings
+    Of scoring images of 512 × 512 on a CPU that is two fifths of the time (docs/speed.md). Another C library, or settings
     of the user's own (`MALLOC_..._`, `GLIBC_TUNABLES`), are left alone.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", ""):

@@ -31,7 +31,7 @@ ALONE = "alone"  # the lock that says that
 class Locks:
     """Locks of the items of a folder, which independent jobs on any machine that sees it respect.
 
-    They are `flock`s of files in `<folder>/.locks`; docs/SCALE.md lists the file systems on which these hold. Where there are none, that
+    They are `flock`s of files in `<folder>/.locks`; docs/scale.md lists the file systems on which these hold. Where there are none, that
     is said once, and it is the user who starts one job at a time.
     """
 

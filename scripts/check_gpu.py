@@ -6,7 +6,7 @@
 
 Tables of the machine, sampling (ours and diffusers' pipeline), the same candidate in a batch of one and of many, a step of preference
 training beside the plan, scoring in fp32, TF32 and bf16, and gradients summed over all visible GPUs. What fails is a line that says so;
-where the device fails, a fresh process goes on. docs/CHECK_GPU.md says what each line means. Nothing is downloaded.
+where the device fails, a fresh process goes on. docs/check_gpu.md says what each line means. Nothing is downloaded.
 """
 
 from dp2osr.checkup.settings import CheckupSettings

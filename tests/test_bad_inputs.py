@@ -4,7 +4,7 @@ Each case builds its input in a folder of its own, runs a program there as its c
 as a process of its own), and says what must come of it: one clear line and exit code 2, or results that are right, with what was not done
 said. In every case all files that were there are compared by content before and after, and nothing half-written may remain.
 
-    python tests/test_bad_inputs.py --write      # docs/BAD_INPUTS.md, the table of what was given and what came out
+    python tests/test_bad_inputs.py --write      # docs/bad_inputs.md, the table of what was given and what came out
     python tests/test_bad_inputs.py WORD ...     # the cases with these words in their ids: those that do not do what they must, and why
 """
 

@@ -12,7 +12,7 @@ from conftest import ROOT, run_program
 
 from dp2osr.errors import run
 
-PAGES = [ROOT / "docs/CHOOSING.md"]  # whose commands are checked as those of --help are
+PAGES = [ROOT / "docs/choosing.md"]  # whose commands are checked as those of --help are
 PROGRAMS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
 # Behind a command, so that it takes seconds instead of minutes: the command line overrides what stands before.
 SHORTER = {

@@ -79,7 +79,7 @@ def test_no_import_runs_back_up():
 
 
 def test_the_picture_on_the_architecture_page_is_true():
-    page = (ROOT / "docs/ARCHITECTURE.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
     drawn = set(re.findall(r"^    (\w+) --> (\w+)$", page, re.MULTILINE))
     stages = {path.parent.name for path in (ROOT / "dp2osr").glob("*/__init__.py")}
     found = set()

@@ -105,7 +105,7 @@ class Findings:
     def write(self) -> None:
         """Both files, whole."""
         write_json(self.folder / "check_gpu.json", {"machine": self.machine, "settings": self.settings, "tables": self.tables})
-        text = f"# What this machine does\n\nMeasured with {stamp(self.machine)}. docs/CHECK_GPU.md says what each line means.\n"
+        text = f"# What this machine does\n\nMeasured with {stamp(self.machine)}. docs/check_gpu.md says what each line means.\n"
         for part, lines in self.tables.items():
             text += f"\n## {TITLES[part]}\n\n{as_markdown(lines)}\n"
         write_text(self.folder / "check_gpu.md", text)

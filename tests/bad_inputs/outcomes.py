@@ -12,7 +12,7 @@ os.environ.setdefault("DP2OSR_CACHE_DIR", str(CACHE))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[2]
 MODEL, CONTROLNET = str(ROOT / "preset/models/tiny-sd2"), str(ROOT / "preset/models/c-tiny-sd2")
-TABLE = ROOT / "docs" / "BAD_INPUTS.md"
+TABLE = ROOT / "docs" / "bad_inputs.md"
 LONGEST_LINE = 160
 WORK_LOGS = "*logs/*.jsonl"  # what a rank did: a line more for each image, as long as the process lives
 SECONDS = 15  # of the processor that one program may take before it counts as one that hangs

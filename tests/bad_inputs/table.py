@@ -1,4 +1,4 @@
-"""docs/BAD_INPUTS.md, the table of what was given and what came out."""
+"""docs/bad_inputs.md, the table of what was given and what came out."""
 
 import re
 import textwrap
