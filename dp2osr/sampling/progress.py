@@ -13,6 +13,7 @@ from dp2osr.sampling.defaults import describe_defaults
 from dp2osr.sampling.estimate import check_cost
 from dp2osr.sampling.memory import passes
 from dp2osr.sampling.sampler import GroupSampler, unused_prompt
+from dp2osr.sampling.strength import unused_base
 from dp2osr.sharing import Launch
 
 
@@ -23,9 +24,10 @@ def say(launch: Launch, line: str | None) -> None:
 
 
 def say_settings(launch: Launch, sampler: GroupSampler, given_prompt: str | None, files: Sequence[ImageFile]) -> None:
-    """Print what the flags left open, a --negative_prompt that nobody reads, images without tags."""
+    """Print what the flags left open, a --negative_prompt or a base that nobody reads, images without tags."""
     say(launch, f"note: {describe_defaults(sampler.filled)}" if sampler.filled else None)
     say(launch, unused_prompt(given_prompt, sampler))
+    say(launch, unused_base(sampler.args))
     say(launch, sampler.prompts.check([file.id for file in files], sampler.args.prompt_file))
 
 

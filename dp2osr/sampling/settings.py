@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from dp2osr.backbones.settings import ModelSettings
 from dp2osr.cli import Settings
 from dp2osr.data.settings import InputSettings
-from dp2osr.fields import Count, Finite, Natural, PartOfAName, Positive, Tokens, default_is
+from dp2osr.fields import Count, Finite, Natural, NonNegative, PartOfAName, Positive, Tokens, default_is
 
 
 @dataclass(kw_only=True)
@@ -29,6 +29,11 @@ class SamplingSettings(PromptSettings):
 
     controlnet_model_name_or_path: str
     """ControlNet: a diffusers folder, a hub id, one safetensors file, or the checkpoint-STEP.pt of a training."""
+    policy_strength: NonNegative = 1.0
+    """How much of a training's change is applied: the ControlNet's weights become base + S * (policy - base). 0 is the base, 1 the policy,
+    above 1 goes on in the direction of the training."""
+    base_controlnet_model_name_or_path: Annotated[str | None, default_is("the start that the training's settings.json names")] = None
+    """The base's ControlNet, of which --policy_strength other than 1 needs the weights."""
     num_inference_steps: Annotated[Count | None, default_is("the model's sampling_settings.json, else the paper's: SD2 50, FLUX 25")] = None
     """Denoising steps."""
     guidance_scale: Annotated[Finite | None, default_is("the model's sampling_settings.json, else the paper's: SD2 3.5, FLUX 2.5")] = None
