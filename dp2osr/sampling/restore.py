@@ -1,14 +1,16 @@
 """Super-resolution of a folder: the released way to use a model, one or more samples an image."""
 
 import os
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from PIL import Image
-
+from dp2osr.cli import refuse_ignored
+from dp2osr.data.image_output import LONGEST_SIDE, options_of, read_kept, save_result
 from dp2osr.data.images import read_image_and_alpha, tensor_to_pil
 from dp2osr.data.inputs import ImageFile, find_inputs
+from dp2osr.data.part import part_of
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError, listed
 from dp2osr.files import LONGEST_NAME, check_same_program, clear_parts, differences, read_json, write_json
@@ -62,18 +64,17 @@ def restore_folder(args: RestoreSettings, chooser: Chooser | None = None) -> Non
     Raises:
         UserError: see `find_inputs`, `GroupSampler` and `Results`; also results that would overwrite inputs, or whose names are too long.
     """
-    output = Path(args.output_dir)
+    begun, choose, output = time.monotonic(), part_of(args), Path(args.output_dir)
     check_output(output)
     launch, locks = Launch(), Locks(output)
     with launch.first("inputs"):
         files, skipped = find_inputs(
-            args.image_path, args.recursive, args.skip_unreadable, leave_out=result_of(output), quiet=not launch.is_first
+            args.image_path, args.recursive, args.skip_unreadable, choose, leave_out=result_of(output), quiet=not launch.is_first
         )
+    check_format(files, args)
     if chooser:
         chooser.begin(files)
-    names = {file.id: result_names(file, args, chooser) for file in files}
-    check_names([name for of_image in names.values() for name in of_image])
-    Results(output, {}, flags=FLAGS).check_inputs([name for of_image in names.values() for name in of_image], [file.path for file in files])
+    names = names_of(output, files, args, chooser)
     sampler = GroupSampler(args, compute_device(), process_size=args.process_size)
     say_settings(launch, sampler, args.negative_prompt, files)
     with launch.first("weights"):
@@ -113,7 +114,7 @@ def restore_folder(args: RestoreSettings, chooser: Chooser | None = None) -> Non
         made = launch.add("made", 0)
         if chooser:
             print(chooser.finish(results))
-        print(summary(output, "images", made, len(files) - made, skipped))
+        print(summary(output, "images", made, len(files) - made, skipped, begun))
 
 
 def results_of(output: Path, sampler: GroupSampler, chooser: Chooser | None) -> Results:
@@ -126,6 +127,9 @@ def results_of(output: Path, sampler: GroupSampler, chooser: Chooser | None) -> 
     else:
         record |= {"keep": "all"}
         also["keep"] = lambda: None  # as versions wrote that knew nothing else
+    record |= {"format": args.format, "quality": options_of(args.format, args.quality).get("quality")}
+    if args.format == "png":
+        also["format"] = lambda: None
     return Results(output, record, settings_not_compared(sampler) + (chooser.not_compared if chooser else ()), also, FLAGS)
 
 
@@ -151,20 +155,19 @@ def restore(
     """Write the results of one image that are `missing`."""
     args = sampler.args
     lr, alpha = read_image_and_alpha(file.path)
-    images = [name for name in missing if name.endswith(".png")]
+    of_images = image_names(file, args, chooser)
+    images = [name for name in missing if name in of_images]
     if images:
+        kept = read_kept(file.path, alpha)
         group = sampler.sample(file.id, lr, args.sample_times, progress=progress)
         samples, more = sampler.images(group), {}
         if chooser:
             best, more["choice"] = chooser(file.id, samples, group.seeds)
             samples = samples[best : best + 1]
-        for name, image in zip(image_names(file, args, chooser), samples, strict=True):
+        for name, image in zip(of_images, samples, strict=True):
             if name in images:
-                result = tensor_to_pil(image)
-                if alpha is not None:
-                    result.putalpha(alpha.resize(result.size, Image.Resampling.BICUBIC))
                 with results.writing(name, wanted[name], **more) as part:
-                    result.save(part, format="PNG")
+                    save_result(tensor_to_pil(image), part, name, kept, args.format, args.quality)
     for name in set(missing) - set(images):
         with results.writing(name, wanted[name]) as part:
             part.write_text(sampler.prompts(file.id, lr) + "\n", encoding="utf-8")
@@ -174,9 +177,9 @@ def image_names(file: ImageFile, args: RestoreSettings, chooser: Chooser | None 
     """Paths of the SR images of one input below the output folder, sub-folders as the inputs have them."""
     folder = f"{file.folder}/" if file.folder else ""
     if args.sample_times == 1 or chooser:
-        return [f"{folder}{file.stem}{args.suffix}.png"]
+        return [f"{folder}{file.stem}{args.suffix}.{args.format}"]
     digits = max(2, len(str(args.sample_times - 1)))
-    return [f"{folder}{file.stem}_{index:0{digits}d}{args.suffix}.png" for index in range(args.sample_times)]
+    return [f"{folder}{file.stem}_{index:0{digits}d}{args.suffix}.{args.format}" for index in range(args.sample_times)]
 
 
 def result_names(file: ImageFile, args: RestoreSettings, chooser: Chooser | None = None) -> list[str]:
@@ -201,6 +204,28 @@ def result_of(output: Path) -> Callable[[Path], bool]:
         return not relative.startswith("..") and results.is_own(Path(relative).as_posix())
 
     return is_result
+
+
+def names_of(output: Path, files: Sequence[ImageFile], args: RestoreSettings, chooser: Chooser | None) -> dict[str, list[str]]:
+    """{image id: paths of its results below `output`}; `UserError` for names that cannot be, or results that would overwrite inputs."""
+    names = {file.id: result_names(file, args, chooser) for file in files}
+    everything = [name for of_image in names.values() for name in of_image]
+    check_names(everything)
+    Results(output, {}, flags=FLAGS).check_inputs(everything, [file.path for file in files])
+    return names
+
+
+def check_format(files: Sequence[ImageFile], args: RestoreSettings) -> None:
+    """Raise `UserError` for a quality that nobody reads, or results that are too large for their format."""
+    if args.format == "png" and args.quality is not None:
+        refuse_ignored({"quality"}, ("quality",), "with --format png, which is lossless")
+    most = LONGEST_SIDE[args.format]
+    long = [file.name for file in files if round(max(file.size) * args.upscale) > most]
+    if long:
+        raise UserError(
+            f"--format {args.format}: holds at most {most:,} pixels a side, and {len(long)} results would have more ({listed(long)}); "
+            "take png"
+        )
 
 
 def check_names(names: Sequence[str]) -> None:
