@@ -40,8 +40,9 @@ class Results:
         flags: Collection[str] = ("--output_dir",),
     ) -> None:
         self.folder, self.settings, self.not_compared, self.also = Path(folder), as_json(settings), tuple(not_compared), also
-        self.another = "another " + " or ".join(flag for flag in flags if flag != "--overwrite")
+        self.another = "another " + " or ".join(flag for flag in flags if flag not in ("--overwrite", "--adopt"))
         self.anew = ", or make them anew by --overwrite" if "--overwrite" in flags else ""
+        self.adopted = " (if it is one, from before there were records: --adopt)" if "--adopt" in flags else ""
 
     def missing(self, wanted: Mapping[str, Any], overwrite: bool = False, adopt: bool = False) -> list[str]:
         """Names of `wanted` that are to be made or made anew, in order; nothing is changed but that adopted results get their records.
@@ -71,7 +72,7 @@ class Results:
         if foreign:
             raise UserError(
                 f"{self.folder}: {listed(foreign, SHOWN)}: {'is' if len(foreign) == 1 else 'are'} there and no result of this program; "
-                f"give {self.another}, or move it away (if it is one, from before there were records: --adopt)"
+                f"give {self.another}, or move it away{self.adopted}"
             )
         if other:
             names = listed([name for name, _ in other], SHOWN)

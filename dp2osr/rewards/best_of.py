@@ -79,8 +79,6 @@ class BestOf:
         decides = json.dumps([{**content, "name": None, "imports": None}, self.suite.describe()], sort_keys=True, default=str)
         return {"reward": f"{self.config.name} {short_name(decides)}", "reward_config": content}
 
-    not_compared: tuple[str, ...] = ("reward_config",)
-
     def announce(self) -> str:
         """A line on what is scored."""
         names = ", ".join(self.suite.modes)

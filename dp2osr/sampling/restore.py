@@ -25,17 +25,15 @@ from dp2osr.sharing import Launch, WorkLog, share
 if TYPE_CHECKING:
     import torch
 
-FLAGS = ("--output_dir", "--suffix", "--overwrite")  # the ways out of a folder with other results
+FLAGS = ("--output_dir", "--suffix", "--overwrite", "--adopt")  # the ways out of a folder with other results
 
 
 class Chooser(Protocol):
     """Which of an image's samples is written, where not all are: `rewards.best_of.BestOf`."""
 
-    not_compared: tuple[str, ...]  # keys of `record` that are written and not compared
-
     @property
     def record(self) -> dict[str, Any]:
-        """What decides the choice: settings of the results."""
+        """What decides the choice, settings of the results: "reward" stands for all of it, "reward_config" is for the reader."""
 
     def announce(self) -> str:
         """A line on what it does beside the sampling."""
@@ -130,7 +128,7 @@ def results_of(output: Path, sampler: GroupSampler, chooser: Chooser | None) -> 
     record |= {"format": args.format, "quality": options_of(args.format, args.quality).get("quality")}
     if args.format == "png":
         also["format"] = lambda: None
-    return Results(output, record, settings_not_compared(sampler) + (chooser.not_compared if chooser else ()), also, FLAGS)
+    return Results(output, record, (*settings_not_compared(sampler), "reward_config"), also, FLAGS)
 
 
 def begin_folder(settings_path: Path, results: Results, wanted: Iterable[str], locks: Locks) -> None:
