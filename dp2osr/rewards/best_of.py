@@ -17,7 +17,7 @@ from dp2osr.data.images import pil_to_tensor, read_image
 from dp2osr.data.inputs import SHOWN, ImageFile, examine
 from dp2osr.device import compute_device, set_tf32
 from dp2osr.errors import UserError, listed
-from dp2osr.files import short_name, whole
+from dp2osr.files import clear_parts, short_name, whole
 from dp2osr.results import Results, check_own_files, own_files
 from dp2osr.rewards.chosen import as_dict
 from dp2osr.rewards.config import for_new_images, load_reward_config
@@ -133,6 +133,7 @@ class BestOf:
             if results.is_of_these_settings(record) and "choice" in record and (results.folder / name).is_file():
                 rows += rows_of(record)
         path = results.folder / self.table
+        clear_parts(results.folder)
         with own_files(results.folder, [self.table]), whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
             table = csv.writer(file)
             table.writerow(["image", "sample", "seed", *self.suite.modes, "reward", "kept"])
