@@ -11,19 +11,19 @@ from dataclasses import dataclass
 from dp2osr.backbones.settings import FluxSettings
 from dp2osr.cli import parse
 from dp2osr.errors import run
-from dp2osr.sampling.settings import RestoreSettings
+from dp2osr.rewards.settings import BestOfSettings
 
 
 @dataclass(kw_only=True)
-class FluxRestoreSettings(FluxSettings, RestoreSettings):
+class FluxRestoreSettings(FluxSettings, BestOfSettings):
     """SR images of a folder by FLUX."""
 
 
 def main() -> None:
     settings = parse(FluxRestoreSettings, description=__doc__, backbone="flux")
-    from dp2osr.sampling.restore import restore_folder
+    from dp2osr.rewards.best_of import restore_images
 
-    restore_folder(settings)
+    restore_images(settings)
 
 
 if __name__ == "__main__":

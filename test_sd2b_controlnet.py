@@ -8,14 +8,14 @@ Run it again and it does what is left: a result is kept if it was made of the sa
 
 from dp2osr.cli import parse
 from dp2osr.errors import run
-from dp2osr.sampling.settings import RestoreSettings
+from dp2osr.rewards.settings import BestOfSettings
 
 
 def main() -> None:
-    settings = parse(RestoreSettings, description=__doc__, backbone="sd2")
-    from dp2osr.sampling.restore import restore_folder
+    settings = parse(BestOfSettings, description=__doc__, backbone="sd2")
+    from dp2osr.rewards.best_of import restore_images
 
-    restore_folder(settings)
+    restore_images(settings)
 
 
 if __name__ == "__main__":

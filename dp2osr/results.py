@@ -40,8 +40,9 @@ class Results:
         flags: Collection[str] = ("--output_dir",),
     ) -> None:
         self.folder, self.settings, self.not_compared, self.also = Path(folder), as_json(settings), tuple(not_compared), also
-        self.another = "another " + " or ".join(flag for flag in flags if flag != "--overwrite")
+        self.another = "another " + " or ".join(flag for flag in flags if flag not in ("--overwrite", "--adopt"))
         self.anew = ", or make them anew by --overwrite" if "--overwrite" in flags else ""
+        self.adopted = " (if it is one, from before there were records: --adopt)" if "--adopt" in flags else ""
 
     def missing(self, wanted: Mapping[str, Any], overwrite: bool = False, adopt: bool = False) -> list[str]:
         """Names of `wanted` that are to be made or made anew, in order; nothing is changed but that adopted results get their records.
@@ -71,7 +72,7 @@ class Results:
         if foreign:
             raise UserError(
                 f"{self.folder}: {listed(foreign, SHOWN)}: {'is' if len(foreign) == 1 else 'are'} there and no result of this program; "
-                f"give {self.another}, or move it away (if it is one, from before there were records: --adopt)"
+                f"give {self.another}, or move it away{self.adopted}"
             )
         if other:
             names = listed([name for name, _ in other], SHOWN)
@@ -103,7 +104,7 @@ class Results:
             record = read_json(path) if path.is_file() else None
         except UserError:
             return None
-        return record if isinstance(record, dict) and {"input", "settings", "sha256"} <= record.keys() else None
+        return record if _is_record(record) else None
 
     def any_record(self) -> bool:
         """Whether the folder has a record of any result."""
@@ -111,14 +112,22 @@ class Results:
 
     def any_of(self, settings: Mapping[str, Any]) -> bool:
         """Whether a record of the folder has these settings."""
+        wanted = as_json(settings)
+        return any(not differences(record["settings"], wanted, self.not_compared) for _, record in self.records())
+
+    def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """(name of the result, record) of all whole records of the folder, of any settings."""
         for path in self.folder.joinpath(RECORDS).glob("*.json"):
             try:
                 record = read_json(path)
             except UserError:
                 continue
-            if not differences(record.get("settings", {}), as_json(settings), self.not_compared):
-                return True
-        return False
+            if _is_record(record) and "result" in record:
+                yield record["result"], record
+
+    def is_of_these_settings(self, record: Mapping[str, Any]) -> bool:
+        """Whether a record's result was made with these settings."""
+        return not differences(record["settings"], self.settings, self.not_compared, self.also)
 
     def is_own(self, name: str) -> bool:
         """Whether a file of the folder is a result, with its record and unchanged, of any settings."""
@@ -134,8 +143,8 @@ class Results:
             raise UserError(f"{self.folder}: the results would overwrite the inputs {some}; give {self.another}")
 
     @contextmanager
-    def writing(self, name: str, made_of: Any) -> Iterator[Path]:
-        """Within, a path to write the result to; then its record is written, and it replaces an earlier result of this program."""
+    def writing(self, name: str, made_of: Any, **more: Any) -> Iterator[Path]:
+        """Within, a path to write the result to; then its record is written, with `more` in it, and it replaces an earlier result."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         part = part_path(path)
@@ -147,7 +156,7 @@ class Results:
                     raise UserError(f"{path}: has been changed by another program meanwhile; move it away and run the same command again")
                 replaced = digest(path)
             found = sha256(part)
-            self.record(name, made_of, found, **({"replaces": replaced} if replaced not in (None, found) else {}))
+            self.record(name, made_of, found, **more, **({"replaces": replaced} if replaced not in (None, found) else {}))
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -204,6 +213,10 @@ def own_files(folder: str | Path, names: Collection[str], flag: str = "--output_
                 results._record_path(name).unlink(missing_ok=True)
         with suppress(OSError):  # it has others
             (results.folder / RECORDS).rmdir()
+
+
+def _is_record(found: Any) -> bool:
+    return isinstance(found, dict) and {"input", "settings", "sha256"} <= found.keys()
 
 
 def _identity(path: str | Path) -> tuple[int, int] | str:

@@ -16,7 +16,7 @@ from conftest import MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, run_pro
 from PIL import Image
 
 from dp2osr.backbones.tiles import samples_together
-from dp2osr.data.inputs import evenly
+from dp2osr.data.part import evenly
 from dp2osr.sampling.colour import adain_align, low_pass, wavelet_align
 from dp2osr.sampling.decode import decode_group
 from dp2osr.sampling.defaults import LoopSettings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
@@ -14,6 +15,14 @@ from dp2osr.files import whole
 
 if TYPE_CHECKING:
     import torch
+
+OF_HEIC = (".heic", ".heif", ".hif")
+HEIF: tuple[str, ...] = ()  # those of them that are read: where pillow-heif is installed
+with contextlib.suppress(ImportError):
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    HEIF = OF_HEIC
 
 
 def read_image(path: str | Path | IO[bytes]) -> Image.Image:
@@ -73,14 +82,19 @@ def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
         return as_rgb(image)
     try:
         source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        description = ImageCms.getProfileDescription(source).lower()
-        if "srgb" in description and "linear" not in description and "g10" not in description:
+        if is_srgb(source):
             return as_rgb(image)
         if image.mode not in ("L", "RGB", "CMYK"):
             image = image.convert("RGB")
         return cast(Image.Image, ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB"))
     except (ImageCms.PyCMSError, OSError):  # a broken profile, or one of another colour space: as every viewer does, without it
         return image.convert("RGB")
+
+
+def is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
+    """Whether an ICC profile is sRGB's, by its description."""
+    description = ImageCms.getProfileDescription(profile).lower()
+    return "srgb" in description and "linear" not in description and "g10" not in description
 
 
 def pil_to_tensor(image: Image.Image) -> torch.Tensor:

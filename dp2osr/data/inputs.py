@@ -7,17 +7,17 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from PIL import Image
 
-from dp2osr.data.images import open_image, why_unreadable
+from dp2osr.data.images import HEIF, OF_HEIC, open_image, why_unreadable
 from dp2osr.digests import MEMORY, digest
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_text
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-OPTIONAL = {".jpe", ".jfif", ".gif", ".avif", ".jp2"}  # taken where Pillow can read the file, and told
+OPTIONAL = {".jpe", ".jfif", ".gif", ".avif", ".jp2", *HEIF}  # taken where Pillow can read the file, and told
 
 
 # What a user may take for an image that is read here: it is told when it is passed over.
@@ -29,7 +29,6 @@ LIKE_IMAGES = {
 
 SHOWN = 40  # names in a message
 READERS = min(8, os.cpu_count() or 1)  # threads that decode inputs for a check
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,8 @@ def _images_below(folder: Path, recursive: bool) -> tuple[list[Path], list[str]]
                 like.append(path)
     told = []
     if like:
-        told.append(f"{len(like)} not of a format that is read here: {listed([path.name for path in like], SHOWN)}")
+        hint = " (HEIC is read once pillow-heif is installed)" if any(path.suffix.lower() in OF_HEIC for path in like) else ""
+        told.append(f"{len(like)} not of a format that is read here: {listed([path.name for path in like], SHOWN)}{hint}")
     if hidden:
         told.append(f"{len(hidden)} hidden: {listed([path.name for path in hidden], SHOWN)}")
     if recursive:
@@ -250,7 +250,7 @@ def examine(paths: Iterable[Path], show: bool = False) -> list[dict[str, Any]]:
         )
     parts = [todo[start : start + 64] for start in range(0, len(todo), 64)]
     for part in tqdm(parts, desc="check images", unit="x 64", delay=3, disable=not show):
-        found.update(zip(part, MEMORY.recall_all(part, "image", _examine, READERS), strict=True))
+        found.update(zip(part, MEMORY.recall_all(part, "image with HEIF" if HEIF else "image", _examine, READERS), strict=True))
     return [found[path] for path in paths]
 
 
@@ -299,16 +299,6 @@ def check_images(paths: Sequence[Path], where: str | Path) -> list[tuple[int, ..
     if bad:
         raise UserError(f"{where}: {len(bad)} of {len(found)} images cannot be used: {listed(bad, SHOWN)}; mend or remove them")
     return [tuple(about["size"]) for about in found]
-
-
-def evenly(paths: list[T], count: int | None, offset: int = 0) -> list[T]:
-    """`count` of the sorted paths, evenly spaced, so that a part of a folder still holds every photograph; all if None.
-
-    Offsets 0, 1, 2 ... give parts without a common path until all are used, if `count` divides their number.
-    """
-    if count is None or count >= len(paths):
-        return paths
-    return [paths[(index * len(paths) // count + offset) % len(paths)] for index in range(count)]
 
 
 def find_gt(gt_path: str | Path, image_ids: Sequence[str]) -> dict[str, Path]:

@@ -95,7 +95,7 @@ def make_pairs(
         flag="--crop_size" if settings.crop_size else "",
     )
     decisive = _flatten({"image_path": str(image_path), **asdict(settings)})
-    results = Results(output_dir, decisive, not_compared=("image_path",))
+    results = Results(output_dir, decisive, not_compared=("image_path",), flags=("--output_dir", "--adopt"))
     wanted = {name: {"image": file.content} for file in files for pair_id in settings.ids(file.id) for name in _names(pair_id)}
     results.check_inputs(wanted, [file.path for file in files])
     record, found = output_dir / "settings.json", any(os.path.lexists(output_dir / name) for name in wanted) or results.any_record()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from dp2osr.cli import Settings
-from dp2osr.fields import Natural, NonNegative, default_is
+from dp2osr.fields import Count, Natural, NonNegative, default_is
 
 
 @dataclass(kw_only=True)
@@ -17,6 +17,16 @@ class InputSettings(Settings):
     """Go on without images that cannot be used; the end says how many."""
     adopt: bool = False
     """Take results without a record, from before there were records, as those of these settings."""
+
+
+@dataclass(kw_only=True)
+class PartSettings(InputSettings):
+    """A part of a folder of inputs."""
+
+    max_images: Annotated[Count | None, default_is("all")] = None
+    """Take only this many images, evenly spaced over their sorted names."""
+    images_offset: Natural = 0
+    """With --max_images: take the images this many places later."""
 
 
 @dataclass(kw_only=True)

@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dp2osr.cli import field_names
-from dp2osr.data.inputs import evenly, find_gt, list_images
+from dp2osr.cli import field_names, refuse_ignored
+from dp2osr.data.inputs import find_gt, list_images
+from dp2osr.data.part import evenly
 from dp2osr.errors import UserError, listed
 from dp2osr.evaluation.image_comparison import load_protocol, run_image_evaluation
 from dp2osr.evaluation.image_scores import protocol_specs
@@ -36,6 +37,7 @@ def run_acceptance(args: AcceptanceSettings) -> ImageTable:
     from dp2osr.sampling.restore import restore_folder
 
     check_output(args.output_dir)
+    refuse_ignored({"max_images"} if args.max_images else (), ("max_images",), "beside --num_images")
     published = load_published(args.published)
     if args.method not in published.methods:
         raise UserError(f"--method {args.method}: {args.published} has no such row{nearest(args.method, published.methods)}")

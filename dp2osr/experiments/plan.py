@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dp2osr.data.inputs import evenly, list_images
+from dp2osr.data.inputs import list_images
+from dp2osr.data.part import evenly
 from dp2osr.errors import UserError
 from dp2osr.evaluation.compare import BICUBIC
 from dp2osr.evaluation.image_folders import check_sizes, pair_images

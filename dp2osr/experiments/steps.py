@@ -28,8 +28,8 @@ from dp2osr.errors import PARENT, UserError
 from dp2osr.files import write_text
 from dp2osr.places import ROOT
 from dp2osr.rewards.config import find_reward_config, load_reward_config
-from dp2osr.rewards.settings import LabelSettings
-from dp2osr.sampling.settings import GenerateSettings, RestoreSettings
+from dp2osr.rewards.settings import BestOfSettings, LabelSettings
+from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.training.settings import ProbeSettings, TrainSettings
 
 PROGRAMS = {  # the settings of each, and what it sets itself
@@ -37,8 +37,8 @@ PROGRAMS = {  # the settings of each, and what it sets itself
     "label_rewards.py": (LabelSettings, {}),
     "train_sd2_dpo.py": (TrainSettings, {"backbone": "sd2"}),
     "train_flux_dpo.py": (TrainSettings, {"backbone": "flux"}),
-    "test_sd2b_controlnet.py": (RestoreSettings, {"backbone": "sd2"}),
-    "test_flux_controlnet.py": (RestoreSettings, {"backbone": "flux"}),
+    "test_sd2b_controlnet.py": (BestOfSettings, {"backbone": "sd2"}),
+    "test_flux_controlnet.py": (BestOfSettings, {"backbone": "flux"}),
     "scripts/make_lr_pairs.py": (PairsSettings, {}),
     "scripts/suggest_nm.py": (ProbeSettings, {"report_to": "none"}),
 }

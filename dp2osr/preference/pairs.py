@@ -23,5 +23,10 @@ def curate(rewards: np.ndarray, top_n: int) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"--num_candidates {num_candidates}: winners and losers need two candidates an image at least")
     if not 1 <= top_n <= num_candidates // 2:
         raise UserError(f"--top_n {top_n}: with M = {num_candidates} candidates it must lie between 1 and {num_candidates // 2}")
-    order = np.argsort(-rewards, axis=1, kind="stable")
+    order = ranked(rewards)
     return order[:, :top_n], order[:, ::-1][:, :top_n]
+
+
+def ranked(rewards: np.ndarray) -> np.ndarray:
+    """(G, M) candidate numbers of each group, best first; ties go by number."""
+    return np.argsort(-rewards, axis=1, kind="stable")

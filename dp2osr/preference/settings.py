@@ -10,8 +10,8 @@ Weighting = Literal["none", "intra", "inter", "both"]  # hierarchical weights (S
 
 
 @dataclass(kw_only=True)
-class CurationSettings(Settings):
-    """Which candidates curation takes."""
+class RankedSettings(Settings):
+    """Candidates, and the reward that ranks them."""
 
     candidates_dir: str
     """Candidate folder of gen_candidates.py."""
@@ -21,6 +21,12 @@ class CurationSettings(Settings):
     """Name in configs/rewards or a YAML; the one that the scores were made for if not given."""
     num_candidates: Count | None = None
     """M; all that are scored if not given."""
+
+
+@dataclass(kw_only=True)
+class CurationSettings(RankedSettings):
+    """Which candidates curation takes."""
+
     top_n: Count = 8
     """N."""
 
@@ -39,3 +45,15 @@ class PruneSettings(CurationSettings):
 
     dry_run: bool = False
     """Only say what would be kept, and the disk before and after."""
+
+
+@dataclass(kw_only=True)
+class ExportSettings(RankedSettings):
+    """Which candidates become images: `scripts/export.py`."""
+
+    output_dir: str
+    """Gets <image>.png, or with --top above 1 <image>_00.png, ... by rank; run again to go on."""
+    top: Count = 1
+    """Candidates of an image that are written, the best first."""
+    worst: bool = False
+    """Write the worst instead, the worst first."""

@@ -1,4 +1,4 @@
-"""Where an image's prompt comes from: RAM's tags of the LR image, a file of tags, or nowhere."""
+"""Where an image's prompt comes from: RAM's tags of the LR image, a file of tags, one text for all, or nowhere."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+FLAGS = {"ram": "ram_path", "file": "prompt_file", "text": "prompt"}  # what each source reads
+
 
 class PromptSource:
     """Called with an image id and its RGB LR image, which only RAM looks at, gives the image's tags; each image is tagged once.
 
-    `kind` is "ram", "file" or "none"; `fingerprint` stands for all that decides the tags.
+    `kind` is "ram", "file", "text" or "none"; `fingerprint` stands for all that decides the tags.
 
     Args:
         args: `SamplingSettings`; without `prompt_source`, the one whose path is given, or none.
@@ -35,21 +37,29 @@ class PromptSource:
 
     def __init__(self, args: Any, device: str | torch.device = "cpu") -> None:
         ram_path, dape_path = args.ram_path, args.dape_path
-        if not args.prompt_source and ram_path and args.prompt_file:
-            raise UserError("--ram_path and --prompt_file: both name prompts; say which with --prompt_source ram or file")
+        given = [kind for kind, flag in FLAGS.items() if getattr(args, flag) is not None and (kind == "text" or getattr(args, flag))]
+        if not args.prompt_source and len(given) > 1:
+            flags = " and ".join(f"--{FLAGS[kind]}" for kind in given)
+            raise UserError(
+                f"{flags}: {'both' if len(given) == 2 else 'all'} name prompts; say which with --prompt_source {' or '.join(given)}"
+            )
         if dape_path and not ram_path:
             raise UserError("--dape_path is an update of RAM and needs --ram_path")
-        self.kind = args.prompt_source or ("ram" if ram_path else "file" if args.prompt_file else "none")
-        unread = {"file": ("ram_path",), "ram": ("prompt_file",), "none": ("ram_path", "prompt_file")}[self.kind]
-        for flag in unread:
-            if getattr(args, flag):
-                raise UserError(f"--{flag}: would not be read with --prompt_source {self.kind}; leave one of them out")
+        self.kind = args.prompt_source or next(iter(given), "none")
+        for kind in given:
+            if kind != self.kind:
+                raise UserError(f"--{FLAGS[kind]}: would not be read with --prompt_source {self.kind}; leave one of them out")
+        self.text = ""
         self.tags: dict[str, str] = {}
         self.tagger: Tagger | None = None
         self.fingerprint: str | None = None
         if self.kind == "file":
             self.tags = read_tags(args.prompt_file)
             self.fingerprint = short_hash(self.tags)
+        if self.kind == "text":
+            if args.prompt is None:
+                raise UserError("--prompt_source text needs --prompt")
+            self.text = self.fingerprint = args.prompt
         if self.kind == "ram":
             if not ram_path:
                 raise UserError("--prompt_source ram needs --ram_path")
@@ -75,7 +85,7 @@ class PromptSource:
     def __call__(self, image_id: str, lr: Image.Image | None) -> str:
         if self.tagger and lr and image_id not in self.tags:
             self.tags[image_id] = self.tagger.tag(pil_to_tensor(lr))
-        return self.tags.get(image_id, "")
+        return self.tags.get(image_id, self.text)
 
 
 def short_hash(content: object) -> str:

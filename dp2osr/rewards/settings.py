@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from dp2osr.cli import Settings
 from dp2osr.fields import Count, Natural, Positive, at_least, default_is, metavar
+from dp2osr.sampling.settings import RestoreSettings
 
 
 @dataclass(kw_only=True)
@@ -42,6 +43,21 @@ class LabelSettings(Settings):
     group's ranking is printed."""
     strict: Annotated[bool, default_is("warn and go on")] = False
     """Stop at the first NaN or infinite score."""
+
+
+@dataclass(kw_only=True)
+class BestOfSettings(RestoreSettings):
+    """SR images of a folder, all samples or the best by a reward: the test programs."""
+
+    keep: Literal["all", "best"] = "all"
+    """Write all --sample_times of an image, or as <stem>.png the best of them by --reward_config alone; <output_dir>/best.csv then has the
+    scores of all."""
+    reward_config: Annotated[str | None, default_is("nr_only")] = None
+    """With --keep best: name in configs/rewards or a YAML file; the samples of an image are normalised together."""
+    gt_path: str | None = None
+    """With --keep best: folder of GT images, named as the inputs; needed by FR metrics."""
+    metrics_dir: Annotated[str | None, default_is("DP2OSR_METRICS_DIR, else pyiqa's own places")] = None
+    """With --keep best: folder of scripts/fetch_metrics.py with pyiqa's weights."""
 
 
 @dataclass(kw_only=True)

@@ -1,13 +1,14 @@
 """Sampling of a folder of candidate groups: M candidates an LR image, by any number of ranks and jobs, resumable."""
 
+import time
 from collections.abc import Callable, Sequence
 
 import torch
 
 from dp2osr.data.images import read_image
-from dp2osr.data.inputs import ImageFile, evenly, find_inputs
+from dp2osr.data.inputs import ImageFile, find_inputs
+from dp2osr.data.part import part_of
 from dp2osr.device import compute_device
-from dp2osr.errors import UserError
 from dp2osr.outputs import check_output
 from dp2osr.sampling.progress import LaunchBar, say_cost, say_settings, summary
 from dp2osr.sampling.sampler import GroupSampler, earlier_values, sampling_record, settings_not_compared
@@ -22,15 +23,13 @@ def generate_candidates(args: GenerateSettings) -> CandidateStore:
     A group is kept if it was made of the same image, with these settings; one of fewer candidates gets those that it lacks.
     """
     check_output(args.output_dir)
-    if args.images_offset and not args.max_images:
-        raise UserError("--images_offset: shifts the choice of --max_images; give that too, or leave it out")
-    launch = Launch()
+    begun, choose, launch = time.monotonic(), part_of(args), Launch()
     with launch.first("inputs"):
         files, skipped = find_inputs(
             args.image_path,
             args.recursive,
             args.skip_unreadable,
-            choose=lambda all_files: evenly(all_files, args.max_images, args.images_offset),
+            choose=choose,
             quiet=not launch.is_first,
         )
     sampler = GroupSampler(args, compute_device())
@@ -64,7 +63,7 @@ def generate_candidates(args: GenerateSettings) -> CandidateStore:
         store.clear_parts(have)
         store.locks.leave()
         made = launch.add("made", 0)
-        print(summary(args.output_dir, "groups", made, len(files) - made, skipped))
+        print(summary(args.output_dir, "groups", made, len(files) - made, skipped, begun))
     return store
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def import_candidates(args: ImportSettings) -> CandidateStore:
     if bool(args.images) == bool(args.latents):
         raise UserError("--images, --latents: give one of the two")
     refuse_inputs(args.output_dir, {"--image_path": args.image_path, "--images": args.images, "--latents": args.latents}, ("groups",))
-    launch = Launch()
+    begun, launch = time.monotonic(), Launch()
     with launch.first("inputs"):
         files, _ = find_inputs(args.image_path, quiet=not launch.is_first)
     device = compute_device()
@@ -73,7 +74,7 @@ def import_candidates(args: ImportSettings) -> CandidateStore:
     write_groups(importer, [file for file in files if file.id in set(todo)], launch)
     if launch.is_last("importing"):
         store.locks.leave()
-        print(summary(args.output_dir, "groups", len(todo), len(files) - len(todo), {}))
+        print(summary(args.output_dir, "groups", len(todo), len(files) - len(todo), {}, begun))
     return store
 
 

@@ -1,6 +1,7 @@
 """What sampling tells its user: what it will take, how far it is, what it has done."""
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +14,8 @@ from dp2osr.sampling.defaults import describe_defaults
 from dp2osr.sampling.estimate import check_cost
 from dp2osr.sampling.memory import passes
 from dp2osr.sampling.sampler import GroupSampler, unused_prompt
+from dp2osr.sampling.speed import in_words
+from dp2osr.sampling.strength import unused_base
 from dp2osr.sharing import Launch
 
 
@@ -23,9 +26,10 @@ def say(launch: Launch, line: str | None) -> None:
 
 
 def say_settings(launch: Launch, sampler: GroupSampler, given_prompt: str | None, files: Sequence[ImageFile]) -> None:
-    """Print what the flags left open, a --negative_prompt that nobody reads, images without tags."""
+    """Print what the flags left open, a --negative_prompt or a base that nobody reads, images without tags."""
     say(launch, f"note: {describe_defaults(sampler.filled)}" if sampler.filled else None)
     say(launch, unused_prompt(given_prompt, sampler))
+    say(launch, unused_base(sampler.args))
     say(launch, sampler.prompts.check([file.id for file in files], sampler.args.prompt_file))
 
 
@@ -84,9 +88,9 @@ class LaunchBar:
         self.bar.update(passed - self.bar.n)
 
 
-def summary(folder: str | Path, what: str, made: int, kept: int, skipped: Mapping[Path, str]) -> str:
-    """The last line of a program: what was written, kept and passed over."""
-    line = f"{folder}: {made} {what} written, {kept} kept"
+def summary(folder: str | Path, what: str, made: int, kept: int, skipped: Mapping[Path, str], begun: float) -> str:
+    """The last line of a program: what was written, kept and passed over, and how long it took since `begun`, by `time.monotonic`."""
+    line = f"{folder}: {made} {what} written, {kept} kept, in {in_words(time.monotonic() - begun)}"
     if skipped:
         line += f"; {len(skipped)} inputs skipped: {listed([f'{path.name} ({why})' for path, why in skipped.items()], 40)}"
     return line

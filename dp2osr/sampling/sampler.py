@@ -27,6 +27,7 @@ from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed
 from dp2osr.sampling.settings import GenerateSettings, RestoreSettings
 from dp2osr.sampling.store import CandidateGroup
+from dp2osr.sampling.strength import load_controlnet, strength_record
 
 
 class GroupSampler:
@@ -69,7 +70,7 @@ class GroupSampler:
             side = max(1, args.vae_tile_size // backbone.vae_scale)
             backbone.vae_tiling = Tiling(side, side // 4)
         self.controlnet_name = "the policy" if controlnet else args.controlnet_model_name_or_path
-        self.controlnet = controlnet or self.backbone.load_controlnet(args.controlnet_model_name_or_path, **args.expected_layers())
+        self.controlnet = controlnet or load_controlnet(args, backbone, args.expected_layers())
         if args.enable_xformers_memory_efficient_attention:
             use_xformers(backbone.denoiser, self.controlnet)
         self.embeddings: dict[str, dict[str, torch.Tensor]] = {}
@@ -193,6 +194,7 @@ def sampling_record(sampler: GroupSampler, **counts: int | None) -> dict[str, An
         "tokenizer_hash": vocabulary_hash(sampler.backbone.tokenizer) if args.tokenizer_name else None,
         "controlnet": args.controlnet_model_name_or_path,
         "controlnet_hash": weights_hash(args.controlnet_model_name_or_path),
+        **strength_record(args),
         "backbone": sampler.backbone.kind,
         **asdict(sampler.settings),
         **counts,
@@ -219,6 +221,8 @@ def earlier_values(args: GenerateSettings | RestoreSettings) -> dict[str, Callab
         "vae_hash": args.pretrained_vae_model_name_or_path,
     }
     earlier: dict[str, Callable[[], str | None]] = {key: partial(legacy_weights_hash, path) for key, path in paths.items() if path}
+    if args.policy_strength == 1:
+        earlier["policy_strength"] = lambda: None
     if args.max_sequence_length in (None, 512):
         earlier["max_sequence_length"] = lambda: None
     if not torch.backends.cuda.matmul.allow_tf32:
@@ -231,7 +235,7 @@ def settings_not_compared(sampler: GroupSampler) -> tuple[str, ...]:
 
     Compiled blocks round otherwise, by no more than another GPU does.
     """
-    told = ("model", "model_files", "controlnet", "versions", "variant", "revision", "compile")
+    told = ("model", "model_files", "controlnet", "base_controlnet", "versions", "variant", "revision", "compile")
     return (*told, "prompts") if sampler.prompts.kind == "file" else told
 
 

@@ -5,22 +5,24 @@ from typing import Annotated, Literal
 
 from dp2osr.backbones.settings import ModelSettings
 from dp2osr.cli import Settings
-from dp2osr.data.settings import InputSettings
-from dp2osr.fields import Count, Finite, Natural, PartOfAName, Positive, Tokens, default_is
+from dp2osr.data.settings import PartSettings
+from dp2osr.fields import Count, Finite, Natural, NonNegative, PartOfAName, Positive, Tokens, at_least, default_is
 
 
 @dataclass(kw_only=True)
 class PromptSettings(Settings):
     """Where prompts come from."""
 
-    prompt_source: Annotated[Literal["ram", "file", "none"] | None, default_is("the one whose path is given, else none")] = None
-    """ram: tags of the LR image by --ram_path; file: tags from --prompt_file; none: empty prompts."""
+    prompt_source: Annotated[Literal["ram", "file", "text", "none"] | None, default_is("the one that is given, else none")] = None
+    """ram: tags of the LR image by --ram_path; file: tags from --prompt_file; text: --prompt; none: empty prompts."""
     ram_path: str | None = None
     """RAM: ram_swin_large_14m.pth, or the file that scripts/convert_ram.py made of it."""
     dape_path: str | None = None
     """DAPE.pth, RAM's update for degraded images; not needed where it is merged."""
     prompt_file: str | None = None
     """JSON {image id: tags}, with --prompt_source file."""
+    prompt: str | None = None
+    """One prompt for all images, with --prompt_source text."""
 
 
 @dataclass(kw_only=True)
@@ -29,6 +31,11 @@ class SamplingSettings(PromptSettings):
 
     controlnet_model_name_or_path: str
     """ControlNet: a diffusers folder, a hub id, one safetensors file, or the checkpoint-STEP.pt of a training."""
+    policy_strength: NonNegative = 1.0
+    """How much of a training's change is applied: the ControlNet's weights become base + S * (policy - base). 0 is the base, 1 the policy,
+    above 1 goes on in the direction of the training."""
+    base_controlnet_model_name_or_path: Annotated[str | None, default_is("the start that the training's settings.json names")] = None
+    """The base's ControlNet, of which --policy_strength other than 1 needs the weights."""
     num_inference_steps: Annotated[Count | None, default_is("the model's sampling_settings.json, else the paper's: SD2 50, FLUX 25")] = None
     """Denoising steps."""
     guidance_scale: Annotated[Finite | None, default_is("the model's sampling_settings.json, else the paper's: SD2 3.5, FLUX 2.5")] = None
@@ -62,7 +69,7 @@ class SamplingSettings(PromptSettings):
 
 
 @dataclass(kw_only=True)
-class GenerateSettings(InputSettings, SamplingSettings, ModelSettings):
+class GenerateSettings(PartSettings, SamplingSettings, ModelSettings):
     """M candidates an LR image: `gen_candidates.py`."""
 
     image_path: str
@@ -71,10 +78,6 @@ class GenerateSettings(InputSettings, SamplingSettings, ModelSettings):
     """The candidate folder; run again to go on where it stopped."""
     num_candidates: Count = 32
     """M, candidates an LR image."""
-    max_images: Annotated[Count | None, default_is("all")] = None
-    """Take only this many images, evenly spaced over their sorted names."""
-    images_offset: Natural = 0
-    """With --max_images: take the images this many places later."""
     upscale: Positive = 4
     """Size of the result over size of the LR image."""
     save_images: Literal["all", "none"] = "none"
@@ -109,13 +112,13 @@ class ImportSettings(PromptSettings, ModelSettings):
 
 
 @dataclass(kw_only=True)
-class RestoreSettings(InputSettings, SamplingSettings, ModelSettings):
+class RestoreSettings(PartSettings, SamplingSettings, ModelSettings):
     """SR images of a folder: the test programs."""
 
     image_path: str
     """Folder of LR images, or one image, of any size."""
     output_dir: str
-    """Gets <stem>.png, or <stem>_00.png, ... where several are asked for; run again to go on."""
+    """Gets <stem>.png (or as --format says), or <stem>_00.png, ... where several are asked for; run again to go on."""
     upscale: Positive = 1
     """Size of the result over size of the input; 1 as published."""
     process_size: Annotated[Count | None, default_is("the model's")] = None
@@ -124,6 +127,11 @@ class RestoreSettings(InputSettings, SamplingSettings, ModelSettings):
     """Samples an image, each from its own seed."""
     suffix: Annotated[PartOfAName, default_is("none")] = ""
     """Appended to the stem of every result."""
+    format: Literal["png", "jpg", "webp"] = "png"
+    """Of the results. JPEG has full colour (4:4:4) and no transparency, which is put on white. EXIF and the colour profile of the input are
+    kept in all of them."""
+    quality: Annotated[Annotated[int, at_least(1, most=100)] | None, default_is("jpg 95, webp lossless")] = None
+    """Of --format jpg or webp, 1 to 100; webp with it is lossy."""
     save_prompts: bool = False
     """Also write each image's tags to <output_dir>/txt/<stem>.txt."""
     overwrite: bool = False

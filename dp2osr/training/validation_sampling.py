@@ -53,6 +53,6 @@ def sampling_differences(options: GenerateSettings, settings: Mapping[str, Any],
     sampled, prompts = candidates_settings(settings, backbone), settings.get("prompt_source")
     pairs = {name: (getattr(options, name), value) for name, value in sampled.items() if name != "tiling"}
     lines = [f"--{name} {ours} as given, the candidates have {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
-    if prompts in ("ram", "file") and not options.prompt_file:
+    if prompts in ("ram", "file", "text") and not options.prompt_file:
         lines.append("samples with empty prompts, the candidates have tags; give --validation_prompt_file")
     return lines
