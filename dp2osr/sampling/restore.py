@@ -5,9 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
-from dp2osr.data.images import read_image_and_alpha, tensor_to_pil
+from dp2osr.data.images import read_image_and_alpha, tensor_to_pil, with_alpha
 from dp2osr.data.inputs import ImageFile, find_inputs
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError, listed
@@ -102,9 +100,7 @@ def restore(
         group = sampler.sample(file.id, lr, args.sample_times, progress=progress)
         for name, image in zip(image_names(file, args), sampler.images(group), strict=True):
             if name in images:
-                result = tensor_to_pil(image)
-                if alpha is not None:
-                    result.putalpha(alpha.resize(result.size, Image.Resampling.BICUBIC))
+                result = with_alpha(tensor_to_pil(image), alpha)
                 with results.writing(name, wanted[name]) as part:
                     result.save(part, format="PNG")
     for name in set(missing) - set(images):
