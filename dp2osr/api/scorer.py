@@ -151,10 +151,15 @@ class Reward:
 
     def _scores(self, pixels: torch.Tensor, truths: list[torch.Tensor], image_id: str) -> dict[str, np.ndarray]:
         """{metric: (M,) raw scores} of (M, 3, H, W) images in [0, 1], as `MetricSuite.score` has them."""
-        if len(truths) < 2:
+        import torch
+
+        if all(torch.equal(truth, truths[0]) for truth in truths):
             return self._suite.score(pixels, truths[0] if truths else None, image_id)
-        each = [self._suite.score(pixels[number : number + 1], truth, image_id, [number]) for number, truth in enumerate(truths)]
-        return {metric: np.concatenate([of_image[metric] for of_image in each]) for metric in each[0]}
+        scores = self._suite.score(pixels, None, image_id)  # the NR metrics
+        fr = [metric for metric, mode in self.metrics.items() if mode == "FR"]
+        each = [self._suite.score(pixels[number, None], truth, image_id, [number], fr) for number, truth in enumerate(truths)]
+        scores |= {metric: np.concatenate([of_image[metric] for of_image in each]) for metric in fr}
+        return {metric: scores[metric] for metric in self.metrics}
 
 
 def image_name(image: object, otherwise: str) -> str:
