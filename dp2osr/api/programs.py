@@ -1,13 +1,13 @@
 """What the programs do, called from Python with the same settings: same results, same resuming, same files.
 
 Each function takes the settings dataclass of its program and returns where the results are. Run it again and it does what is left.
-What a program prints, the function prints too.
+What a program prints, the function prints too. A path in the settings may be text or a `Path`.
 """
 
 import os
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from dp2osr.api.wording import mendable
 from dp2osr.cli import Settings
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from dp2osr.evaluation.candidates import Evaluation
     from dp2osr.evaluation.image_comparison import ImageTable
 
+Kind = TypeVar("Kind", bound=Settings)
+
 
 def make_pairs(settings: PairsSettings) -> Path:
     """LR/GT pairs of photographs, as `scripts/make_lr_pairs.py` makes them.
@@ -36,7 +38,7 @@ def make_pairs(settings: PairsSettings) -> Path:
     Example:
         dp2osr.make_pairs(dp2osr.PairsSettings(image_path="my_photographs", output_dir="data/mine", crop_size=128))
     """
-    _check(settings, PairsSettings, "make_pairs")
+    settings = _checked(settings, PairsSettings, "make_pairs")
     from dp2osr.data.lr_pairs import pairs_by_settings
 
     with mendable():
@@ -60,7 +62,7 @@ def sample(settings: GenerateSettings) -> Path:
             image_path="preset/train/lr", max_images=84, num_candidates=16, output_dir="runs/candidates",
         ))
     """
-    _check(settings, GenerateSettings, "sample")
+    settings = _checked(settings, GenerateSettings, "sample")
     from dp2osr.sampling.generate import generate_candidates
 
     with mendable():
@@ -80,7 +82,7 @@ def label(settings: LabelSettings) -> Path:
     Example:
         dp2osr.label(dp2osr.LabelSettings(candidates_dir="runs/candidates", gt_path="preset/train/gt", reward_config="embedded"))
     """
-    _check(settings, LabelSettings, "label")
+    settings = _checked(settings, LabelSettings, "label")
     from dp2osr.rewards.label import label_candidates
     from dp2osr.rewards.table import scores_path
 
@@ -107,7 +109,7 @@ def train(settings: TrainSettings) -> Path:
             candidates_dir="runs/candidates", top_n=4, groups_per_step=4, learning_rate=1e-4, max_train_steps=50, output_dir="runs/dp2o",
         ))
     """
-    _check(settings, TrainSettings, "train")
+    settings = _checked(settings, TrainSettings, "train")
     from dp2osr.training.checks import check_given
     from dp2osr.training.trainer import train_preferences
 
@@ -128,7 +130,7 @@ def train_base(settings: BaselineSettings) -> Path:
     Raises:
         UserError: settings of another program or that do not go together, photographs that cannot be used, a folder of another run.
     """
-    _check(settings, BaselineSettings, "train_base")
+    settings = _checked(settings, BaselineSettings, "train_base")
     from dp2osr.training.baseline import train_baseline
     from dp2osr.training.baseline_checks import check_baseline_given
 
@@ -151,7 +153,7 @@ def evaluate(settings: EvaluateSettings) -> "Evaluation | ImageTable":
     Example:
         dp2osr.evaluate(dp2osr.EvaluateSettings(images=["policy=runs/sr"], gt_path="preset/test/gt", output_dir="runs/table"))
     """
-    _check(settings, EvaluateSettings, "evaluate")
+    settings = _checked(settings, EvaluateSettings, "evaluate")
     from dp2osr.evaluation.dispatch import compare_methods
 
     with mendable():
@@ -174,7 +176,7 @@ def restore(settings: RestoreSettings) -> Path:
             image_path="preset/test/lr", upscale=4, output_dir="runs/sr",
         ))
     """
-    _check(settings, RestoreSettings, "restore")
+    settings = _checked(settings, RestoreSettings, "restore")
     from dp2osr.sampling.restore import restore_folder
 
     with mendable():
@@ -182,9 +184,17 @@ def restore(settings: RestoreSettings) -> Path:
     return Path(settings.output_dir)
 
 
-def _check(settings: object, kind: type[Settings], name: str) -> None:
+def _checked(settings: Kind, kind: type[Kind], name: str) -> Kind:
+    """The settings, `Path`s in them as text; `UserError` where they are another program's."""
     if not isinstance(settings, kind):
         raise UserError(f"dp2osr.{name} takes dp2osr.{kind.__name__}(...), not {type(settings).__name__}")
+    return replace(settings, **{entry.name: _as_text(getattr(settings, entry.name)) for entry in fields(settings)})
+
+
+def _as_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
 
 
 def changed(settings: Settings) -> set[str]:
