@@ -11,8 +11,10 @@ import pytest
 from conftest import CONTROLNET, MODEL, ROOT, one_kind
 from PIL import Image
 from programs import run_program
+from test_prompts import released  # noqa: F401 - a fixture
 
 import dp2osr
+from dp2osr.data.images import pil_to_tensor
 from dp2osr.errors import UserError
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.reward import hybrid_reward
@@ -121,6 +123,23 @@ def test_a_policy_whose_base_is_gone_says_how_to_name_it(tmp_path):
     (tmp_path / "settings.json").write_text(json.dumps({"pretrained_model_name_or_path": "/no/such/base"}))
     with pytest.raises(UserError, match=r"was trained on /no/such/base, which is not here .*give both: dp2osr.load\(base, controlnet='"):
         dp2osr.load(tmp_path)
+
+
+@one_kind
+def test_ram_tags_each_image_that_comes_without_a_prompt(kind, released, tmp_path):
+    ram = {"ram_path": released[0] / "ram.pth", "dape_path": released[0] / "DAPE.pth"}
+    tagging = dp2osr.load(kind.model, controlnet=kind.controlnet, **ram)
+    quick = {"num_inference_steps": 2, "guidance_scale": 3.0}
+    flags = [word for name, value in {**ram, **quick}.items() for word in (f"--{name}", value)]
+    written = programs_images(kind, LR, tmp_path, *flags, "--upscale", 4, "--save_prompts")
+    assert_same(tagging.restore(LR, **quick), [written["astronaut_00"]])
+    tags = (tmp_path / "txt/astronaut_00.txt").read_text().strip()
+    assert tags and tagging._prompts.tags == {"astronaut_00": tags}
+    assert_same(tagging.restore(LR, prompt=tags, **quick), [written["astronaut_00"]])
+    for colour in ("red", "blue"):  # of one id: the tags of the one are not the other's
+        image = Image.new("RGB", (32, 32), colour)
+        tagging.restore(image, **quick)
+        assert tagging._prompts.tags["image"] == tagging._prompts.tagger.tag(pil_to_tensor(image))
 
 
 @one_kind

@@ -135,7 +135,7 @@ class Model:
         sampler.prompts, sampler.controlnet_name = self._prompts, self.controlnet
         line = unused_prompt(args.negative_prompt, sampler)
         if line:
-            warnings.warn(in_python_names(line.removeprefix("note: ")), stacklevel=5)
+            warnings.warn(in_python_names(line.removeprefix("note: ")), stacklevel=4)
         return sampler
 
     def _embed(self, sampler: GroupSampler, prompts: Sequence[str]) -> None:
@@ -143,8 +143,9 @@ class Model:
         missing = [prompt for prompt in prompts if prompt not in self._embeddings]
         if len(self._embeddings) + len(missing) > KEPT_PROMPTS:
             self._embeddings, missing = {}, list(prompts)
-        for prompt, coming in zip(missing, [missing, *[[]] * len(missing)], strict=False):
-            self._embeddings[prompt] = sampler.embedded(prompt, coming)
+        if missing:
+            sampler.embedded.learn(missing)
+            self._embeddings |= {prompt: sampler.embedded(prompt) for prompt in missing}
         sampler.embeddings = self._embeddings
 
 
