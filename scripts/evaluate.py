@@ -10,26 +10,16 @@ Candidates (scored by label_rewards.py) are compared by reward and by metric: ta
 Images are scored here, in one pass over the files, and compared by metric: Markdown, LaTeX and CSV tables with intervals and paired tests.
 """
 
-from dp2osr.cli import given, parse, refuse_ignored
-from dp2osr.errors import UserError, run
-from dp2osr.evaluation.settings import OF_CANDIDATES, OF_IMAGES, EvaluateSettings
+from dp2osr.cli import given, parse
+from dp2osr.errors import run
+from dp2osr.evaluation.settings import EvaluateSettings
 
 
 def main():
     args = parse(EvaluateSettings, description=__doc__)
-    if bool(args.images) == bool(args.candidates):
-        raise UserError("--candidates, --images: give one of the two")
-    used, others = ("--images", OF_CANDIDATES) if args.images else ("--candidates", OF_IMAGES)
-    refuse_ignored(given(EvaluateSettings), others, f"with {used}")
-    if args.images:
-        from dp2osr.evaluation.image_comparison import run_image_evaluation
+    from dp2osr.evaluation.dispatch import compare_methods
 
-        return run_image_evaluation(args)
-    from dp2osr.evaluation.candidates import run_evaluation
-
-    if not args.gt_path:
-        raise UserError("--gt_path: is needed with --candidates")
-    run_evaluation(args)
+    compare_methods(args, given(EvaluateSettings))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,9 @@ from dp2osr.errors import run
 
 def main():
     args = parse(PairsSettings, description=__doc__)
-    from dp2osr.data.degradation_settings import load_degradation
-    from dp2osr.data.lr_pairs import PairSettings, make_pairs, report_line
+    from dp2osr.data.lr_pairs import pairs_by_settings
 
-    settings = PairSettings(load_degradation(args.degradation), args.crop_size, args.crops_per_image, args.min_detail, args.seed)
-    report = make_pairs(args.image_path, args.output_dir, settings, args.num_workers, args.recursive, args.skip_unreadable, args.adopt)
-    print(report_line(args.output_dir, report))
+    pairs_by_settings(args)
 
 
 if __name__ == "__main__":

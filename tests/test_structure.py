@@ -24,7 +24,7 @@ FLOORS = [
     {"stats", "preference"},
     {"training", "evaluation"},
     {"planning", "experiments"},
-    {"checkup"},
+    {"checkup", "api"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 SHOWN = [

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from PIL import Image, ImageCms
 
-from dp2osr.data.images import is_srgb
+from dp2osr.data.images import is_srgb, on_white, with_alpha
 
 Format = Literal["png", "jpg", "webp"]
 LONGEST_SIDE = {"png": 2**31 - 1, "jpg": 65535, "webp": 16383}  # pixels
@@ -107,13 +107,10 @@ def save_result(image: Image.Image, path: Path, name: str, kept: Kept, kind: For
     `name` is what a note calls it.
     """
     image, profile = in_profile(image, kept.profile)
-    if kept.alpha is not None:
-        alpha = kept.alpha.resize(image.size, Image.Resampling.BICUBIC)
-        if kind == "jpg":
-            image = Image.composite(image, Image.new("RGB", image.size, "white"), alpha)
-            _say(f"note: {name}: transparency is put on white, since JPEG has none")
-        else:
-            image.putalpha(alpha)
+    image = with_alpha(image, kept.alpha)
+    if kept.alpha is not None and kind == "jpg":
+        image = on_white(image)
+        _say(f"note: {name}: transparency is put on white, since JPEG has none")
     exif = encoded(kept.exif, image.size)
     told: dict[str, Any] = {key: value for key, value in {"exif": exif, "icc_profile": profile}.items() if value}
     image.save(path, **options_of(kind, quality), **told)

@@ -27,7 +27,11 @@ with contextlib.suppress(ImportError):
 
 def read_image(path: str | Path | IO[bytes]) -> Image.Image:
     """An RGB `PIL.Image` as a person sees it, transparency put on white; see `open_image`."""
-    image = open_image(path)
+    return on_white(open_image(path))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """An RGB or RGBA image as RGB, transparency put on white."""
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return as_rgb(image)
@@ -45,8 +49,19 @@ def why_unreadable(error: Exception) -> str:
 
 def read_image_and_alpha(path: str | Path) -> tuple[Image.Image, Image.Image | None]:
     """(RGB `PIL.Image`, its opacity as an "L" image, or None where it has none); see `open_image`."""
-    image = open_image(path)
+    return split_alpha(open_image(path))
+
+
+def split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """(RGB `PIL.Image`, opacity as an "L" image or None) of an RGB or RGBA image."""
     return image.convert("RGB"), image.getchannel("A") if image.mode == "RGBA" else None
+
+
+def with_alpha(image: Image.Image, alpha: Image.Image | None) -> Image.Image:
+    """The image itself, which gets an opacity of another size, where there is one."""
+    if alpha is not None:
+        image.putalpha(alpha.resize(image.size, Image.Resampling.BICUBIC))
+    return image
 
 
 def open_image(path: str | Path | IO[bytes]) -> Image.Image:
@@ -55,25 +70,36 @@ def open_image(path: str | Path | IO[bytes]) -> Image.Image:
     Raises:
         UserError: unreadable or truncated file.
     """
-    image: Image.Image
     try:
         with Image.open(path) as image:
-            image.load()
-            profile = image.info.get("icc_profile")
-            ImageOps.exif_transpose(image, in_place=True)  # no copy: 12 megapixels are 48 MB
-            if image.mode == "F" or image.mode == "I" and np.asarray(image).max() <= 255:
-                raise ValueError(f"pixels of mode {image.mode}, whose white is not known")
-            if image.mode.startswith("I"):  # convert() would clip 16 bits instead of scaling them
-                image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
-                profile = None
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                opaque = to_srgb(image.convert("RGB"), profile)
-                opaque.putalpha(image.getchannel("A"))
-                return opaque
-            return to_srgb(image, profile)
+            return upright_srgb(image, in_place=True)  # no copy: 12 megapixels are 48 MB
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({why_unreadable(error)}); replace or remove it") from None
+
+
+def upright_srgb(image: Image.Image, in_place: bool = False) -> Image.Image:
+    """A `PIL.Image` of any mode as `open_image` gives it: RGB or RGBA, upright, in sRGB. With `in_place` the image itself may be turned.
+
+    Raises:
+        OSError, SyntaxError, ValueError: as Pillow does, where its pixels cannot be had; ValueError also where their white is not known.
+    """
+    image.load()
+    profile = image.info.get("icc_profile")
+    if in_place:
+        ImageOps.exif_transpose(image, in_place=True)
+    else:
+        image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode == "I" and np.asarray(image).max() <= 255:
+        raise ValueError(f"pixels of mode {image.mode}, whose white is not known")
+    if image.mode.startswith("I"):  # convert() would clip 16 bits instead of scaling them
+        image = Image.fromarray((np.asarray(image) / 257).round().clip(0, 255).astype(np.uint8))
+        profile = None
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        opaque = to_srgb(image.convert("RGB"), profile)
+        opaque.putalpha(image.getchannel("A"))
+        return opaque
+    return to_srgb(image, profile)
 
 
 def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:

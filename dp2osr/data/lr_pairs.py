@@ -11,9 +11,10 @@ import numpy as np
 from PIL import Image
 
 from dp2osr.data.degradation import degrade, image_rng, to_uint8
-from dp2osr.data.degradation_settings import DegradationConfig
+from dp2osr.data.degradation_settings import DegradationConfig, load_degradation
 from dp2osr.data.images import read_image
 from dp2osr.data.inputs import ImageFile, find_inputs
+from dp2osr.data.settings import PairsSettings
 from dp2osr.errors import UserError, listed
 from dp2osr.files import as_json, check_same_program, clear_parts, keep_settings, read_json, write_json
 from dp2osr.outputs import check_output
@@ -124,6 +125,13 @@ def make_pairs(
         report.written += written
         report.missing += absent
     return report
+
+
+def pairs_by_settings(args: PairsSettings) -> None:
+    """The pairs that the flags of `scripts/make_lr_pairs.py` ask for; the last line says what was done. Errors as `make_pairs`."""
+    settings = PairSettings(load_degradation(args.degradation), args.crop_size, args.crops_per_image, args.min_detail, args.seed)
+    report = make_pairs(args.image_path, args.output_dir, settings, args.num_workers, args.recursive, args.skip_unreadable, args.adopt)
+    print(report_line(args.output_dir, report))
 
 
 def report_line(folder: str | Path, report: PairReport) -> str:

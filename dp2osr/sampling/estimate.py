@@ -45,18 +45,8 @@ def check_cost(
     """
     if not sizes:
         return []
-    free = free or {"host": free_bytes("cpu") // beside, "device": free_bytes(backbone.device)}
-    options: dict[str, Any] = {"save_images": save_images, "controlnet": controlnet, "align_method": align_method}
-    need = {size: peak_bytes(backbone, settings, size, upscale, count, batch_size, **options) for size in set(map(tuple, sizes.values()))}
-    works = {size: work_of(backbone, settings, size, upscale, count, batch_size) for size in need}
-    lacking = {size: place for size, peaks in need.items() for place, parts in peaks.items() if total(parts) > free[place]}
-    if lacking:
-
-        def fits(some: Iterable[Sides], scale: float) -> bool:
-            peaks = (peak_bytes(backbone, settings, size, scale, count, batch_size, **options) for size in some)
-            return all(total(parts) <= free[place] for each in peaks for place, parts in each.items())
-
-        raise UserError(refusal(sizes, works, need, lacking, free, backbone.native_size, upscale, fits))
+    free = free or free_memory(backbone, beside)
+    works, need = check_memory(sizes, backbone, controlnet, settings, upscale, count, batch_size, align_method, save_images, free)
     slowest = max(works.values(), key=lambda work: work.tiles * work.rounds * math.prod(work.tile))
     speed = measure_speed(backbone, controlnet, settings, slowest, align_method)
     seconds = 0.0
@@ -69,6 +59,31 @@ def check_cost(
     if seconds > LONG:
         lines.append(f"warning: this takes about {in_words(seconds)}; fewer --num_inference_steps or a lower --upscale take less")
     return lines
+
+
+def free_memory(backbone: Backbone, beside: int = 1) -> dict[str, int]:
+    """{"host": bytes, "device": bytes} that each of `beside` processes on this machine may still take."""
+    return {"host": free_bytes("cpu") // beside, "device": free_bytes(backbone.device)}
+
+
+def check_memory(
+    sizes: Mapping[str, Sequence[int]], backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, upscale: float, count: int,
+    batch_size: int, align_method: str, save_images: bool = True, free: Mapping[str, int] | None = None,
+) -> tuple[dict[Sides, Work], dict[Sides, Peaks]]:  # fmt: skip
+    """({size of an LR image: `Work`}, {the same: `Peaks`}); arguments and errors as `check_cost`. No network runs."""
+    free = free or free_memory(backbone)
+    options: dict[str, Any] = {"save_images": save_images, "controlnet": controlnet, "align_method": align_method}
+    need = {size: peak_bytes(backbone, settings, size, upscale, count, batch_size, **options) for size in set(map(tuple, sizes.values()))}
+    works = {size: work_of(backbone, settings, size, upscale, count, batch_size) for size in need}
+    lacking = {size: place for size, peaks in need.items() for place, parts in peaks.items() if total(parts) > free[place]}
+    if lacking:
+
+        def fits(some: Iterable[Sides], scale: float) -> bool:
+            peaks = (peak_bytes(backbone, settings, size, scale, count, batch_size, **options) for size in some)
+            return all(total(parts) <= free[place] for each in peaks for place, parts in each.items())
+
+        raise UserError(refusal(sizes, works, need, lacking, free, backbone.native_size, upscale, fits))
+    return works, need
 
 
 def summary(sizes: Mapping[str, Sequence[int]], seconds: float, processes: int = 1) -> str:
