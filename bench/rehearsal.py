@@ -16,13 +16,13 @@ import json
 import os
 import resource
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -97,9 +97,12 @@ class Stage:
         ]  # fmt: skip
 
     def kill(self):
+        """All of the jobs' processes at once: the ranks are in process groups of their own."""
         for job in self.jobs:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(job.pid, signal.SIGKILL)
+            root = psutil.Process(job.pid)
+            for process in [root, *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
             job.wait()
 
     def finish(self):
