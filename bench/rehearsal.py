@@ -18,6 +18,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -88,12 +89,13 @@ class Stage:
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
         self.started = time.time()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        self.said = [tempfile.TemporaryFile("w+") for _ in commands]  # noqa: SIM115 (a pipe that nobody reads would hold a job up)
         self.jobs = [
             subprocess.Popen(
                 [*(launch if processes > 1 else [sys.executable]), *map(str, words)], cwd=ROOT, env=environment, start_new_session=True,
-                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                stdout=said, stderr=subprocess.STDOUT,
             )
-            for words in commands
+            for words, said in zip(commands, self.said)
         ]  # fmt: skip
 
     def kill(self):
@@ -107,10 +109,10 @@ class Stage:
 
     def finish(self):
         """Seconds until all have ended; what a failed one said ends the rehearsal."""
-        for job in self.jobs:
-            said, _ = job.communicate()
-            if job.returncode:
-                sys.exit(f"{' '.join(job.args[:3])}: exit code {job.returncode}\n{said[-3000:]}")
+        for job, said in zip(self.jobs, self.said):
+            if job.wait():
+                said.seek(0)
+                sys.exit(f"{' '.join(job.args[:3])}: exit code {job.returncode}\n{said.read()[-3000:]}")
         return time.time() - self.started
 
 
