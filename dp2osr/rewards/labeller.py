@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
@@ -71,12 +71,21 @@ class Labeller(KnownScores):
         The next group is read while one is scored.
         """
         launch = launch or Launch({})
-        shared = Shared(launch, f"score {self.output.name}", image_ids, self.locks, self._lock)
         progress = tqdm(total=len(image_ids), desc="score", unit="group", disable=not show_progress or launch.local_rank > 0)
         log = WorkLog(self.output.parent, "score", launch)
 
         def seen() -> None:
             progress.update(launch.add(f"scored {self.output.name}", 1) - progress.n)
+
+        def is_done(image_id: str) -> bool:
+            """Whether all scores of a group are there; what another job has just moved is looked at again under its lock."""
+            with suppress(FileNotFoundError):
+                if not self._missing(image_id, self._provenance(image_id)):
+                    seen()
+                    return True
+            return False
+
+        shared = Shared(launch, f"score {self.output.name}", image_ids, self.locks, self._lock, is_done)
 
         def done(job: Job) -> None:
             self._run(job)

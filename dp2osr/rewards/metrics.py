@@ -1,6 +1,7 @@
 """A suite of metrics, mostly pyiqa's, that scores all candidates of a group."""
 
 from collections.abc import Collection, Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from dp2osr.rewards.own import code_hash, described, is_foreign
 from dp2osr.rewards.reuse import GroupMetric, for_groups
 
 
+@cache
 def pyiqa_version() -> str:
-    """Version string of the installed pyiqa: scores of one metric may differ between versions."""
+    """Version string of the installed pyiqa, looked up once: scores of one metric may differ between versions."""
     from importlib.metadata import version
 
     return version("pyiqa")
