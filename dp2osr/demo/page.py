@@ -13,17 +13,17 @@ from typing import Any
 
 os.environ.update(GRADIO_ANALYTICS_ENABLED="False", HF_HUB_DISABLE_TELEMETRY="1")  # before Gradio reads them
 
-import gradio as gr  # noqa: E402
-from starlette.datastructures import MutableHeaders  # noqa: E402
-from starlette.middleware import Middleware  # noqa: E402
+import gradio as gr
+from starlette.datastructures import MutableHeaders
+from starlette.middleware import Middleware
 
-from dp2osr.demo.asked import MOST_SAMPLES, MOST_STEPS, MOST_STRENGTH, NO_REWARD, Order  # noqa: E402
-from dp2osr.demo.jobs import Job, News, Stopped  # noqa: E402
-from dp2osr.demo.parcel import captions, pack  # noqa: E402
-from dp2osr.demo.settings import DemoSettings  # noqa: E402
-from dp2osr.demo.studio import Outcome, Studio  # noqa: E402
-from dp2osr.errors import UserError  # noqa: E402
-from dp2osr.sampling.speed import in_words  # noqa: E402
+from dp2osr.demo.asked import MOST_SAMPLES, MOST_STEPS, MOST_STRENGTH, NO_REWARD, Order
+from dp2osr.demo.jobs import Job, News, Stopped
+from dp2osr.demo.parcel import captions, pack
+from dp2osr.demo.settings import DemoSettings
+from dp2osr.demo.studio import Outcome, Studio
+from dp2osr.errors import UserError
+from dp2osr.sampling.speed import in_words
 
 OUTPUTS = 5  # of a click: status, two sliders, gallery, download
 ONE_JOB = {"concurrency_limit": 1, "concurrency_id": "model"}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from dp2osr.api.scorer import REWARD, Reward
 from dp2osr.data.images import on_white
+from dp2osr.demo.asked import NO_REWARD, Order, read_upload
 from dp2osr.demo.jobs import Job
 from dp2osr.demo.offers import Loaded, Offer, offers_of
-from dp2osr.demo.asked import NO_REWARD, Order, read_upload
 from dp2osr.errors import UserError
 from dp2osr.sampling.speed import in_words
 
