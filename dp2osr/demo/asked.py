@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,12 +58,12 @@ def read_upload(path: Path, name: str, upscale: float) -> tuple[Image.Image, lis
     Raises:
         UserError: no image, or a result above `MOST_PIXELS`; the visitor's name of the file stands in it.
     """
+    content = io.BytesIO(path.read_bytes())  # errors name a file that is opened by its path, which is no visitor's business
     try:
-        with Image.open(path) as file:
+        with Image.open(content) as file:
             size, frames = file.size, getattr(file, "n_frames", 1)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = why_unreadable(error).replace(repr(str(path)), "its content").replace(str(path), name)
-        raise UserError(f"{name}: not a readable image ({reason}); give a PNG, JPEG, WebP, BMP or TIFF") from None
+        raise UserError(f"{name}: not a readable image ({why_unreadable(error)}); give a PNG, JPEG, WebP, BMP or TIFF") from None
     pixels = round(size[0] * upscale) * round(size[1] * upscale)
     if pixels > MOST_PIXELS:
         raise UserError(
@@ -70,7 +71,8 @@ def read_upload(path: Path, name: str, upscale: float) -> tuple[Image.Image, lis
             "take a lower scale or a smaller image, or use the test program"
         )
     try:
-        image = open_image(path)
+        content.seek(0)
+        image = open_image(content)
     except UserError as error:
-        raise UserError(str(error).replace(str(path), name)) from None
+        raise UserError(str(error).replace(str(content), name)) from None
     return image, [f"{name} has {frames} frames: the first one is taken"] if frames > 1 else []

@@ -31,7 +31,7 @@ class Job(Generic[Found]):
         self._work, self._stop = work, threading.Event()
         self._news, self._error = News("waiting for the model"), None  # type: tuple[News, BaseException | None]
         self._found: list[Found] = []
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread = threading.Thread(target=self._run, name="dp2osr job", daemon=True)
 
     def _run(self) -> None:
         try:

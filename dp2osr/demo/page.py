@@ -30,7 +30,10 @@ ONE_JOB = {"concurrency_limit": 1, "concurrency_id": "model"}
 OWN_FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}  # no font is fetched
 # A browser asks this server alone, whatever Gradio's page names.
 POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:; connect-src 'self' ws: data: blob:"
-CSS = "#status progress {width: 100%; height: 1rem} #status p {margin: .2rem 0} footer {display: none !important}"
+CSS = """
+#status progress {width: 100%; height: 1rem} #status p {margin: .2rem 0} footer {display: none !important}
+#samples .caption-label {white-space: normal; max-width: calc(100% - 1rem); text-align: left}
+"""
 
 
 @dataclass(frozen=True)
@@ -175,7 +178,9 @@ def make_page(studio: Studio, settings: DemoSettings) -> gr.Blocks:
                 status = gr.HTML("<p>Drop an image and click Restore.</p>", elem_id="status")
                 slider = gr.ImageSlider(label="LR, enlarged | result", format="png", elem_id="result", interactive=False)
                 base = gr.ImageSlider(label="base | policy", format="png", visible=False, elem_id="base", interactive=False)
-                gallery = gr.Gallery(label="Samples", format="png", columns=2, elem_id="samples", interactive=False, object_fit="contain")
+                gallery = gr.Gallery(
+                    label="Samples", format="png", columns=2, height="auto", elem_id="samples", interactive=False, object_fit="contain"
+                )
                 download = gr.DownloadButton("Download all (zip)", interactive=False, elem_id="download")
 
         def click(*values: Any) -> Iterator[tuple[Any, ...]]:
