@@ -44,14 +44,9 @@ class Upload:
     name: str
 
 
-class Photo(gr.Image):
-    """An image whose file is given as it is: the API reads it as the programs do, and refuses it in words."""
-
-    def preprocess(self, payload: Any) -> Upload | None:
-        return None if payload is None or not payload.path else Upload(Path(payload.path), name_of(payload))
-
-    def get_block_name(self) -> str:
-        return "image"
+def as_upload(payload: Any) -> Upload | None:
+    """The file of an image field as it is: the API reads it as the programs do, and refuses it in words."""
+    return None if payload is None or not payload.path else Upload(Path(payload.path), name_of(payload))
 
 
 def name_of(payload: Any) -> str:
@@ -147,7 +142,8 @@ def own_values(studio: Studio, name: str) -> tuple[Any, ...]:
 def fields(studio: Studio) -> list[Any]:
     """The inputs, in the order of `restore`'s arguments."""
     names = list(studio.offers)
-    image = Photo(type="filepath", label="Image", sources=["upload", "clipboard"], height=240, elem_id="upload")
+    image = gr.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=240, elem_id="upload")
+    image.preprocess = as_upload  # a subclass of a component would make Gradio write a .pyi beside this file
     model = gr.Dropdown(names, value=names[0], label="Model")
     strength = gr.Slider(0, MOST_STRENGTH, 1, step=0.05, label="Policy strength", info="0: base, 1: policy", visible=False)
     with gr.Row():
