@@ -1,6 +1,6 @@
 """A page in the browser that restores images by any model, and shows its samples with their rewards.
 
-    pip install -e '.[demo]'
+    pip install 'gradio>=6.20,<7'                             # the extra `demo` of the package
     python scripts/demo.py                                    # the tiny models, and runs/quickstart/policy if it is there
     python scripts/demo.py --model mine=runs/policy tiny=preset/models/tiny-sd2+preset/models/c-tiny-sd2
 
@@ -17,7 +17,7 @@ from dp2osr.errors import UserError, run
 def main():
     settings = parse(DemoSettings, description=__doc__)
     if find_spec("gradio") is None:
-        raise UserError("gradio is not installed, which the page is made with: run  pip install -e '.[demo]'")
+        raise UserError("gradio is not installed, which the page is made with: run  pip install 'gradio>=6.20,<7'")
     from dp2osr.demo.page import serve
 
     serve(settings)

@@ -50,7 +50,7 @@ def reference():
 @pytest.fixture(scope="module")
 def page(studio, settings, tmp_path_factory):
     """(the page, its address), served in this process."""
-    pytest.importorskip("gradio", reason="needs gradio: pip install -e '.[demo]'")
+    pytest.importorskip("gradio", reason="needs gradio: pip install 'gradio>=6.20,<7'")
     os.environ["GRADIO_TEMP_DIR"] = str(tmp_path_factory.mktemp("gradio"))
     from dp2osr.demo import page
 
@@ -180,7 +180,7 @@ def test_without_gradio_one_line_says_how_to_have_it(tmp_path):
         "sys.argv = ['demo.py']; runpy.run_path('scripts/demo.py', run_name='__main__')"
     )
     done = run_program("-c", code, check=False)
-    assert_one_clear_line(done, "gradio is not installed", "pip install -e '.[demo]'")
+    assert_one_clear_line(done, "gradio is not installed", "pip install 'gradio>=6.20,<7'")
     assert len(done.stderr.strip().splitlines()) == 1
 
 
