@@ -299,7 +299,7 @@ def test_in_a_browser_an_upload_ends_with_a_visible_result_and_nothing_is_asked_
         assert "★ best" in find("#samples")[0].text
         events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
         urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        assert len(urls) > 5 and not [url for url in urls if not url.startswith((page[1], "data:", "blob:"))]
+        assert len(urls) > 5 and not [url for url in urls if not url.startswith((page[1], "data:", "blob:", "chrome:"))]
         severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
         assert not [message for message in severe if "favicon" not in message]
     finally:
