@@ -142,7 +142,7 @@ class Model:
 
         with in_python():
             args = replace(self._settings, policy_strength=plain(strength))
-            self._knob = self._knob or Knob(args, self._backbone)
+            self._knob = self._knob or Knob(args, self._backbone, args.expected_layers())
             self._knob.turn(self._controlnet, args.policy_strength)
             self._settings = args
 

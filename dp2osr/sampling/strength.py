@@ -54,15 +54,16 @@ class Knob:
 
     Args:
         args: name the policy, and the base where the training's record does not.
+        expected: as of `load_controlnet`.
 
     Raises:
         UserError: as `load_controlnet`.
     """
 
-    def __init__(self, args: SamplingSettings, backbone: Backbone) -> None:
+    def __init__(self, args: SamplingSettings, backbone: Backbone, expected: dict[str, int | None]) -> None:
         base_path = base_of(replace(args, policy_strength=0.0))
         assert base_path is not None  # of any strength but 1 there is one, or `base_of` has raised
-        policy, base = load_both(args, base_path, backbone, args.expected_layers())
+        policy, base = load_both(args, base_path, backbone, expected)
         self.policy, self.base = policy.state_dict(), base.state_dict()
 
     @torch.no_grad()
