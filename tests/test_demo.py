@@ -298,8 +298,11 @@ def test_in_a_browser_an_upload_ends_with_a_visible_result_and_nothing_is_asked_
         assert len([image for image in find("#result img") if image.is_displayed() and image.get_property("naturalWidth") == 128]) == 2
         assert "★ best" in find("#samples")[0].text
         events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-        urls = [event["params"]["request"]["url"] for event in events if event["method"] == "Network.requestWillBeSent"]
-        assert len(urls) > 5 and not [url for url in urls if not url.startswith((page[1], "data:", "blob:", "chrome:"))]
+        sent = [event["params"] for event in events if event["method"] == "Network.requestWillBeSent"]
+        urls = [
+            each["request"]["url"] for each in sent if each["documentURL"].startswith(page[1])
+        ]  # and not of the browser's own first page
+        assert len(urls) > 5 and not [url for url in urls if not url.startswith((page[1], "data:", "blob:"))]
         severe = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
         assert not [message for message in severe if "favicon" not in message]
     finally:
