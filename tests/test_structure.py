@@ -25,6 +25,7 @@ FLOORS = [
     {"training", "evaluation"},
     {"planning", "experiments"},
     {"checkup", "api"},
+    {"demo"},
 ]
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 SHOWN = [

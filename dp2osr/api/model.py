@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from inspect import signature
 from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from dp2osr.sampling.sampler import GroupSampler
+    from dp2osr.sampling.strength import Knob
 
 KEPT_PROMPTS = 16  # whose embeddings stay on the device
 OF_BASE = ("variant", "revision", "pretrained_vae_model_name_or_path", "tokenizer_name")  # what a policy's folder says of its base
@@ -45,6 +47,7 @@ class Model:
         self._backbone, self._controlnet = first.backbone, first.controlnet
         self._own = {name: getattr(self._backbone, name) for name in ("native_size", "vae_tiling", "max_sequence_length")}
         self._embeddings: dict[str, dict[str, torch.Tensor]] = {}
+        self._knob: Knob | None = None
         self.kind: str = self._backbone.kind
         self.model, self.controlnet = settings.pretrained_model_name_or_path, settings.controlnet_model_name_or_path
         self.defaults: dict[str, Any] = {name: value for name, (value, _) in first.filled.items()}
@@ -98,6 +101,50 @@ class Model:
             args = replace(self._settings, **{name: plain(value) for name, value in options.items()})
             name = image_id_of(image, image_id)
             return self._restore(opened(image), name, args, prompt, progress)
+
+    def estimate(self, image: GivenImage, upscale: float = 4, samples: int = 1, **options: Any) -> tuple[float, list[str]]:
+        """What `restore` with the same arguments will take here: seconds, by one pass over one tile, and the lines that the programs print.
+
+        Args:
+            options: of `restore`.
+
+        Raises:
+            UserError: as of `restore`; memory does not suffice.
+
+        Example:
+            seconds, lines = model.estimate("photo.jpg", upscale=2, samples=4)
+        """
+        from dp2osr.sampling.estimate import cost_of
+
+        of_restore = signature(Model.restore).parameters.keys() - {"self", "unknown"}
+        refuse_unknown({name: value for name, value in options.items() if name not in of_restore}, Model.restore)
+        decisive = {name: plain(value) for name, value in options.items() if name not in ("image_id", "prompt", "progress")}
+        with in_python():
+            args = replace(self._settings, upscale=plain(upscale), sample_times=plain(samples), **decisive)
+            sampler, name = self._sampler(args), image_id_of(image, options.get("image_id"))
+            return cost_of(
+                {name: opened(image).size}, sampler.backbone, self._controlnet, sampler.settings, args.upscale, args.sample_times,
+                args.batch_size, sampler.args.align_method,
+            )  # fmt: skip
+
+    def set_policy_strength(self, strength: float) -> None:
+        """From now on restore between base (0) and policy (1), or beyond: as a model of `load(..., policy_strength=strength)`.
+
+        From the first call on the base's and the policy's ControlNet stay in memory in float32, so that a change takes no reading.
+
+        Raises:
+            UserError: a strength below 0, or a base that cannot be found or does not fit.
+
+        Example:
+            model.set_policy_strength(0.5)
+        """
+        from dp2osr.sampling.strength import Knob
+
+        with in_python():
+            args = replace(self._settings, policy_strength=plain(strength))
+            self._knob = self._knob or Knob(args, self._backbone, args.expected_layers())
+            self._knob.turn(self._controlnet, args.policy_strength)
+            self._settings = args
 
     def _restore(
         self, image: Image.Image, name: str, args: RestoreSettings, prompt: str | None, progress: Callable[[int, int], object] | None

@@ -13,11 +13,13 @@ class Kind:
         pipeline: diffusers' name of its pipeline, as `model_index.json` has it.
         implementation: module and class, a `Backbone`.
         own: settings that it alone reads; a program refuses them with another kind.
+        test_program: the program that restores images with it, for messages.
     """
 
     pipeline: str
     implementation: str
     own: tuple[str, ...] = ()
+    test_program: str = "test_sd2b_controlnet.py"  # its flags are those of all
 
 
 OF_FLOW = ("timestep_sampling", "logit_mean", "logit_std")  # the density of a flow's timesteps; others draw them evenly
@@ -28,6 +30,7 @@ KINDS = {
         "FluxPipeline",
         "dp2osr.backbones.flux:FluxBackbone",
         ("num_double_layers", "num_single_layers", "guidance_range", "max_sequence_length", *OF_FLOW),
+        "test_flux_controlnet.py",
     ),
 }
 

@@ -46,6 +46,15 @@ def check_cost(
     if not sizes:
         return []
     free = free or free_memory(backbone, beside)
+    return cost_of(sizes, backbone, controlnet, settings, upscale, count, batch_size, align_method, save_images, processes, free)[1]
+
+
+def cost_of(
+    sizes: Mapping[str, Sequence[int]], backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, upscale: float, count: int,
+    batch_size: int, align_method: str, save_images: bool = True, processes: int = 1, free: Mapping[str, int] | None = None,
+) -> tuple[float, list[str]]:  # fmt: skip
+    """(seconds, the lines of `check_cost`); arguments and errors as there."""
+    free = free or free_memory(backbone)
     works, need = check_memory(sizes, backbone, controlnet, settings, upscale, count, batch_size, align_method, save_images, free)
     slowest = max(works.values(), key=lambda work: work.tiles * work.rounds * math.prod(work.tile))
     speed = measure_speed(backbone, controlnet, settings, slowest, align_method)
@@ -58,7 +67,7 @@ def check_cost(
     lines += warnings_of(sizes, works, backbone.native_size)
     if seconds > LONG:
         lines.append(f"warning: this takes about {in_words(seconds)}; fewer --num_inference_steps or a lower --upscale take less")
-    return lines
+    return seconds, lines
 
 
 def free_memory(backbone: Backbone, beside: int = 1) -> dict[str, int]:

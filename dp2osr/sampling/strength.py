@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +32,46 @@ def load_controlnet(args: SamplingSettings, backbone: Backbone, expected: dict[s
     Raises:
         UserError: as of `Backbone.load_controlnet`; a base that cannot be found, or has other weights or other shapes.
     """
-    policy_path, base_path = args.controlnet_model_name_or_path, base_of(args)
+    base_path = base_of(args)
     if base_path is None:
-        return backbone.load_controlnet(policy_path, **expected)
+        return backbone.load_controlnet(args.controlnet_model_name_or_path, **expected)
+    policy, base = load_both(args, base_path, backbone, expected)
+    return cast(blended(policy, base, args.policy_strength), backbone.dtype)
+
+
+def load_both(
+    args: SamplingSettings, base_path: str, backbone: Backbone, expected: dict[str, int | None]
+) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """(the policy that `args` name, the base) in float32; `UserError` where their tensors are not of the same shapes."""
+    policy_path = args.controlnet_model_name_or_path
     policy, base = (backbone.load_controlnet(path, torch.float32, **expected) for path in (policy_path, base_path))
     check_same_shapes(policy, base, policy_path, base_path)
-    return cast(blended(policy, base, args.policy_strength), backbone.dtype)
+    return policy, base
+
+
+class Knob:
+    """Sets a ControlNet to any strength, again and again; the policy's and the base's tensors stay in memory in float32 for it.
+
+    Args:
+        args: name the policy, and the base where the training's record does not.
+        expected: as of `load_controlnet`.
+
+    Raises:
+        UserError: as `load_controlnet`.
+    """
+
+    def __init__(self, args: SamplingSettings, backbone: Backbone, expected: dict[str, int | None]) -> None:
+        base_path = base_of(replace(args, policy_strength=0.0))
+        assert base_path is not None  # of any strength but 1 there is one, or `base_of` has raised
+        policy, base = load_both(args, base_path, backbone, expected)
+        self.policy, self.base = policy.state_dict(), base.state_dict()
+
+    @torch.no_grad()
+    def turn(self, network: torch.nn.Module, strength: float) -> None:
+        """Give `network` the weights that `load_controlnet` gives with this --policy_strength."""
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point():
+                tensor.copy_(torch.lerp(self.base[name], self.policy[name], strength))
 
 
 @torch.no_grad()
