@@ -165,10 +165,10 @@ def test_a_start_that_is_not_neutral_is_an_error_in_fp32_and_a_warning_in_16_bit
     objective = SimpleNamespace(
         cache=None, args=SimpleNamespace(pairs_per_group=1), accelerator=SimpleNamespace(mixed_precision=precision, is_main_process=True)
     )
-    weights_of_groups, record = torch.ones(1, 2, 2), {"loss": 0.7, "margin": 0.01}
+    groups, record = SimpleNamespace(), {"loss": 0.7, "margin": 0.01}
     if precision == "no":
         with pytest.raises(RuntimeError, match="the mean margin is 0.01, not 0"):
-            check_neutral_start(objective, weights_of_groups, record)
+            check_neutral_start(objective, groups, record)
     else:
-        check_neutral_start(objective, weights_of_groups, record)
+        check_neutral_start(objective, groups, record)
         assert "warning: step 0: the mean margin is 0.01, not 0, though policy and reference are one" in capsys.readouterr().err

@@ -32,6 +32,8 @@ def test_every_loss_of_the_registry_is_a_setting():
     [
         ["--loss", "ipo"],
         ["--loss", "plackett_luce"],
+        ["--loss", "group_advantage"],
+        ["--loss", "dgpo"],
         ["--timesteps_per_group", "2"],
         ["--pairs_per_group", "2"],
         ["--label_smoothing", "0.1"],
@@ -53,6 +55,9 @@ def test_every_variant_trains(kind, labelled, tmp_path, more):
         (["--label_smoothing", "0.1", "--loss", "ipo"], "of --loss sigmoid only"),
         (["--pairs_per_group", "5"], "a group has 4 pairs"),
         (["--pairs_per_group", "2", "--loss", "plackett_luce"], "takes them whole"),
+        (["--pairs_per_group", "2", "--loss", "dgpo"], "dgpo takes them whole"),
+        (["--label_smoothing", "0.1", "--loss", "dgpo"], "of --loss sigmoid only"),
+        (["--sft_weight", "0.1", "--loss", "group_advantage"], "has none; leave it out"),
         (["--validation_image_path", "lr"], "give both, or neither"),
         (["--lora_rank", "5000"], "no layer of this ControlNet is larger"),
         (["--variant", "fp16"], "was sampled with variant None, not fp16"),

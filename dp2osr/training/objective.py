@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from dp2osr.preference.loss import LOSSES, anchor_loss, pair_margins, prediction_errors
+from dp2osr.preference.loss import LOSSES, anchor_loss, pair_margins, prediction_errors, reads
 from dp2osr.sampling.seeds import stable_seed
 from dp2osr.training.visits import Visit
 
@@ -67,12 +67,12 @@ class GroupObjective:
             weights = weights * kept.view_as(weights)
         return weights.to(self.backbone.device)
 
-    def loss(self, gaps: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-        """The sum over the group's pairs; `gaps` (2N,), winners first."""
+    def loss(self, gaps: torch.Tensor, weights: torch.Tensor, advantages: torch.Tensor | None = None) -> torch.Tensor:
+        """The sum over the group's pairs; `gaps` and `advantages` (2N,), winners first; `weights` (N, N)."""
         args = self.args
         winners, losers = gaps.chunk(2)
-        smoothing = {"label_smoothing": args.label_smoothing} if args.label_smoothing else {}
-        loss = LOSSES[args.loss](winners, losers, weights, args.beta, **smoothing)
+        known = {"weights": weights, "advantages": advantages, "beta": args.beta, "label_smoothing": args.label_smoothing}
+        loss = LOSSES[args.loss](winners, losers, **{name: known[name] for name in reads(args.loss)})
         return loss + anchor_loss(winners, weights, args.beta, args.sft_weight) if args.sft_weight else loss
 
     def errors(
@@ -112,6 +112,7 @@ class GroupObjective:
         timestep, noise = self.draw(step, group, visit)
         control = self.backbone.prepare_control(group.control)
         weights = self.pair_weights(step, group, visit)
+        advantages = None if group.advantages is None else group.advantages.to(self.backbone.device)
         every, parts = of_step.parts(len(group.candidates), self.args.micro_batch_size)
         cached = self.cache.read(group, timestep, step, visit) if self.cache else None
         models = [self.policy, self.reference] if cached is None else [self.policy]
@@ -122,11 +123,11 @@ class GroupObjective:
             self.cache.write(group, timestep, step, visit, reference)
         gaps = policy - reference
         if len(every) == 1 and not of_step.groups:
-            loss = self.loss(gaps, weights)
+            loss = self.loss(gaps, weights, advantages)
             self.accelerator.backward(scale * loss)
             taken()
         else:
-            loss = self.loss(gaps.detach_().requires_grad_(True), weights)
+            loss = self.loss(gaps.detach_().requires_grad_(True), weights, advantages)
             [gradient] = torch.autograd.grad(scale * loss, gaps)
             for part, found in zip(parts, errors, strict=True):
                 own = found[0] if len(parts) == 1 else self.errors([self.policy], group, control, timestep, noise, part)[0]
