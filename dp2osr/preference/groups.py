@@ -78,7 +78,7 @@ class PreferenceGroups:
         if num_candidates > scored:
             raise UserError(f"--num_candidates {num_candidates}: only {scored} candidates an image are scored")
         scores = {spec.name: table.scores[spec.name][:, :num_candidates] for spec in config.metrics}
-        finite = finite_groups_of(scores, config)
+        finite = finite_groups_of(scores, config, table.gt_scores)
         if not finite.any():
             again = label_command(store.folder, config, table.metadata)
             raise UserError(f"scores of {store.folder}: every group has a NaN or infinite score; run {again}, and read its warnings")
@@ -86,7 +86,8 @@ class PreferenceGroups:
         self.image_ids = [image_id for image_id, good in zip(table.image_ids, finite) if good]
         self.left_out = [image_id for image_id, good in zip(table.image_ids, finite) if not good]
         scores = {name: values[finite] for name, values in scores.items()}
-        self.rewards = hybrid_reward(scores, table.lower_better, config)
+        of_gt = {name: values[finite] for name, values in table.gt_scores.items()}
+        self.rewards = hybrid_reward(scores, table.lower_better, config, of_gt)
         self.winners, self.losers = curate(self.rewards, top_n)
         check_kept(store.folder, {image_id: [*self.winners[row], *self.losers[row]] for row, image_id in enumerate(self.image_ids)})
         self.weights = hpo_weights(self.rewards, self.winners, self.losers, weighting)
