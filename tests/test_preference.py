@@ -172,11 +172,33 @@ def test_a_loss_of_the_group_pulls_down_what_is_better_than_the_mean_and_pushes_
     assert torch.allclose(gaps.grad.flatten() / gaps.grad[0, 0], ADVANTAGES / ADVANTAGES[0], rtol=1e-9)
 
 
+@pytest.mark.parametrize("beta", [1.0, 0.3, 20.0])
+def test_nft_equals_its_two_implicit_policies_prediction_by_prediction(beta):
+    """r ‖v⁺ − v‖² + (1 − r) ‖v⁻ − v‖² of predictions, as DiffusionNFT has it, less what no policy changes; and its gradient."""
+    torch.manual_seed(0)
+    policy, reference, target = torch.randn(3, 8, 3, 5, 4, dtype=torch.float64)
+    policy.requires_grad_()
+    strong = ADVANTAGES * torch.tensor([1, 1, 1, 1, 9, 1, 1, 1], dtype=torch.float64)  # one is beyond the clip
+
+    def mean_square(values):
+        return values.square().mean(dim=(1, 2, 3))
+
+    shares = torch.tensor([min(max(a / 5 / 2 + 0.5, 0.0), 1.0) for a in strong.tolist()], dtype=torch.float64)
+    positive, negative = beta * policy + (1 - beta) * reference, (1 + beta) * reference - beta * policy
+    terms = shares * mean_square(positive - target) + (1 - shares) * mean_square(negative - target) - mean_square(reference - target)
+    gaps = (mean_square(policy - target) - mean_square(reference - target)).chunk(2)
+    ours = LOSSES["nft"](*gaps, strong, mean_square(policy - reference), beta)
+    assert strong.min() < -5 and ours.item() == pytest.approx(16 * terms.sum().item() / 8, rel=1e-10)
+    gradients = [torch.autograd.grad(loss, policy, retain_graph=True)[0] for loss in (ours, 16 * terms.mean())]
+    assert torch.allclose(*gradients, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_pulls_winners_down_and_losers_up_at_the_start(name):
     gaps = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
     even = torch.tensor([1.5, 1, 0.5, 0.25, -1.5, -1, -0.5, -0.25], dtype=torch.float64)
-    LOSSES[name](*gaps, even if "advantages" in reads(name) else WEIGHTS, 50.0).backward()
+    known = {"weights": WEIGHTS, "advantages": even, "distances": torch.zeros_like(even), "beta": 50.0, "label_smoothing": 0.0}
+    LOSSES[name](*gaps, **{read: known[read] for read in reads(name)}).backward()
     assert (gaps.grad[0] > 0).all() and (gaps.grad[1] < 0).all() if name != "plackett_luce" else gaps.grad[0, 0] > 0 > gaps.grad[1, 0]
     assert gaps.grad.sum().abs() <= 1e-9  # what is common to all is not seen
 

@@ -155,7 +155,7 @@ def test_ten_kills_at_random_moments_leave_no_trace(kind, labelled, tmp_path, mo
     assert_whole()
 
 
-@pytest.mark.parametrize("changes", [{"sft_weight": 0.1}, {"loss": "dgpo"}])
+@pytest.mark.parametrize("changes", [{"sft_weight": 0.1}, {"loss": "dgpo"}, {"loss": "nft", "beta": 1.0}])
 def test_micro_batches_and_gradient_checkpointing_give_the_same_gradient(kind, labelled, changes):
     gradients = []
     for size, checkpointing in ((0, False), (1, False), (3, True)):

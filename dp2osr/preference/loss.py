@@ -4,7 +4,8 @@ With one timestep for a group, each of its N² pairs is a function of 2N scalars
 squared error of the prediction over C, H, W. So N² pairs cost 2N forwards, and the gradient is one weight a candidate.
 
 A loss is a function of the winners' gaps (N,) best first and the losers' gaps (N,) worst first. What else it reads it declares by the
-names of its parameters: `weights` (N, N) winner by loser, or `advantages` (2N,) in the order of the gaps; `beta`; `label_smoothing`.
+names of its parameters: `weights` (N, N) winner by loser, or `advantages` (2N,) in the order of the gaps; `distances` (2N,), the mean
+squared difference of policy's and reference's predictions; `beta`; `label_smoothing`.
 It returns the sum over the group's N² pairs, a loss of the whole group N² times its one term. `LOSSES` has them by name.
 """
 
@@ -80,6 +81,23 @@ def dgpo_loss(winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, advantages: t
     return -(winner_gaps.numel() ** 2) * F.logsigmoid(-beta / gaps.numel() * (weighted[good].sum() - weighted[~good].sum()))
 
 
+NFT_CLIP = 5.0  # DiffusionNFT's trainer: an advantage of ±5 counts as surely good or bad
+
+
+def nft_loss(
+    winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, advantages: torch.Tensor, distances: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """N² · mean over candidates of r ‖v⁺ − v‖² + (1 − r) ‖v⁻ − v‖² − e_ref (DiffusionNFT, arXiv 2509.16117, eq. 5).
+
+    v⁺ = v_ref + β (v_θ − v_ref) and v⁻ = v_ref − β (v_θ − v_ref) are the implicit positive and negative policy, r = ½ + ½ clip(A / 5).
+    With s = ‖v_θ − v_ref‖² the squares are e_ref ± β d + β (β ∓ 1) s, so the term is β a d + β (β − a) s for a = 2r − 1.
+    The trainer's division by each sample's own error is left out. A candidate's best prediction is v_ref + a (v − v_ref) / β.
+    """
+    good = (advantages / NFT_CLIP).clamp(-1, 1)
+    terms = beta * good * torch.cat([winner_gaps, loser_gaps]) + beta * (beta - good) * distances
+    return winner_gaps.numel() ** 2 * terms.mean()
+
+
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "sigmoid": sigmoid_loss,
     "ipo": ipo_loss,
@@ -87,11 +105,12 @@ LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "plackett_luce": plackett_luce_loss,
     "group_advantage": group_advantage_loss,
     "dgpo": dgpo_loss,
+    "nft": nft_loss,
 }
 
 
 def reads(loss: str) -> Collection[str]:
-    """What a loss of `LOSSES` reads, by name: `weights` or `advantages`, `beta`, `label_smoothing`."""
+    """What a loss of `LOSSES` reads, by name: `weights` or `advantages`, `distances`, `beta`, `label_smoothing`."""
     return list(inspect.signature(LOSSES[loss]).parameters)[2:]
 
 

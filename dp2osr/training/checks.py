@@ -36,6 +36,9 @@ def check_options(args: TrainSettings) -> None:
         raise UserError(f"--pairs_per_group {args.pairs_per_group}: {told}")
     if args.sft_weight and not weighs_pairs(args.loss):
         raise UserError(f"--sft_weight {args.sft_weight}: goes by the weights of pairs, and --loss {args.loss} has none; leave it out")
+    if args.reference_cache and reads_of(args.loss, "distances"):
+        told = f"keeps the reference's errors alone, and --loss {args.loss} needs its predictions; leave it out"
+        raise UserError(f"--reference_cache: {told}")
     if args.lora_rank and args.reference_controlnet_model_name_or_path:
         raise UserError(
             "--lora_rank: the reference is the policy without its adapters; leave --reference_controlnet_model_name_or_path out"
@@ -48,11 +51,14 @@ def check_options(args: TrainSettings) -> None:
 
 def weighs_pairs(loss: str) -> bool:
     """Whether a loss reads the weights of pairs."""
-    if loss == PAPERS_LOSS:
-        return True
+    return loss == PAPERS_LOSS or reads_of(loss, "weights")
+
+
+def reads_of(loss: str, name: str) -> bool:
+    """Whether a loss reads `name`."""
     from dp2osr.preference.loss import reads  # here: --help needs no torch
 
-    return "weights" in reads(loss)
+    return name in reads(loss)
 
 
 def check_processes(args: TrainSettings, processes: int) -> None:
@@ -127,9 +133,10 @@ def check_neutral_start(objective: GroupObjective, groups: PreferenceGroups, rec
     problem = ""
     if not objective.args.pairs_per_group:
         weights, advantages = (torch.from_numpy(of_groups).float() for of_groups in (groups.weights, groups.advantages))
-        losses = [objective.loss(torch.zeros_like(of_group[1]), *of_group) for of_group in zip(weights, advantages, strict=True)]
+        zeros = torch.zeros_like(advantages[0])
+        losses = [objective.loss(zeros, *of_group, zeros) for of_group in zip(weights, advantages, strict=True)]
         expected = float(sum(losses)) / weights.numel()
-        if not math.isclose(record["loss"], expected, rel_tol=1e-4):
+        if not math.isclose(record["loss"], expected, rel_tol=1e-4, abs_tol=1e-6):
             problem = f"the loss is {record['loss']}, not that of zero gaps, {expected}"
     if abs(record["margin"]) > 1e-3:
         problem = f"the mean margin is {record['margin']}, not 0"
