@@ -104,7 +104,9 @@ class GroupObjective:
             predictions = backbone.predict(controlnets, noisy, timesteps, group.prompt, control, self.control_scale)
         target = backbone.target(latents, noise, timesteps)
         found = [prediction_errors(prediction, target) for prediction in predictions]
-        return [*found, prediction_errors(predictions[0], predictions[1].detach())] if self.measures_distances and predictions[1:] else found
+        if self.measures_distances and len(predictions) > 1:
+            found.append(prediction_errors(predictions[0], predictions[1].detach()))
+        return found
 
     def visit(
         self, step: int, group: PreferenceGroup, scale: float, visit: int = 0, of_step: Visit | None = None,
