@@ -40,6 +40,14 @@ def test_weights_do_not_depend_on_the_number_of_ranks_nor_on_sharding(kind, labe
 
 
 @one_kind
+@pytest.mark.parametrize("loss", [["dgpo"], ["nft", "--beta", 1]])
+def test_a_loss_of_the_group_gives_the_same_weights_where_ranks_share_groups(kind, labelled, tmp_path, loss):
+    more = ["--max_train_steps", 4, "--micro_batch_size", 2, "--loss", *loss]
+    one, several = (train(ranks, kind, labelled, tmp_path / f"{ranks}", *more) for ranks in (1, 4))
+    assert largest_difference(one, several) <= 1e-6
+
+
+@one_kind
 def test_a_run_goes_on_with_another_number_of_ranks_and_without_sharding(kind, trained, labelled, tmp_path):
     for ranks, steps, more in ((1, 2, []), (2, 4, ["--shard_optimizer"]), (1, 6, [])):
         run_ranks(ranks, *words(kind, labelled, tmp_path / "run", "--max_train_steps", steps, *more))
