@@ -196,7 +196,7 @@ def time_table(rows):
         path = Path(folder) / "scores.parquet"
         write_scores(path, columns, {"metrics": about})
         reading, table = timed(lambda: read_scores(path))
-    rewarding, rewards = timed(lambda: hybrid_reward(table.scores, table.lower_better, config))
+    rewarding, rewards = timed(lambda: hybrid_reward(table.scores, table.lower_better, config, table.gt_scores))
     curating, chosen = timed(lambda: curate(rewards, 8))
     weighing, _ = timed(lambda: hpo_weights(rewards, *chosen, "both"))
     total = reading + rewarding + curating + weighing

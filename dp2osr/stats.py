@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dp2osr.rewards.config import RewardConfig
-from dp2osr.rewards.reward import normalise, reward_parts, reward_shares
+from dp2osr.rewards.reward import bounded, normalise, reward_parts, reward_shares
 
 Key = TypeVar("Key")
 CROP_SUFFIX = r"_\d\d$"  # photo_00, photo_01 are crops of `photo`
@@ -39,7 +39,10 @@ class Estimate:
 
 
 def pooled_parts(
-    scores: Mapping[Key, Mapping[str, np.ndarray]], lower_better: Mapping[str, bool], config: RewardConfig
+    scores: Mapping[Key, Mapping[str, np.ndarray]],
+    lower_better: Mapping[str, bool],
+    config: RewardConfig,
+    gt_scores: Mapping[str, np.ndarray] | None = None,
 ) -> dict[Key, dict[str, np.ndarray]]:
     """Each metric's part of the reward, normalised per LR image over the candidates of *all* methods together.
 
@@ -49,6 +52,7 @@ def pooled_parts(
         scores: {method: {metric: (G, M) raw}}.
         lower_better: {metric: bool}.
         config: `RewardConfig`.
+        gt_scores: {NR metric: (G,) raw} of the GT itself, for a config that is bounded by them.
 
     Returns:
         {method: {metric: (G, M)}}; the parts of a method sum to its reward in [0, 1].
@@ -56,7 +60,7 @@ def pooled_parts(
     methods = list(scores)
     names = [spec.name for spec in config.metrics]
     pooled = {name: np.concatenate([scores[method][name] for method in methods], axis=1) for name in names}
-    parts = reward_parts(pooled, {name: lower_better[name] for name in names}, config)
+    parts = reward_parts(pooled, {name: lower_better[name] for name in names}, config, gt_scores)
     bounds = np.cumsum([scores[method][names[0]].shape[1] for method in methods])[:-1]
     split = {name: np.split(parts[name], bounds, axis=1) for name in names}
     return {method: {name: split[name][i] for name in names} for i, method in enumerate(methods)}
@@ -67,6 +71,7 @@ def parts_of_outsider(
     scores: Mapping[Any, Mapping[str, np.ndarray]],
     lower_better: Mapping[str, bool],
     config: RewardConfig,
+    gt_scores: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """The reward's parts for an image outside the pool (bicubic), on the scale of the pool.
 
@@ -75,15 +80,17 @@ def parts_of_outsider(
     Args:
         outsider: {metric: (G,) raw}.
         scores: {method: {metric: (G, M) raw}}, the pool.
+        gt_scores: as of `pooled_parts`; they bound the outsider too.
 
     Returns:
         {metric: (G,)}, summing to the outsider's reward.
     """
     pool = {spec.name: np.concatenate([scores[method][spec.name] for method in scores], axis=1) for spec in config.metrics}
-    shares = reward_shares(pool, lower_better, config)
+    shares = reward_shares(pool, lower_better, config, gt_scores)
+    alone = bounded({name: outsider[name][:, None] for name in pool}, lower_better, config, gt_scores)
     return {
-        name: shares[name] * normalise(outsider[name][:, None], lower_better[name], config.normalise, values)[:, 0]
-        for name, values in pool.items()
+        name: shares[name] * normalise(alone[name], lower_better[name], config.normalise, values)[:, 0]
+        for name, values in bounded(pool, lower_better, config, gt_scores).items()
     }
 
 

@@ -5,6 +5,7 @@ import shutil
 import sys
 
 import pytest
+import torch
 from conftest import KINDS, settings_with
 from trainings import run_training
 
@@ -56,19 +57,23 @@ def test_a_backbone_is_a_file_and_a_line(toy_kind, lr_folder, tmp_path):
     assert generate_candidates(settings).settings["backbone"] == "toy"
 
 
-@pytest.mark.parametrize("kind", ["sd2"], indirect=True)
-def test_a_loss_is_a_function_in_the_registry(kind, labelled, tmp_path, monkeypatch):
-    def gap(winners, losers, weights, beta):
-        return (weights * beta * (winners[:, None] - losers[None])).sum()
+def toy_of_pairs(winners, losers, weights, beta):
+    return (weights * beta * (winners[:, None] - losers[None])).sum()
 
-    monkeypatch.setitem(loss.LOSSES, "toy_gap", gap)
+
+def toy_of_a_group(winners, losers, advantages, beta):
+    return beta * (advantages * torch.cat([winners, losers])).sum()
+
+
+@pytest.mark.parametrize("toy", [toy_of_pairs, toy_of_a_group])
+@pytest.mark.parametrize("kind", ["sd2"], indirect=True)
+def test_a_loss_is_a_function_in_the_registry(kind, labelled, tmp_path, monkeypatch, toy):
+    monkeypatch.setitem(loss.LOSSES, "toy_gap", toy)
     run_training(kind, labelled, tmp_path / "out", "--loss", "toy_gap", "--max_train_steps", "1")
     assert (tmp_path / "out/model.safetensors").exists()
 
 
 def test_a_metric_is_a_file_that_a_reward_names(tmp_path):
-    import torch
-
     from dp2osr.rewards.config import load_reward_config
     from dp2osr.rewards.metrics import MetricSuite
 

@@ -9,8 +9,8 @@ import torch
 
 from dp2osr.errors import UserError
 from dp2osr.preference.groups import groups_of_step
-from dp2osr.preference.hierarchy import hpo_weights, inter_weights, intra_weights
-from dp2osr.preference.loss import LOSSES, anchor_loss, pair_margins, prediction_errors, sigmoid_loss
+from dp2osr.preference.hierarchy import advantages, hpo_weights, inter_weights, intra_weights
+from dp2osr.preference.loss import LOSSES, anchor_loss, pair_margins, prediction_errors, reads, sigmoid_loss
 from dp2osr.preference.pairs import curate
 
 RNG = np.random.default_rng(7)
@@ -126,10 +126,79 @@ def test_plackett_luce_is_the_probability_of_the_order():
     assert LOSSES["plackett_luce"](*one[0], *one[1:]).item() == pytest.approx(sigmoid_loss(*one[0], *one[1:]).item(), rel=1e-12)
 
 
+def test_advantages_equal_the_loop_and_are_zero_where_rewards_are_equal():
+    winners, losers = curate(REWARDS, 3)
+    for rewards, best, worst, found in zip(REWARDS.tolist(), winners, losers, advantages(REWARDS, winners, losers), strict=True):
+        chosen = [rewards[candidate] for candidate in [*best, *worst]]
+        mean = sum(chosen) / 6
+        spread = math.sqrt(sum((reward - mean) ** 2 for reward in chosen) / 6)
+        assert found == pytest.approx([(reward - mean) / spread for reward in chosen], rel=1e-12)
+    flat = np.full((1, 8), 0.1)
+    assert not advantages(flat, *curate(flat, 3)).any()
+
+
+# As `advantages` gives them for these rewards, best to worst and then worst to better: three above the mean, five below it.
+CHOSEN = np.array([[0.9, 0.8, 0.75, 0.3, 0.1, 0.15, 0.2, 0.25]])
+ADVANTAGES = torch.from_numpy(advantages(CHOSEN, np.array([[0, 1, 2, 3]]), np.array([[4, 5, 6, 7]]))[0])
+
+
+def test_losses_of_the_group_equal_their_formulas_candidate_by_candidate():
+    """Written out with plain Python floats: GDPO's one sum over candidates, DGPO's two sides of a group."""
+    beta, gaps, weighted = 50.0, [*GAPS[0].tolist(), *GAPS[1].tolist()], ADVANTAGES.tolist()
+    policy = [0.3 + gap for gap in gaps]  # errors of which only the difference is to count
+    gdpo = sum(a * error for a, error in zip(weighted, policy, strict=True)) - sum(a * 0.3 for a in weighted)
+    good = sum(a * gap for a, gap in zip(weighted, gaps, strict=True) if a > 0)
+    bad = sum(-a * gap for a, gap in zip(weighted, gaps, strict=True) if a < 0)
+    assert sum(a > 0 for a in weighted) == 3 and sum(weighted) == pytest.approx(0, abs=1e-12)
+    expected = {"group_advantage": math.log(1 + math.exp(beta / 2 * gdpo)), "dgpo": math.log(1 + math.exp(beta / 8 * (good - bad)))}
+    for name, value in expected.items():
+        assert LOSSES[name](*GAPS, ADVANTAGES, beta).item() == pytest.approx(16 * value, rel=1e-12), name
+        assert LOSSES[name](*(GAPS + 0.7), ADVANTAGES, beta).item() == pytest.approx(16 * value, rel=1e-9), name
+    assert LOSSES["dgpo"](*GAPS, ADVANTAGES, 4 * beta).item() == pytest.approx(LOSSES["group_advantage"](*GAPS, ADVANTAGES, beta).item())
+
+
+@pytest.mark.parametrize("name", ["group_advantage", "dgpo"])
+def test_one_pair_gives_the_sigmoid_loss(name):
+    pair = advantages(np.array([[0.7, 0.2]]), np.array([[0]]), np.array([[1]]))
+    ours = LOSSES[name](*GAPS[:, :1], torch.from_numpy(pair[0]), 50.0)
+    assert ours.item() == pytest.approx(sigmoid_loss(*GAPS[:, :1], torch.ones(1, 1), 50.0).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["group_advantage", "dgpo"])
+def test_a_loss_of_the_group_pulls_down_what_is_better_than_the_mean_and_pushes_the_rest_up(name):
+    gaps = GAPS.clone().requires_grad_()
+    LOSSES[name](*gaps, ADVANTAGES, 50.0).backward()
+    assert torch.equal(gaps.grad.flatten() > 0, ADVANTAGES > 0)
+    assert torch.allclose(gaps.grad.flatten() / gaps.grad[0, 0], ADVANTAGES / ADVANTAGES[0], rtol=1e-9)
+
+
+@pytest.mark.parametrize("beta", [1.0, 0.3, 20.0])
+def test_nft_equals_its_two_implicit_policies_prediction_by_prediction(beta):
+    """r ‖v⁺ − v‖² + (1 − r) ‖v⁻ − v‖² of predictions, as DiffusionNFT has it, less what no policy changes; and its gradient."""
+    torch.manual_seed(0)
+    policy, reference, target = torch.randn(3, 8, 3, 5, 4, dtype=torch.float64)
+    policy.requires_grad_()
+    strong = ADVANTAGES * torch.tensor([1, 1, 1, 1, 9, 1, 1, 1], dtype=torch.float64)  # one is beyond the clip
+
+    def mean_square(values):
+        return values.square().mean(dim=(1, 2, 3))
+
+    shares = torch.tensor([min(max(a / 5 / 2 + 0.5, 0.0), 1.0) for a in strong.tolist()], dtype=torch.float64)
+    positive, negative = beta * policy + (1 - beta) * reference, (1 + beta) * reference - beta * policy
+    terms = shares * mean_square(positive - target) + (1 - shares) * mean_square(negative - target) - mean_square(reference - target)
+    gaps = (mean_square(policy - target) - mean_square(reference - target)).chunk(2)
+    ours = LOSSES["nft"](*gaps, strong, mean_square(policy - reference), beta)
+    assert strong.min() < -5 and ours.item() == pytest.approx(16 * terms.sum().item() / 8, rel=1e-10)
+    gradients = [torch.autograd.grad(loss, policy, retain_graph=True)[0] for loss in (ours, 16 * terms.mean())]
+    assert torch.allclose(*gradients, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_pulls_winners_down_and_losers_up_at_the_start(name):
     gaps = torch.zeros(2, 4, dtype=torch.float64, requires_grad=True)
-    LOSSES[name](*gaps, WEIGHTS, 50.0).backward()
+    even = torch.tensor([1.5, 1, 0.5, 0.25, -1.5, -1, -0.5, -0.25], dtype=torch.float64)
+    known = {"weights": WEIGHTS, "advantages": even, "distances": torch.zeros_like(even), "beta": 50.0, "label_smoothing": 0.0}
+    LOSSES[name](*gaps, **{read: known[read] for read in reads(name)}).backward()
     assert (gaps.grad[0] > 0).all() and (gaps.grad[1] < 0).all() if name != "plackett_luce" else gaps.grad[0, 0] > 0 > gaps.grad[1, 0]
     assert gaps.grad.sum().abs() <= 1e-9  # what is common to all is not seen
 

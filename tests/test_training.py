@@ -155,10 +155,11 @@ def test_ten_kills_at_random_moments_leave_no_trace(kind, labelled, tmp_path, mo
     assert_whole()
 
 
-def test_micro_batches_and_gradient_checkpointing_give_the_same_gradient(kind, labelled):
+@pytest.mark.parametrize("changes", [{"sft_weight": 0.1}, {"loss": "dgpo"}, {"loss": "nft", "beta": 1.0}])
+def test_micro_batches_and_gradient_checkpointing_give_the_same_gradient(kind, labelled, changes):
     gradients = []
     for size, checkpointing in ((0, False), (1, False), (3, True)):
-        objective, groups = double_objective(kind, labelled, micro_batch_size=size, sft_weight=0.1)
+        objective, groups = double_objective(kind, labelled, micro_batch_size=size, **changes)
         if checkpointing:
             objective.policy.train().enable_gradient_checkpointing()
             objective.backbone.denoiser.enable_gradient_checkpointing()
@@ -202,7 +203,8 @@ def gradient_of(objective):
 
 def double_group(groups, objective):
     group = groups.read(0, objective.backbone)
-    return replace(group, latents=group.latents.double(), weights=group.weights.double(), control=group.control.double())
+    doubled = {name: getattr(group, name).double() for name in ("latents", "weights", "advantages", "control")}
+    return replace(group, **doubled)
 
 
 def double_objective(kind, labelled, **changes):

@@ -40,6 +40,14 @@ def test_weights_do_not_depend_on_the_number_of_ranks_nor_on_sharding(kind, labe
 
 
 @one_kind
+@pytest.mark.parametrize("loss", [["dgpo"], ["nft", "--beta", 1]])
+def test_a_loss_of_the_group_gives_the_same_weights_where_ranks_share_groups(kind, labelled, tmp_path, loss):
+    more = ["--max_train_steps", 4, "--micro_batch_size", 2, "--loss", *loss]
+    one, several = (train(ranks, kind, labelled, tmp_path / f"{ranks}", *more) for ranks in (1, 4))
+    assert largest_difference(one, several) <= 1e-6
+
+
+@one_kind
 def test_a_run_goes_on_with_another_number_of_ranks_and_without_sharding(kind, trained, labelled, tmp_path):
     for ranks, steps, more in ((1, 2, []), (2, 4, ["--shard_optimizer"]), (1, 6, [])):
         run_ranks(ranks, *words(kind, labelled, tmp_path / "run", "--max_train_steps", steps, *more))
@@ -165,10 +173,10 @@ def test_a_start_that_is_not_neutral_is_an_error_in_fp32_and_a_warning_in_16_bit
     objective = SimpleNamespace(
         cache=None, args=SimpleNamespace(pairs_per_group=1), accelerator=SimpleNamespace(mixed_precision=precision, is_main_process=True)
     )
-    weights_of_groups, record = torch.ones(1, 2, 2), {"loss": 0.7, "margin": 0.01}
+    groups, record = SimpleNamespace(), {"loss": 0.7, "margin": 0.01}
     if precision == "no":
         with pytest.raises(RuntimeError, match="the mean margin is 0.01, not 0"):
-            check_neutral_start(objective, weights_of_groups, record)
+            check_neutral_start(objective, groups, record)
     else:
-        check_neutral_start(objective, weights_of_groups, record)
+        check_neutral_start(objective, groups, record)
         assert "warning: step 0: the mean margin is 0.01, not 0, though policy and reference are one" in capsys.readouterr().err

@@ -204,6 +204,7 @@ def test_a_tracker_that_is_not_installed_is_one_line_at_the_start(monkeypatch):
         (["--validation_prompt_file", "x.json"], "--validation_prompt_file: would do nothing without --validation_image_path"),
         (["--validation_candidates", "4", "--on_collapse", "warn"], "--validation_candidates, --on_collapse: would do nothing"),
         (["--logit_mean", "1"], "--logit_mean: would do nothing with a base model of sd2"),
+        (["--loss", "dgpo", "--weighting", "intra"], "--weighting: would do nothing with --loss dgpo"),
         (["--lr_scheduler", "constant", "--lr_warmup_steps", "5"], "--lr_warmup_steps: would do nothing with --lr_scheduler constant"),
         (["--validation_image_path", "a", "--validation_gt_path", "b", "--validation_steps", "0"], "with --validation_steps 0"),
     ],

@@ -3,14 +3,16 @@
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
 from conftest import ROOT, one_kind, read_log, run_program, save_noise
 from trainings import copy_validation_images, words
 
 from dp2osr.backbones.tiles import Tiling
 from dp2osr.errors import NonFiniteSamples, UserError
+from dp2osr.rewards.reward import hybrid_reward
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.guard import CollapseGuard
@@ -44,6 +46,28 @@ def test_an_image_that_a_metric_cannot_score_is_left_out_of_a_validation_and_tol
     assert validator(trainer.reference) == {}
     guard = CollapseGuard(1, [{"step": 0, "G": 0.5}])
     assert not guard.see({"step": 2}) and not guard.collapsed
+
+
+@one_kind
+def test_a_validation_bounds_nr_scores_by_the_gt_s_own(kind, labelled, tmp_path):
+    copy_validation_images(tmp_path)
+    more = ["--validation_steps", "2", "--validation_image_path", tmp_path / "lr", "--validation_gt_path", tmp_path / "gt"]
+    more += ["--validation_candidates", "3", "--num_inference_steps", "1", "--guidance_scale", "1"]
+    trainer = PreferenceTrainer(kind.training_settings(list(map(str, [*words(kind, labelled, tmp_path / "out")[1:], *more]))))
+    validator = trainer.make_validator()
+    validator.config = replace(validator.config, nr_bound="gt")
+    found, scores = validator(trainer.reference), validator.base
+    pooled = {name: np.concatenate([values, values], axis=1) for name, values in scores.items()}
+    of_gt = {name: [] for name in validator.config.bounded}
+    for image_id, _, gt in validator.images:
+        for name, value in validator.suite.score(gt[None], None, image_id, names=of_gt).items():
+            of_gt[name].append(value[0])
+    rewards = hybrid_reward(pooled, validator.suite.lower_better, validator.config, {name: np.array(of) for name, of in of_gt.items()})
+    assert (
+        of_gt
+        and found["val_reward_mean"] == pytest.approx(rewards.mean())
+        and found["val_reward_best"] == pytest.approx(rewards.max(1).mean())
+    )
 
 
 def test_all_validation_images_that_cannot_be_used_are_named_at_once(tmp_path):

@@ -103,6 +103,7 @@ class Reward:
 
         from dp2osr.data.images import on_white, pil_to_tensor
         from dp2osr.device import set_tf32
+        from dp2osr.rewards.metrics import bounds_of
         from dp2osr.rewards.reward import hybrid_reward
 
         with in_python():
@@ -115,12 +116,17 @@ class Reward:
             if not found:
                 raise UserError("images: is an empty list; give one image at least")
             check_one_size({f"image {number}": image.size for number, image in enumerate(found)})
+            if gt is None and self._config.bounded:
+                raise UserError(f"reward '{self.name}': is bounded by the true image's own scores; pass gt=")
             truths = self._truths(gt, len(found), found[0].size)
             set_tf32(self.device, self._disable_tf32)
             pixels = torch.stack([pil_to_tensor(image) for image in found])
-            scores = self._scores(pixels, [pil_to_tensor(truth) for truth in truths], name)
+            true_pixels = [pil_to_tensor(truth) for truth in truths]
+            scores = self._scores(pixels, true_pixels, name)
             of_group = {metric: values[None] for metric, values in scores.items()}
-            return pd.DataFrame({**scores, REWARD: hybrid_reward(of_group, self.lower_better, self._config)[0]})
+            bounds = [bounds_of(self._config, self._suite, each, name) for each in true_pixels]
+            of_gt = {metric: np.stack([each[metric] for each in bounds], axis=1) for metric in self._config.bounded}
+            return pd.DataFrame({**scores, REWARD: hybrid_reward(of_group, self.lower_better, self._config, of_gt)[0]})
 
     def best(
         self, images: GivenImage | Iterable[GivenImage], gt: GivenImage | Iterable[GivenImage] | None = None, *, image_id: str = IN_MEMORY

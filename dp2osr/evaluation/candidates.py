@@ -176,7 +176,7 @@ def evaluate(
     if bicubic:
         scores[BICUBIC] = {name: values[:, None] for name, values in bicubic.items()}
     about = metric_table(base.metrics, [spec.name for spec in config.metrics])
-    results, parts = with_reward(results_of(scores, base.image_ids, about, crop_suffix), config, outsiders=[BICUBIC])
+    results, parts = with_reward(results_of(scores, base.image_ids, about, crop_suffix), config, [BICUBIC], base.gt_scores)
     of_gt = {name: values[:, None] for name, values in base.gt_scores.items() if about["mode"].get(name) == "NR"}
     of_gt = {name: values for name, values in of_gt.items() if np.isfinite(values).all()}
     if of_gt:

@@ -111,11 +111,12 @@ def results_of(
 
 
 def with_reward(
-    results: Results, config: RewardConfig, outsiders: Collection[str] = ()
+    results: Results, config: RewardConfig, outsiders: Collection[str] = (), gt_scores: Mapping[str, np.ndarray] | None = None
 ) -> tuple[Results, dict[Key, dict[str, np.ndarray]]]:
     """(results with the metric `REWARD` first, {(method, training): {metric: (G, M) part of it}}).
 
     Scores are normalised over the pooled candidates of all methods but the `outsiders`, which are set on that scale and not clipped.
+    `gt_scores`: {NR metric: (G,) raw} of the GT itself, for a reward that is bounded by them.
     """
     names = [spec.name for spec in config.metrics]
     lower_better = {str(name): bool(lower) for name, lower in results.metrics["lower_better"].items()}
@@ -126,11 +127,13 @@ def with_reward(
         place = results.trainings(method).index(training)
         scores[method, training] = {name: results.array(method, name)[place] for name in names}
     pool = {key: of for key, of in scores.items() if key[0] not in outsiders}
-    parts = stats.pooled_parts(pool, lower_better, config)
+    parts = stats.pooled_parts(pool, lower_better, config, gt_scores)
     for key in scores.keys() - pool.keys():
         samples = range(next(iter(scores[key].values())).shape[1])
         found = [
-            stats.parts_of_outsider({name: values[:, sample] for name, values in scores[key].items()}, pool, lower_better, config)
+            stats.parts_of_outsider(
+                {name: values[:, sample] for name, values in scores[key].items()}, pool, lower_better, config, gt_scores
+            )
             for sample in samples
         ]
         parts[key] = {name: np.stack([sample[name] for sample in found], axis=1) for name in names}

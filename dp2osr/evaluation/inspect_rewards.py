@@ -76,12 +76,12 @@ def _inspect(args: InspectRewardSettings) -> list[str]:
     suite = MetricSuite(mapped, device, weights_dir=args.metrics_dir) if gt_paths else None
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    shares = reward_shares(table.scores, table.lower_better, config)
+    shares = reward_shares(table.scores, table.lower_better, config, table.gt_scores)
     settings = {
         "candidates": args.candidates_dir,
         "reward": config.name,
         "top_n": top_n,
-        "normalised by": config.normalise,
+        "normalised by": config.normalise + ", NR scores bounded by the GT's own" * bool(config.bounded),
         "shares of the weight": ", ".join(f"{name} {share:.3f}" for name, share in shares.items()),
         "groups left out (NaN or infinite)": ", ".join(left_out) or "none",
         "metrics left out (NaN or infinite)": ", ".join(odd) or "none",

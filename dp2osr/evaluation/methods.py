@@ -13,6 +13,7 @@ import numpy as np
 
 from dp2osr.cli import named_folder
 from dp2osr.errors import UserError, listed
+from dp2osr.rewards.chosen import check_bounds
 from dp2osr.rewards.table import SCORES, read_scores
 
 if TYPE_CHECKING:
@@ -104,6 +105,7 @@ def _load(name: str, folder: Path, config: RewardConfig, command: str) -> Method
     missing = [spec.name for spec in config.metrics if spec.name not in table.scores]
     if missing:
         raise UserError(f"{path}: the reward '{config.name}' needs {', '.join(missing)}, not in the scores of '{name}'; run: {command}")
+    check_bounds(config, table, path, command)
     rewarded, odd = {spec.name for spec in config.metrics}, []
     for metric, values in table.scores.items():
         if not np.isfinite(values).all():

@@ -135,9 +135,10 @@ def _big(estimate: Estimate, form: str) -> tuple[str, str]:
 def _reward_caption(evaluation: Any) -> str:
     config = evaluation.config
     fr, nr = (", ".join(spec.name for spec in metrics) or "none" for metrics in (config.fr, config.nr))
+    bound = ", NR scores bounded by the GT's own" if config.bounded else ""
     text = (
         f"Reward “{config.name}”: FR {fr}; NR {nr}. Every metric is normalised ({config.normalise}) per LR image "
-        f"over the candidates of {', '.join(evaluation.methods)} together. "
+        f"over the candidates of {', '.join(evaluation.methods)} together{bound}. "
         f"Best and Worst of m are expectations over all subsets of m of the {evaluation.num_candidates} candidates, "
         f"averaged over images. Brackets: 95 % interval over photographs."
     )

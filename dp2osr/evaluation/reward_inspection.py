@@ -96,8 +96,8 @@ def inspect_rewards(table: ScoreTable, config: RewardConfig, top_n: int) -> Insp
     Raises:
         UserError: a metric of the config was not scored, N too large.
     """
-    rewards = hybrid_reward(table.scores, table.lower_better, config)
-    parts = reward_parts(table.scores, table.lower_better, config)
+    rewards = hybrid_reward(table.scores, table.lower_better, config, table.gt_scores)
+    parts = reward_parts(table.scores, table.lower_better, config, table.gt_scores)
     rewarded = list(parts)
     names = rewarded + [name for name in table.scores if name not in parts]
     aligned = {name: -table.scores[name] if table.lower_better[name] else table.scores[name] for name in names}
@@ -135,7 +135,7 @@ def agreement(table: ScoreTable, config: RewardConfig, name: str, aligned: np.nd
     """Mean within-group rank correlation of a metric's aligned scores with the reward without it; NaN for the only metric."""
     if len(config.metrics) == 1:
         return float("nan")
-    return mean_rank_correlation(aligned, hybrid_reward(table.scores, table.lower_better, without(config, name)))
+    return mean_rank_correlation(aligned, hybrid_reward(table.scores, table.lower_better, without(config, name), table.gt_scores))
 
 
 def without(config: RewardConfig, name: str) -> RewardConfig:
@@ -153,7 +153,7 @@ def _deciding(table: ScoreTable, config: RewardConfig, rewards: np.ndarray, top_
     if len(config.metrics) == 1:
         return {config.metrics[0].name: 1.0}, decided
     for spec in config.metrics:
-        others = hybrid_reward(table.scores, table.lower_better, without(config, spec.name))
+        others = hybrid_reward(table.scores, table.lower_better, without(config, spec.name), table.gt_scores)
         kept = np.zeros(rewards.shape, bool)
         np.put_along_axis(kept, curate(others, top_n)[0], True, axis=1)
         decides[spec.name] = float((chosen & ~kept).sum() / chosen.sum())
@@ -201,7 +201,7 @@ def finite_groups(table: ScoreTable, config: RewardConfig) -> tuple[ScoreTable, 
     Raises:
         UserError: a metric of the config was not scored.
     """
-    finite = finite_groups_of(table.scores, config)
+    finite = finite_groups_of(table.scores, config, table.gt_scores)
     scores = {name: values[finite] for name, values in table.scores.items()}
     rewarded = {spec.name for spec in config.metrics}
     odd = [name for name, values in scores.items() if name not in rewarded and not np.isfinite(values).all()]

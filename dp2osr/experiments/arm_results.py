@@ -86,7 +86,7 @@ def collect(
     scores = {BASE: found[BASE]} | {(arm.name, number): found[arm.run_name(number)] for arm, number in experiment.runs}
     for name, of_rival in (rivals or {}).items():
         scores[name] = {metric: values for metric, values in of_rival.items() if metric in about.index}
-    results, _ = with_reward(results_of(scores, base.image_ids, about, experiment.crop_suffix), config, outsiders=rivals or ())
+    results, _ = with_reward(results_of(scores, base.image_ids, about, experiment.crop_suffix), config, rivals or (), base.gt_scores)
     comparison = Comparison(results, BASE, resamples=resamples, seed=seed)
     arms, metrics = list(experiment.arms), results.metrics.index
 

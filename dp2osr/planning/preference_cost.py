@@ -115,7 +115,7 @@ def count_training(model: PlannedModel, args: TrainSettings, with_flops: bool = 
 def blank_group(model: PlannedModel, args: TrainSettings, prompt: dict[str, torch.Tensor]) -> PreferenceGroup:
     count = 2 * args.top_n
     latents, control = torch.randn(count, *model.latent_shape), torch.rand(model.image_shape)
-    return PreferenceGroup("x", np.arange(count), latents, control, prompt, torch.rand(args.top_n, args.top_n))
+    return PreferenceGroup("x", np.arange(count), latents, control, prompt, torch.rand(args.top_n, args.top_n), torch.randn(count))
 
 
 def run(function: Any, known: list[torch.Tensor], with_flops: bool) -> Cost:

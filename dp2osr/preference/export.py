@@ -42,10 +42,11 @@ def export_candidates(args: ExportSettings) -> None:
     table, config = read_with_reward(args.reward_config, store.folder, args.scores)
     check_same_candidates(store, table)
     scores = {spec.name: table.scores[spec.name][:, : args.num_candidates] for spec in config.metrics}
-    finite = finite_groups_of(scores, config)
+    finite = finite_groups_of(scores, config, table.gt_scores)
     if not finite.any():
         raise UserError(f"scores of {store.folder}: every group has a NaN or infinite score; run label_rewards.py again")
-    rewards = hybrid_reward({name: values[finite] for name, values in scores.items()}, table.lower_better, config)
+    known, of_gt = ({name: values[finite] for name, values in of.items()} for of in (scores, table.gt_scores))
+    rewards = hybrid_reward(known, table.lower_better, config, of_gt)
     check_count(args, table.scores[config.metrics[0].name].shape[1])
     image_ids = [image_id for image_id, good in zip(table.image_ids, finite) if good]
     order = ranked(rewards)[:, :: -1 if args.worst else 1][:, : args.top]

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from dp2osr.errors import UserError
-from dp2osr.preference.hierarchy import hpo_weights
+from dp2osr.preference.hierarchy import advantages, hpo_weights
+from dp2osr.preference.loss import reads
 from dp2osr.preference.pairs import curate
 from dp2osr.rewards.chosen import check_scored, label_command
 from dp2osr.rewards.config import RewardConfig
@@ -31,6 +32,7 @@ class PreferenceGroup:
     control: torch.Tensor  # (1, 3, H, W) in [0, 1], the upsampled LR
     prompt: dict[str, torch.Tensor]  # its embedding, for one image
     weights: torch.Tensor  # (N, N) float32, winner by loser
+    advantages: torch.Tensor | None = None  # (2N,) float32, of the losses that read them
 
     def on(self, backbone: Any) -> "PreferenceGroup":
         """The same with the prompt where the backbone computes, in its precision."""
@@ -76,7 +78,7 @@ class PreferenceGroups:
         if num_candidates > scored:
             raise UserError(f"--num_candidates {num_candidates}: only {scored} candidates an image are scored")
         scores = {spec.name: table.scores[spec.name][:, :num_candidates] for spec in config.metrics}
-        finite = finite_groups_of(scores, config)
+        finite = finite_groups_of(scores, config, table.gt_scores)
         if not finite.any():
             again = label_command(store.folder, config, table.metadata)
             raise UserError(f"scores of {store.folder}: every group has a NaN or infinite score; run {again}, and read its warnings")
@@ -84,10 +86,12 @@ class PreferenceGroups:
         self.image_ids = [image_id for image_id, good in zip(table.image_ids, finite) if good]
         self.left_out = [image_id for image_id, good in zip(table.image_ids, finite) if not good]
         scores = {name: values[finite] for name, values in scores.items()}
-        self.rewards = hybrid_reward(scores, table.lower_better, config)
+        of_gt = {name: values[finite] for name, values in table.gt_scores.items()}
+        self.rewards = hybrid_reward(scores, table.lower_better, config, of_gt)
         self.winners, self.losers = curate(self.rewards, top_n)
         check_kept(store.folder, {image_id: [*self.winners[row], *self.losers[row]] for row, image_id in enumerate(self.image_ids)})
         self.weights = hpo_weights(self.rewards, self.winners, self.losers, weighting)
+        self.advantages = advantages(self.rewards, self.winners, self.losers)
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -101,16 +105,17 @@ class PreferenceGroups:
             lines.append(f"{len(self.left_out)} of {total} groups have a NaN or infinite score and are passed over ({some})")
         return lines
 
-    def fingerprint(self) -> str:
-        """Hash of what the training will see of the scores: images, winners, losers and weights."""
+    def fingerprint(self, loss: str = "sigmoid") -> str:
+        """Hash of what a training with `loss` will see of the scores: images, winners, losers, weights, and advantages if it reads them."""
         content = [" ".join(self.image_ids).encode(), self.winners.tobytes(), self.losers.tobytes(), self.weights.tobytes()]
+        content += [self.advantages.tobytes()] if "advantages" in reads(loss) else []
         return hashlib.sha256(b"\0".join(content)).hexdigest()[:16]
 
     def only(self, indices: Sequence[int] | np.ndarray) -> "PreferenceGroups":
         """These groups alone, with the weights that they have among all."""
         few = copy(self)
         few.image_ids = [self.image_ids[index] for index in indices]
-        for name in ("rewards", "winners", "losers", "weights"):
+        for name in ("rewards", "winners", "losers", "weights", "advantages"):
             setattr(few, name, getattr(self, name)[indices])
         return few
 
@@ -123,8 +128,9 @@ class PreferenceGroups:
         chosen = np.concatenate([self.winners[index], self.losers[index]]) if chosen is None else chosen
         group = self.store.read(self.image_ids[index], chosen.tolist())
         image, _, _ = control_image(group.lr, group.upscale, backbone.native_size, backbone.size_multiple)
-        prompt, weights = self.store.read_tensors(group.image_id, "prompt"), torch.from_numpy(self.weights[index]).float()
-        return PreferenceGroup(group.image_id, chosen, group.latents.float(), image, prompt, weights)
+        prompt = self.store.read_tensors(group.image_id, "prompt")
+        weights, advantages = (torch.from_numpy(of_groups[index]).float() for of_groups in (self.weights, self.advantages))
+        return PreferenceGroup(group.image_id, chosen, group.latents.float(), image, prompt, weights, advantages)
 
 
 def check_same_candidates(store: CandidateStore, table: ScoreTable) -> None:

@@ -1,4 +1,4 @@
-"""Hierarchical preference weights (paper, Sec. 4.3): w = w_intra · w_inter. Pure functions on arrays."""
+"""Hierarchical preference weights (paper, Sec. 4.3), w = w_intra · w_inter, and advantages. Pure functions on arrays."""
 
 import numpy as np
 
@@ -37,3 +37,16 @@ def hpo_weights(rewards: np.ndarray, winners: np.ndarray, losers: np.ndarray, we
     if weighting in ("inter", "both"):
         weights = weights * inter_weights(rewards)[:, None, None]
     return weights
+
+
+def advantages(rewards: np.ndarray, winners: np.ndarray, losers: np.ndarray) -> np.ndarray:
+    """A = (R − mean) / std (population) over the 2N chosen candidates of each group: their mean is 0, so no loss sees a common offset.
+
+    Args:
+        rewards: (G, M); winners, losers: (G, N) indices.
+    Returns:
+        (G, 2N), winners first; 0 where all chosen rewards are equal.
+    """
+    chosen = np.take_along_axis(np.asarray(rewards, dtype=np.float64), np.concatenate([winners, losers], axis=1), 1)
+    spread = np.where(np.ptp(chosen, axis=1, keepdims=True) > 0, chosen.std(axis=1, keepdims=True), np.inf)
+    return (chosen - chosen.mean(axis=1, keepdims=True)) / spread

@@ -3,11 +3,14 @@
 With one timestep for a group, each of its N² pairs is a function of 2N scalars d_i = e_θ(i) − e_ref(i), where e is the mean
 squared error of the prediction over C, H, W. So N² pairs cost 2N forwards, and the gradient is one weight a candidate.
 
-A loss is a function of the winners' gaps (N,) best first, the losers' gaps (N,) worst first, the weights (N, N) winner by loser,
-and β; it returns the sum over the group's pairs, and `LOSSES` has them by name.
+A loss is a function of the winners' gaps (N,) best first and the losers' gaps (N,) worst first. What else it reads it declares by the
+names of its parameters: `weights` (N, N) winner by loser, or `advantages` (2N,) in the order of the gaps; `distances` (2N,), the mean
+squared difference of policy's and reference's predictions; `beta`; `label_smoothing`.
+It returns the sum over the group's N² pairs, a loss of the whole group N² times its one term. `LOSSES` has them by name.
 """
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Collection
 
 import torch
 from torch.nn import functional as F
@@ -58,12 +61,57 @@ def plackett_luce_loss(winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, weig
     return weights.sum() * (left - scores)[:-1].mean()
 
 
+def group_advantage_loss(winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, advantages: torch.Tensor, beta: float) -> torch.Tensor:
+    """N² · −log σ(−(β/2) Σ_i A_i d_i): one term a group (GDPO, arXiv 2603.16769, as its trainer has it).
+
+    A are z-scored rewards (`hierarchy.advantages`). One pair has A = ±1, and this is `sigmoid_loss`.
+    """
+    gaps = torch.cat([winner_gaps, loser_gaps])
+    return -(winner_gaps.numel() ** 2) * F.logsigmoid(-0.5 * beta * (advantages * gaps).sum())
+
+
+def dgpo_loss(winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, advantages: torch.Tensor, beta: float) -> torch.Tensor:
+    """N² · −log σ(−(β / 2N) [Σ_{A > 0} |A_i| d_i − Σ_{A < 0} |A_i| d_i]) (DGPO, arXiv 2510.08425, scaled as its trainer has it).
+
+    The weights |A| of the two sides are equally large, so that what is common to all gaps cancels. The bracket is Σ_i A_i d_i:
+    this is `group_advantage_loss` of β / N.
+    """
+    gaps = torch.cat([winner_gaps, loser_gaps])
+    good, weighted = advantages > 0, advantages.abs() * gaps
+    return -(winner_gaps.numel() ** 2) * F.logsigmoid(-beta / gaps.numel() * (weighted[good].sum() - weighted[~good].sum()))
+
+
+NFT_CLIP = 5.0  # DiffusionNFT's trainer: an advantage of ±5 counts as surely good or bad
+
+
+def nft_loss(
+    winner_gaps: torch.Tensor, loser_gaps: torch.Tensor, advantages: torch.Tensor, distances: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """N² · mean over candidates of r ‖v⁺ − v‖² + (1 − r) ‖v⁻ − v‖² − e_ref (DiffusionNFT, arXiv 2509.16117, eq. 5).
+
+    v⁺ = v_ref + β (v_θ − v_ref) and v⁻ = v_ref − β (v_θ − v_ref) are the implicit positive and negative policy, r = ½ + ½ clip(A / 5).
+    With s = ‖v_θ − v_ref‖² the squares are e_ref ± β d + β (β ∓ 1) s, so the term is β a d + β (β − a) s for a = 2r − 1.
+    The trainer's division by each sample's own error is left out. A candidate's best prediction is v_ref + a (v − v_ref) / β.
+    """
+    good = (advantages / NFT_CLIP).clamp(-1, 1)
+    terms = beta * good * torch.cat([winner_gaps, loser_gaps]) + beta * (beta - good) * distances
+    return winner_gaps.numel() ** 2 * terms.mean()
+
+
 LOSSES: dict[str, Callable[..., torch.Tensor]] = {
     "sigmoid": sigmoid_loss,
     "ipo": ipo_loss,
     "hinge": hinge_loss,
     "plackett_luce": plackett_luce_loss,
+    "group_advantage": group_advantage_loss,
+    "dgpo": dgpo_loss,
+    "nft": nft_loss,
 }
+
+
+def reads(loss: str) -> Collection[str]:
+    """What a loss of `LOSSES` reads, by name: `weights` or `advantages`, `distances`, `beta`, `label_smoothing`."""
+    return list(inspect.signature(LOSSES[loss]).parameters)[2:]
 
 
 def anchor_loss(winner_gaps: torch.Tensor, weights: torch.Tensor, beta: float, sft_weight: float) -> torch.Tensor:

@@ -22,7 +22,7 @@ from dp2osr.results import Results, check_own_files, own_files
 from dp2osr.rewards.chosen import as_dict
 from dp2osr.rewards.config import for_new_images, load_reward_config
 from dp2osr.rewards.label import pair_gt
-from dp2osr.rewards.metrics import MetricSuite, bad_score, check_modes
+from dp2osr.rewards.metrics import MetricSuite, bad_score, bounds_of, check_modes
 from dp2osr.rewards.reward import hybrid_reward
 from dp2osr.sampling.restore import restore_folder
 
@@ -61,12 +61,12 @@ class BestOf:
         set_tf32(device, args.disable_tf32)
         self.config = for_new_images(load_reward_config(args.reward_config or DEFAULT), "samples")
         self.gt_path, self.upscale, self.count = args.gt_path, args.upscale, args.sample_times
-        if self.gt_path and not self.config.fr:
+        if self.gt_path and not self.config.needs_gt:
             raise UserError(
                 f"--gt_path: reward '{self.config.name}' compares nothing with a GT; leave it out, or give another --reward_config"
             )
         if not self.gt_path:
-            pair_gt(None, [], {spec.name: "FR" for spec in self.config.fr})
+            pair_gt(None, [], {spec.name: "FR" for spec in self.config.fr}, self.config)
         self.suite = MetricSuite(self.config.metrics, device, weights_dir=args.metrics_dir)
         check_modes(self.config, self.suite)
         self.gt_paths: dict[str, Path] = {}
@@ -114,13 +114,12 @@ class BestOf:
         for problem in problems:
             tqdm.write(f"warning: {problem}", file=sys.stderr)
         rewards = np.full(len(images), np.nan)
-        rewards[finite] = hybrid_reward(
-            {name: values[None, finite] for name, values in scores.items()}, self.suite.lower_better, self.config
-        )[0]
+        told = {name: values[None, finite] for name, values in scores.items()}
+        rewards[finite] = hybrid_reward(told, self.suite.lower_better, self.config, bounds_of(self.config, self.suite, gt, image_id))[0]
         best = int(np.nanargmax(rewards))
         columns = {**scores, "reward": rewards}
-        told = {name: [float(value) if np.isfinite(value) else None for value in values] for name, values in columns.items()}
-        return best, {"sample": best, "seeds": list(seeds), "scores": told}
+        cells = {name: [float(value) if np.isfinite(value) else None for value in values] for name, values in columns.items()}
+        return best, {"sample": best, "seeds": list(seeds), "scores": cells}
 
     def check_table(self, results: Results) -> None:
         """Raise `UserError` where the table's name is taken by a file of the user's."""

@@ -15,8 +15,10 @@ DEFAULT = "default"  # of label_rewards.py, and of tables that do not say what t
 
 
 def as_dict(config: RewardConfig) -> dict[str, Any]:
-    """A `RewardConfig` as JSON holds it; a metric's `draws` where it is true, as records of before that key lack it."""
+    """A `RewardConfig` as JSON holds it; a metric's `draws` where it is true and a bound where there is one, as older records lack them."""
     content = as_json(asdict(config))
+    if not config.nr_bound:
+        del content["nr_bound"], content["margin"]
     for spec in content["fr"] + content["nr"]:
         if not spec["draws"]:
             del spec["draws"]
@@ -105,23 +107,33 @@ def label_command(
     metadata = metadata or {}
     reward = given or metadata.get("reward_files", {}).get(config.name, config.name)
     other = scores if scores and scores_path(folder) != scores_path(folder, scores) else None
-    gt = gt_path or metadata.get("gt_path") or ("GT_FOLDER" if config.fr else None)
+    gt = gt_path or metadata.get("gt_path") or ("GT_FOLDER" if config.needs_gt else None)
     return command("label_rewards.py", candidates_dir=folder, gt_path=gt, reward_config=reward, output=other)
 
 
 def check_scored(
     config: RewardConfig, table: ScoreTable, folder: str | Path, scores: str | Path | None = None, given: str | None = None
 ) -> None:
-    """Raise `UserError` unless the `ScoreTable` has all metrics of the reward; the command that adds them is named."""
+    """Raise `UserError` unless the `ScoreTable` has all that the reward reads; the command that adds it is named."""
     missing = [spec.name for spec in config.metrics if spec.name not in table.scores]
     if not missing:
-        return
+        return check_bounds(config, table, scores_path(folder, scores), label_command(folder, config, table.metadata, scores, given=given))
     told = label_command(folder, config, table.metadata, scores, given=given)
     fitting = [path.stem for path in sorted(CONFIG_DIR.glob("*.yaml")) if _fits(path, table)]
     other = f", or take --reward_config {' or '.join(fitting)}, which was scored" if fitting else ""
     small = ", or with --reward_config embedded, whose weights ship with the code" if config.name == DEFAULT and not fitting else ""
     where = scores_path(folder, scores)
     raise UserError(f"scores of {where}: lack {', '.join(missing)} of the reward '{config.name}'; run {told}{small}{other}")
+
+
+def check_bounds(config: RewardConfig, table: ScoreTable, path: str | Path, label: str) -> None:
+    """Raise `UserError` unless the `ScoreTable` has the GT's own scores where the reward is bounded by them; `label`: what adds them."""
+    missing = [name for name in config.bounded if name not in table.gt_scores]
+    if missing:
+        own = [name for name in missing if name in config.columns]
+        rows = f" (give your column {', '.join(own)} a value in the rows of candidate -1)" if own else ""
+        names = ", ".join(missing)
+        raise UserError(f"{path}: lacks the GT's own {names}, by which the reward '{config.name}' is bounded; run {label}{rows}")
 
 
 def _fits(path: Path, table: ScoreTable) -> bool:

@@ -41,6 +41,8 @@ class RewardConfig:
         weights: metric → weight within its set, 1 where it is not named, as all are in the paper.
         conflict_aware: weights are further multiplied by how well the metric agrees with the others (`agreement_weights`).
         imports: as `MetricSpec` has them, also for metrics beside the reward.
+        nr_bound: "gt" where an NR score above the GT's own counts as the GT's own; else None.
+        margin: NR metric → how far above the GT's own score that bound lies, in the metric's unit, 0 where it is not named.
     """
 
     name: str
@@ -51,6 +53,18 @@ class RewardConfig:
     weights: dict = field(default_factory=dict)
     conflict_aware: bool = False
     imports: tuple = ()
+    nr_bound: str | None = None
+    margin: dict = field(default_factory=dict)
+
+    @property
+    def bounded(self) -> list[str]:
+        """The metrics whose scores of the GT itself the reward needs."""
+        return [spec.name for spec in self.nr] if self.nr_bound else []
+
+    @property
+    def needs_gt(self) -> bool:
+        """Whether the reward cannot be had without the GT."""
+        return bool(self.fr or self.bounded)
 
     @property
     def metrics(self) -> list[MetricSpec]:
@@ -90,7 +104,7 @@ class RewardConfig:
 
 
 NORMALISATIONS = ("min_max", "rank", "z_score")
-KEYS = ("fr", "nr", "fr_weight", "normalise", "weights", "conflict_aware", "imports")
+KEYS = ("fr", "nr", "fr_weight", "normalise", "weights", "conflict_aware", "imports", "nr_bound", "margin")
 DIRECTIONS = ("higher", "lower")
 
 
@@ -124,7 +138,7 @@ def load_reward_config(name_or_yaml: str | Path) -> RewardConfig:
         raise UserError(f"{path}: 'fr_weight' must be a number between 0 and 1, not {weight!r}; leave a set empty to do without it")
     imports = tuple(absolute_imports(path, content).get("imports", ()))
     fr, nr = ([replace(_read_spec(path, entry), imports=imports) for entry in _read_list(path, content, key)] for key in ("fr", "nr"))
-    config = RewardConfig(path.stem, fr, nr, float(weight), *_read_aggregation(path, content), imports)
+    config = RewardConfig(path.stem, fr, nr, float(weight), *_read_aggregation(path, content), imports, *_read_bound(path, content, nr))
     names = [spec.name for spec in config.metrics]
     if not names:
         raise UserError(f"{path}: names no metric; list at least one under 'fr' or 'nr'")
@@ -150,6 +164,24 @@ def _read_aggregation(path: Path, content: dict[str, Any]) -> tuple[str, dict[st
     if not isinstance(conflict_aware, bool):
         raise UserError(f"{path}: 'conflict_aware' must be true or false, not {conflict_aware!r}")
     return normalise, {str(name): float(value) for name, value in weights.items()}, conflict_aware
+
+
+def _read_bound(path: Path, content: dict[str, Any], nr: list[MetricSpec]) -> tuple[str | None, dict[str, float]]:
+    """(nr_bound, margin) of a config's YAML."""
+    bound, margin, names = content.get("nr_bound"), content.get("margin") or {}, [spec.name for spec in nr]
+    if bound not in (None, "gt"):
+        raise UserError(f"{path}: 'nr_bound' must be gt, not {bound!r}; leave it out to have no bound")
+    if bound and not nr:
+        raise UserError(f"{path}: 'nr_bound' bounds the metrics under 'nr', and there are none; leave it out")
+    if margin and not bound:
+        raise UserError(f"{path}: 'margin' is of 'nr_bound: gt'; add that, or leave the margin out")
+    good = isinstance(margin, dict) and all(isinstance(value, (int, float)) and 0 <= value < float("inf") for value in margin.values())
+    if not good:
+        raise UserError(f"{path}: 'margin' must give metrics a number of at least 0, in their own unit, not {margin!r}")
+    for name in margin:
+        if name not in names:
+            raise UserError(f"{path}: 'margin' names '{name}', which is no metric under 'nr'{nearest(str(name), names)}")
+    return bound, {str(name): float(value) for name, value in margin.items()}
 
 
 def absolute_imports(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +224,8 @@ def for_new_images(config: RewardConfig, what: str) -> RewardConfig:
         )
     print(f"warning: {what} are judged without {names}: a column of the score table, which cannot be computed", file=sys.stderr)
     fr, nr = ([spec for spec in specs if not spec.better] for specs in (config.fr, config.nr))
-    return replace(config, fr=fr, nr=nr, weights={name: value for name, value in config.weights.items() if name not in config.columns})
+    weights, margin = ({name: value for name, value in of.items() if name not in config.columns} for of in (config.weights, config.margin))
+    return replace(config, fr=fr, nr=nr, weights=weights, margin=margin)
 
 
 def find_reward_config(name_or_yaml: str) -> Path:

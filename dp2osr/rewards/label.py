@@ -28,20 +28,26 @@ if TYPE_CHECKING:
     from dp2osr.sampling.store import CandidateGroup, CandidateStore
 
 
-def pair_gt(gt_path: str | Path | None, image_ids: Sequence[str], modes: Mapping[str, str]) -> dict[str, Path]:
+def pair_gt(
+    gt_path: str | Path | None, image_ids: Sequence[str], modes: Mapping[str, str], config: RewardConfig | None = None
+) -> dict[str, Path]:
     """GT file of each image id, by stem; an empty dictionary without `gt_path`.
 
     Args:
         gt_path: folder of GT images or None; image_ids: the store's; modes: metric → "FR" | "NR".
+        config: the reward, which may be bounded by the GT's own scores.
 
     Raises:
-        UserError: an image id without a GT, or no `gt_path` although a metric compares with the GT.
+        UserError: an image id without a GT, or no `gt_path` although a metric compares with the GT or is bounded by its score.
     """
     if gt_path is None:
         full_reference = [name for name, mode in modes.items() if mode == "FR"]
         if full_reference:
             names = ", ".join(full_reference)
             raise UserError(f"{names} compare with the GT; pass --gt_path, or a reward config without FR metrics (nr_only)")
+        if config and config.bounded:
+            names = ", ".join(config.bounded)
+            raise UserError(f"reward config '{config.name}': {names} are bounded by the GT's own scores; pass --gt_path")
         return {}
     return find_gt(gt_path, image_ids)
 
@@ -84,7 +90,7 @@ def label_candidates(args: LabelSettings) -> None:
     output = scores_path(args.candidates_dir, args.output)
     reward = {"config": config, "given": args.reward_config, "gt_path": args.gt_path}
     decode = LazyDecoder(store, device, batches)
-    labeller = Labeller(store, suite, pair_gt(args.gt_path, image_ids, suite.modes), output, decode, args.strict, reward)
+    labeller = Labeller(store, suite, pair_gt(args.gt_path, image_ids, suite.modes, config), output, decode, args.strict, reward)
     labeller.check_version()
     labeller.check_own_columns()
     launch.agree("scoring", {"metrics": labeller.wanted, "groups": image_ids})

@@ -207,6 +207,13 @@ def bad_score(name: str, values: np.ndarray, image_id: str, candidates: Sequence
     return None
 
 
+def bounds_of(config: RewardConfig, suite: MetricSuite, gt: torch.Tensor | None, image_id: str) -> dict[str, np.ndarray]:
+    """{NR metric: (1,) raw score of the GT (3, H, W) itself} where the reward is bounded by it, NaN where it is not finite; else {}."""
+    if gt is None or not config.bounded:
+        return {}
+    return suite.score(gt[None], None, image_id, [-1], config.bounded, strict=False)
+
+
 def check_modes(config: RewardConfig, suite: MetricSuite) -> None:
     """Refuse a config that lists an NR metric under `fr` or an FR one under `nr` (UserError)."""
     for mode, specs in (("FR", config.fr), ("NR", config.nr)):

@@ -58,13 +58,50 @@ def normalise(scores: np.ndarray, lower_better: bool, how: str = "min_max", pool
     return np.where(flat, 0.0, NORMALISE[how](scores, pool))
 
 
-def reward_parts(scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bool], config: RewardConfig) -> dict[str, np.ndarray]:
+def bounded(
+    scores: Mapping[str, np.ndarray],
+    lower_better: Mapping[str, bool],
+    config: RewardConfig,
+    gt_scores: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """The scores of the config's metrics, where it has an `nr_bound` with min(s − s_GT, margin) in place of an NR score s (higher better).
+
+    But for a constant that is −max(0, s_GT + margin − s), the reward of Bird-SR (arXiv 2602.07069): nothing is won above the GT.
+
+    Args:
+        gt_scores: NR metric → the GT's own raw scores, (G,), or (G, M) where each candidate has its own GT.
+
+    Raises:
+        UserError: the GT was not scored, or has a NaN or infinite score.
+    """
+    found = {spec.name: np.asarray(scores[spec.name], np.float64) for spec in config.metrics}
+    for name in config.bounded:
+        if name not in (gt_scores or {}):
+            raise UserError(f"reward config '{config.name}' is bounded by the GT's own '{name}', which was not scored; give the GT")
+        of_gt = np.asarray(gt_scores[name], np.float64) if gt_scores else np.empty(0)
+        of_gt = of_gt[:, None] if of_gt.ndim == 1 else of_gt
+        bad = np.argwhere(~np.isfinite(of_gt))
+        if len(bad):
+            raise UserError(f"metric '{name}' has no finite score for the GT of group {bad[0][0]}; run label_rewards.py again")
+        margin = config.margin.get(name, 0.0)
+        above = found[name] - of_gt
+        found[name] = np.maximum(above, -margin) if lower_better[name] else np.minimum(above, margin)
+    return found
+
+
+def reward_parts(
+    scores: Mapping[str, np.ndarray],
+    lower_better: Mapping[str, bool],
+    config: RewardConfig,
+    gt_scores: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
     """Each metric's share of the reward; the shares sum to `hybrid_reward`.
 
     Args:
         scores: metric name → (G, M) raw scores; may hold more metrics than the config names.
         lower_better: metric name → direction.
         config: `RewardConfig`.
+        gt_scores: the GT's own, of a config that is bounded by them; see `bounded`.
 
     Returns:
         metric name → (G, M) float64, at most the metric's share of the weight.
@@ -72,27 +109,45 @@ def reward_parts(scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bo
     Raises:
         UserError: a metric of the config has no scores, or has a NaN or infinite one.
     """
-    shares = reward_shares(scores, lower_better, config)
-    return {name: shares[name] * values for name, values in _normalised(scores, lower_better, config).items()}
+    shares = reward_shares(scores, lower_better, config, gt_scores)
+    return {name: shares[name] * values for name, values in _normalised(scores, lower_better, config, gt_scores).items()}
 
 
-def reward_shares(scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bool], config: RewardConfig) -> dict[str, float]:
+def reward_shares(
+    scores: Mapping[str, np.ndarray],
+    lower_better: Mapping[str, bool],
+    config: RewardConfig,
+    gt_scores: Mapping[str, np.ndarray] | None = None,
+) -> dict[str, float]:
     """metric → its share of the weight on these scores; args and errors as `reward_parts`. It depends on them where the config is aware of
     conflicts."""
-    return config.shares(agreement_weights(_normalised(scores, lower_better, config), config) if config.conflict_aware else None)
+    if not config.conflict_aware:
+        return config.shares()
+    return config.shares(agreement_weights(_normalised(scores, lower_better, config, gt_scores), config))
 
 
-def with_fixed_weights(config: RewardConfig, scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bool]) -> RewardConfig:
+def with_fixed_weights(
+    config: RewardConfig,
+    scores: Mapping[str, np.ndarray],
+    lower_better: Mapping[str, bool],
+    gt_scores: Mapping[str, np.ndarray] | None = None,
+) -> RewardConfig:
     """The config with the weights that it gives these scores, whatever it is used on next; itself unless it is aware of conflicts."""
     if not config.conflict_aware:
         return config
-    return replace(config, weights=reward_shares(scores, lower_better, config), conflict_aware=False)
+    return replace(config, weights=reward_shares(scores, lower_better, config, gt_scores), conflict_aware=False)
 
 
-def _normalised(scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bool], config: RewardConfig) -> dict[str, np.ndarray]:
+def _normalised(
+    scores: Mapping[str, np.ndarray],
+    lower_better: Mapping[str, bool],
+    config: RewardConfig,
+    gt_scores: Mapping[str, np.ndarray] | None,
+) -> dict[str, np.ndarray]:
     for spec in config.metrics:
         _check(scores, spec.name, config.name)
-    return {spec.name: normalise(scores[spec.name], lower_better[spec.name], config.normalise) for spec in config.metrics}
+    found = bounded(scores, lower_better, config, gt_scores)
+    return {name: normalise(values, lower_better[name], config.normalise) for name, values in found.items()}
 
 
 def agreement_weights(normalised: Mapping[str, np.ndarray], config: RewardConfig) -> dict[str, float]:
@@ -117,19 +172,27 @@ def mean_rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(((centred[0] * centred[1]).sum(axis=1)[spread] / scale[spread]).mean()) if spread.any() else float("nan")
 
 
-def hybrid_reward(scores: Mapping[str, np.ndarray], lower_better: Mapping[str, bool], config: RewardConfig) -> np.ndarray:
+def hybrid_reward(
+    scores: Mapping[str, np.ndarray],
+    lower_better: Mapping[str, bool],
+    config: RewardConfig,
+    gt_scores: Mapping[str, np.ndarray] | None = None,
+) -> np.ndarray:
     """R = ½ · mean of the normalised FR scores + ½ · mean of the normalised NR scores (Sec. 4.1), or with the config's weights.
 
     Args and errors as `reward_parts`. Returns (G, M) float64 in [0, 1].
     """
-    return np.asarray(sum(reward_parts(scores, lower_better, config).values()))
+    return np.asarray(sum(reward_parts(scores, lower_better, config, gt_scores).values()))
 
 
-def finite_groups_of(scores: Mapping[str, np.ndarray], config: RewardConfig) -> np.ndarray:
-    """(G,) whether all candidates of a group have finite scores of the config's metrics; UserError where one was not scored."""
+def finite_groups_of(
+    scores: Mapping[str, np.ndarray], config: RewardConfig, gt_scores: Mapping[str, np.ndarray] | None = None
+) -> np.ndarray:
+    """(G,) whether all candidates of a group, and the GT that bounds them, have finite scores; UserError where a metric was not scored."""
     for spec in config.metrics:
         _check_scored(scores, spec.name, config.name)
-    return np.all([np.isfinite(scores[spec.name]).all(axis=1) for spec in config.metrics], axis=0)
+    bounds = [np.isfinite(gt_scores[name]) for name in config.bounded if name in gt_scores] if gt_scores else []
+    return np.all([np.isfinite(scores[spec.name]).all(axis=1) for spec in config.metrics] + bounds, axis=0)
 
 
 def _check_scored(scores: Mapping[str, np.ndarray], name: str, config_name: str) -> None:

@@ -14,11 +14,10 @@ from dp2osr.cli import field_names, refuse_ignored
 from dp2osr.errors import UserError, advice
 from dp2osr.provenance import legacy_weights_hash, weights_hash
 from dp2osr.sharing import Launch
-from dp2osr.training.settings import TrainSettings, ValidationSettings
+from dp2osr.training.settings import PAPERS_LOSS, TrainSettings, ValidationSettings
 
 if TYPE_CHECKING:
-    import torch
-
+    from dp2osr.preference.groups import PreferenceGroups
     from dp2osr.sampling.store import CandidateStore
     from dp2osr.training.baseline_settings import BaselineSettings
     from dp2osr.training.objective import GroupObjective
@@ -31,9 +30,15 @@ def check_options(args: TrainSettings) -> None:
         raise UserError(f"--timestep_range {low} {high}: must be 0 <= LOW < HIGH <= 1")
     if args.label_smoothing >= 0.5 or args.label_smoothing and args.loss != "sigmoid":
         raise UserError(f"--label_smoothing {args.label_smoothing}: must be below 0.5, and is of --loss sigmoid only")
-    pairs = args.top_n**2
-    if args.pairs_per_group > pairs or args.pairs_per_group and args.loss == "plackett_luce":
-        raise UserError(f"--pairs_per_group {args.pairs_per_group}: a group has {pairs} pairs, and plackett_luce takes them whole")
+    pairs, whole = args.top_n**2, args.loss == "plackett_luce" or not weighs_pairs(args.loss)
+    if args.pairs_per_group > pairs or args.pairs_per_group and whole:
+        told = f"a group has {pairs} pairs" + f", and {args.loss} takes them whole" * whole
+        raise UserError(f"--pairs_per_group {args.pairs_per_group}: {told}")
+    if args.sft_weight and not weighs_pairs(args.loss):
+        raise UserError(f"--sft_weight {args.sft_weight}: goes by the weights of pairs, and --loss {args.loss} has none; leave it out")
+    if args.reference_cache and reads_of(args.loss, "distances"):
+        told = f"keeps the reference's errors alone, and --loss {args.loss} needs its predictions; leave it out"
+        raise UserError(f"--reference_cache: {told}")
     if args.lora_rank and args.reference_controlnet_model_name_or_path:
         raise UserError(
             "--lora_rank: the reference is the policy without its adapters; leave --reference_controlnet_model_name_or_path out"
@@ -42,6 +47,18 @@ def check_options(args: TrainSettings) -> None:
         raise UserError("--validation_image_path and --validation_gt_path: give both, or neither")
     check_schedule(args)
     check_tracker(args.report_to)
+
+
+def weighs_pairs(loss: str) -> bool:
+    """Whether a loss reads the weights of pairs."""
+    return loss == PAPERS_LOSS or reads_of(loss, "weights")
+
+
+def reads_of(loss: str, name: str) -> bool:
+    """Whether a loss reads `name`."""
+    from dp2osr.preference.loss import reads  # here: --help needs no torch
+
+    return name in reads(loss)
 
 
 def check_processes(args: TrainSettings, processes: int) -> None:
@@ -97,13 +114,13 @@ def check_model(args: TrainSettings, store: CandidateStore) -> None:
             )
 
 
-def check_neutral_start(objective: GroupObjective, weights: torch.Tensor, record: Mapping[str, Any]) -> None:
+def check_neutral_start(objective: GroupObjective, groups: PreferenceGroups, record: Mapping[str, Any]) -> None:
     """That policy and reference are one at step 0: the margins are 0, the loss is that of zero gaps (the paper's: ln 2 × the mean weight).
 
     In 16 bits it is a warning: kernels may differ between a pass with and one without gradient, and β multiplies their rounding.
 
     Args:
-        weights: (groups, N, N) of the step's groups.
+        groups: those of the step.
         record: of the step, with `loss` and `margin`.
 
     Raises:
@@ -111,10 +128,15 @@ def check_neutral_start(objective: GroupObjective, weights: torch.Tensor, record
     """
     if objective.cache and objective.cache.hits:  # errors of another run: the same but for rounding, which β multiplies
         return
-    problem, zeros = "", weights.new_zeros(2 * weights.shape[-1])
+    import torch
+
+    problem = ""
     if not objective.args.pairs_per_group:
-        expected = float(sum(objective.loss(zeros, of_group) for of_group in weights)) / weights.numel()
-        if not math.isclose(record["loss"], expected, rel_tol=1e-4):
+        weights, advantages = (torch.from_numpy(of_groups).float() for of_groups in (groups.weights, groups.advantages))
+        zeros = torch.zeros_like(advantages[0])
+        losses = [objective.loss(zeros, *of_group, zeros) for of_group in zip(weights, advantages, strict=True)]
+        expected = float(sum(losses)) / weights.numel()
+        if not math.isclose(record["loss"], expected, rel_tol=1e-4, abs_tol=1e-6):
             problem = f"the loss is {record['loss']}, not that of zero gaps, {expected}"
     if abs(record["margin"]) > 1e-3:
         problem = f"the mean margin is {record['margin']}, not 0"
@@ -177,6 +199,8 @@ def check_given(args: TrainSettings, given: Container[str]) -> None:
         refuse_ignored(given, ("validation_image_path", *OF_VALIDATION), "with --validation_steps 0")
     elif not args.collapse_patience:
         refuse_ignored(given, ("on_collapse",), "with --collapse_patience 0")
+    if not weighs_pairs(args.loss):
+        refuse_ignored(given, ("weighting",), f"with --loss {args.loss}, which weighs candidates by their advantages")
     if args.lr_scheduler == "constant" and args.lr_warmup_steps:
         refuse_ignored(given, ("lr_warmup_steps",), "with --lr_scheduler constant; take constant_with_warmup")
     for other, own in not_read_by(args.backbone).items():

@@ -102,11 +102,11 @@ class TrainSettings(ValidationSettings, TimestepSettings, ModelSettings):
     sft_weight: NonNegative = 0.0
     """λ of the winners' own errors beside the preference."""
     loss: Annotated[str, checked(known_loss, str)] = PAPERS_LOSS
-    """A loss of `dp2osr/preference/loss.py`: sigmoid (the paper's), ipo, hinge, plackett_luce."""
+    """A loss of `dp2osr/preference/loss.py`: sigmoid (the paper's), ipo, hinge, plackett_luce, group_advantage, dgpo, nft."""
     label_smoothing: NonNegative = 0.0
     """Share of pairs whose label is taken to be wrong, below 0.5, with --loss sigmoid."""
     weighting: Weighting = "both"
-    """Hierarchical weights."""
+    """Hierarchical weights of pairs; group_advantage, dgpo and nft have none."""
     shared_noise: bool = False
     """One noise for a group's candidates, as public Diffusion-DPO code has it for a pair."""
     timestep_range: Annotated[tuple[Share, Share], default_is("0 1"), metavar("LOW HIGH")] = (0.0, 1.0)

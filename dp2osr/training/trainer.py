@@ -103,7 +103,7 @@ class PreferenceTrainer:
         table, self.reward = read_with_reward(args.reward_config, args.candidates_dir, args.scores, print if main else None)
         self.groups = PreferenceGroups(store, table, self.reward, args.num_candidates, args.top_n, args.weighting)
         self.reader = GroupReader()
-        check_ranks(args, store, self.groups.fingerprint())
+        check_ranks(args, store, self.groups.fingerprint(args.loss))
         dtype = DTYPES[self.accelerator.mixed_precision]  # what is frozen needs no more; policy and reference are in fp32, under autocast
         parts, held = ("vae", "denoiser"), args.quantize_backbone
         self.backbone = load_backbone(model_source(args), self.accelerator.device, dtype, parts, args.backbone, held)
@@ -162,7 +162,7 @@ class PreferenceTrainer:
         hashes = {
             "start_hash": weights_hash(args.controlnet_model_name_or_path),
             "reference_hash": weights_hash(self.reference_path),
-            "groups_hash": self.groups.fingerprint(),
+            "groups_hash": self.groups.fingerprint(args.loss),
         }
         precision = {"mixed_precision": self.accelerator.mixed_precision}  # what is used: an fp16 run has a scaler to resume
         settings = {**vars(args), **precision, **hashes, "reward": as_dict(self.reward), "candidates": store.settings}
@@ -218,7 +218,7 @@ class PreferenceTrainer:
         self.schedule.step()
         record |= {"grad_norm": float(norm), "learning_rate": self.schedule.get_last_lr()[0], "finite": finite}
         if self.step == 0 and finite and not args.reference_controlnet_model_name_or_path:
-            check_neutral_start(self.objective, torch.from_numpy(self.groups.weights[indices]).float(), record)
+            check_neutral_start(self.objective, self.groups.only(indices), record)
         return record, [self.groups.image_ids[index] for index in indices]
 
     # -- the run -----------------------------------------------------------------------------------------------------

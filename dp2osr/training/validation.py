@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from dp2osr.data.images import pil_to_tensor, read_image, tensor_to_pil
 from dp2osr.data.inputs import list_images
 from dp2osr.errors import NonFiniteSamples, UserError, listed
 from dp2osr.rewards.config import for_new_images
-from dp2osr.rewards.metrics import MetricSuite, check_modes
+from dp2osr.rewards.metrics import MetricSuite, bounds_of, check_modes
 from dp2osr.rewards.reward import finite_groups_of, hybrid_reward, with_fixed_weights
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.training.validation_sampling import sampling_differences, sampling_options
@@ -81,10 +82,16 @@ class RewardValidator:
         """Sample and score the base; without a finite score there is nothing to compare with, and no validation."""
         self.base, self.base_pictures = self.scores(self.reference)
         self.pictures = self.base_pictures
-        finite = finite_groups_of(self.base, self.config)
+        finite = finite_groups_of(self.base, self.config, self.gt_scores)
         if finite.any():
-            told = {name: values[finite] for name, values in self.base.items()}
-            self.config = with_fixed_weights(self.config, told, self.suite.lower_better)  # G must be one quantity over all steps
+            told, of_gt = ({name: values[finite] for name, values in of.items()} for of in (self.base, self.gt_scores))
+            self.config = with_fixed_weights(self.config, told, self.suite.lower_better, of_gt)  # G must be one quantity over all steps
+
+    @cached_property
+    def gt_scores(self) -> dict[str, np.ndarray]:
+        """{NR metric: (images,) raw scores of the GT itself} of a reward that is bounded by them."""
+        found = [bounds_of(self.config, self.suite, gt, image_id) for image_id, _, gt in self.images] if self.config.bounded else []
+        return {name: np.concatenate([of_image[name] for of_image in found]) for name in self.config.bounded}
 
     def scores(self, controlnet: torch.nn.Module) -> tuple[dict[str, np.ndarray], list[Image.Image]]:
         """{metric: (images, m)} raw scores of candidates sampled with `controlnet`, and the first candidate of the first images.
@@ -122,15 +129,15 @@ class RewardValidator:
             self.start()
         scores, self.pictures = self.scores(policy)
         pooled = {name: np.concatenate([self.base[name], scores[name]], axis=1) for name in scores}
-        finite = finite_groups_of(pooled, self.config)
+        finite = finite_groups_of(pooled, self.config, self.gt_scores)
         if not finite.all() and self.launch.is_first:
             odd = listed([image_id for (image_id, *_), good in zip(self.images, finite, strict=True) if not good])
             told = "left out of this validation" if finite.any() else "none is left, this validation says nothing"
             print(f"\nwarning: validation: {odd}: a NaN or infinite score or sample; {told}", file=sys.stderr)
         if not finite.any():
             return {}
-        pooled = {name: values[finite] for name, values in pooled.items()}
-        base, tuned = np.split(hybrid_reward(pooled, self.suite.lower_better, self.config), 2, axis=1)
+        pooled, of_gt = ({name: values[finite] for name, values in of.items()} for of in (pooled, self.gt_scores))
+        base, tuned = np.split(hybrid_reward(pooled, self.suite.lower_better, self.config, of_gt), 2, axis=1)
         return {
             "val_reward_mean": float(tuned.mean()),
             "val_reward_best": float(tuned.max(axis=1).mean()),
