@@ -102,6 +102,7 @@ def restore(studio: Studio, upload: Upload | None, *values: Any) -> Iterator[tup
             raise UserError("give an image first: drop it into the field, or click there")
         names = ("model", "upscale", "strength", "samples", "seed", "steps", "guidance", "prompt", "reward")
         given = dict(zip(names, values, strict=True))
+        given |= {name: given[name] or None for name in ("steps", "guidance")}  # an empty field may come as 0: the model's own
         if given["upscale"] is None or given["seed"] is None:
             raise UserError("scale and seed: give a number for each")
         order = Order(upload.path, upload.name, **given)
@@ -151,7 +152,7 @@ def fields(studio: Studio) -> list[Any]:
         samples = gr.Number(4, label="Samples", precision=0, minimum=1, maximum=MOST_SAMPLES, min_width=80)
         seed = gr.Number(0, label="Seed", precision=0, minimum=0, min_width=80)
     with gr.Row():
-        steps = gr.Number(None, label="Steps", precision=0, minimum=1, maximum=MOST_STEPS, min_width=80)
+        steps = gr.Number(None, label="Steps", precision=0, minimum=0, maximum=MOST_STEPS, min_width=80)
         guidance = gr.Number(None, label="Guidance", min_width=80)
     prompt = gr.Textbox("", label="Prompt", placeholder="words about the image, or nothing", max_length=2000)
     rewards = [*studio.rewards, NO_REWARD]
