@@ -117,10 +117,13 @@ class Device:
         return {"text": torch.zeros(1)}
 
 
-def test_a_device_never_holds_text_encoders_and_denoiser_at_once():
+@pytest.mark.parametrize("free", [99, 100])
+def test_the_denoiser_leaves_a_device_that_has_no_room_for_text_encoders_beside_it(free, monkeypatch):
+    monkeypatch.setattr(embeddings, "weight_bytes", lambda network: 100)
+    monkeypatch.setattr(embeddings, "free_device_bytes", lambda device: free)
     backbone = Device()
     PromptEmbeddings(backbone).learn(["a", "b"])
-    assert backbone.held == [{"text"}] * 2 and backbone.there == {"denoiser"}
+    assert backbone.held == [{"text"} if free < 100 else {"text", "denoiser"}] * 2 and backbone.there == {"denoiser"}
     backbone.text_encoder = None
     with text_encoders(backbone):  # who has loaded them frees them
         assert backbone.there == {"denoiser"}
