@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from dp2osr.sampling.settings import SamplingSettings
 
 FLAG = "--base_controlnet_model_name_or_path"
+Tensors: TypeAlias = "dict[str, torch.Tensor]"
 
 
 def load_controlnet(args: SamplingSettings, backbone: Backbone, expected: dict[str, int | None]) -> torch.nn.Module:
@@ -66,22 +67,23 @@ class Knob:
         policy, base = load_both(args, base_path, backbone, expected)
         self.policy, self.base = policy.state_dict(), base.state_dict()
 
-    @torch.no_grad()
     def turn(self, network: torch.nn.Module, strength: float) -> None:
         """Give `network` the weights that `load_controlnet` gives with this --policy_strength."""
-        for name, tensor in network.state_dict().items():
-            if tensor.is_floating_point():
-                tensor.copy_(torch.lerp(self.base[name], self.policy[name], strength))
+        blend_into(network, self.policy, self.base, strength)
+
+
+def blended(policy: torch.nn.Module, base: torch.nn.Module, strength: float) -> torch.nn.Module:
+    """`policy` with its weights set to base + strength · (policy − base)."""
+    blend_into(policy, policy.state_dict(), base.state_dict(), strength)
+    return policy
 
 
 @torch.no_grad()
-def blended(policy: torch.nn.Module, base: torch.nn.Module, strength: float) -> torch.nn.Module:
-    """`policy` with its weights set to base + strength · (policy − base): exactly the base at 0, and the policy at 1."""
-    theirs = base.state_dict()
-    for name, tensor in policy.state_dict().items():
+def blend_into(network: torch.nn.Module, policy: Tensors, base: Tensors, strength: float) -> None:
+    """Set the weights of `network` to base + strength · (policy − base): exactly the base's at 0, and the policy's at 1."""
+    for name, tensor in network.state_dict().items():
         if tensor.is_floating_point():
-            tensor.copy_(torch.lerp(theirs[name], tensor, strength))
-    return policy
+            tensor.copy_(torch.lerp(base[name], policy[name], strength))
 
 
 def check_same_shapes(policy: torch.nn.Module, base: torch.nn.Module, policy_path: str, base_path: str) -> None:
