@@ -51,6 +51,26 @@ def run_forked(words, environment, cwd):
     return subprocess.CompletedProcess([sys.executable, *words], process.exitcode, out, err)
 
 
+class ForkedProgram:
+    """A program that runs in a fork of the server, with what is asked of a `subprocess.Popen`: `wait`, `terminate`.
+
+    Args:
+        words: the program and its flags; log: the file that its output is appended to.
+    """
+
+    def __init__(self, words, log=os.devnull):
+        environment = {**os.environ, **HERE, **QUIET, "OMP_NUM_THREADS": "1"}
+        self._process = server().Process(target=_run, args=([str(word) for word in words], environment, str(ROOT), [log, log]))
+        self._process.start()
+
+    def wait(self):
+        self._process.join()
+        return self._process.exitcode
+
+    def terminate(self):
+        self._process.terminate()
+
+
 def run_ranks(count, *words, more=None, cwd=ROOT):
     """Run a program in `count` processes that torch's launcher would have started together; returns the finished processes.
 

@@ -1,6 +1,39 @@
-"""An experiment that is small enough to be run in a test."""
+"""An experiment small enough to be run in a test, and a way to run it without the seconds in which each program imports the libraries."""
 
+import contextlib
+import io
+import os
+import subprocess
+
+import pytest
 import yaml
+from programs import ROOT, ForkedProgram
+
+from dp2osr.cli import parse
+from dp2osr.errors import UserError
+from dp2osr.experiments import steps
+from dp2osr.experiments.run import run_experiment
+from dp2osr.experiments.settings import ExperimentSettings
+
+
+def reproduce(*words, check=True):
+    """`scripts/reproduce.py` with these words, in this process; the programs that it starts are forks. Returns a `CompletedProcess`."""
+
+    def start(script, settings, jobs, stdout=None, **_):
+        return ForkedProgram([ROOT / script, "--config", settings], stdout.name if stdout else os.devnull)
+
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(steps, "start", start)
+        patch.chdir(ROOT)
+        try:
+            run_experiment(parse(ExperimentSettings, [str(word) for word in words]))
+        except UserError as error:
+            if check:
+                raise
+            code = 2
+            print(f"error: {error}", file=err)
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def experiment(folder, **changes):

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, assert_one_clear_line, run_program
+from conftest import ROOT, assert_one_clear_line
 from PIL import Image
-from small_experiment import experiment
+from small_experiment import experiment, reproduce
 
 from dp2osr import stats
 from dp2osr.errors import UserError
@@ -73,7 +73,7 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("experiment")
     path, output = experiment(folder), folder / "out"
     flags = ["--experiment", path, "--output_dir", output, "--jobs", "2", "--bootstrap", "200"]
-    done = run_program("scripts/reproduce.py", "aggregation", *flags)
+    done = reproduce("aggregation", *flags)
     return path, output, done.stdout
 
 
@@ -125,7 +125,7 @@ def test_an_experiment_that_is_done_is_not_run_again(finished):
     path, output, printed = finished
     before = {file: file.stat().st_mtime_ns for file in output.glob("**/*.parquet")}
     started = time.time()
-    again = run_program("scripts/reproduce.py", "aggregation", "--experiment", path, "--output_dir", output, "--bootstrap", "200")
+    again = reproduce("aggregation", "--experiment", path, "--output_dir", output, "--bootstrap", "200")
     logs = [file for file in output.glob("**/log.txt") if file.stat().st_mtime > started]
     assert len(before) == 6 and before == {file: file.stat().st_mtime_ns for file in before} and not logs
     assert "3 trainings, 0 of them missing" in again.stdout
@@ -145,13 +145,13 @@ def test_folders_say_what_was_run_and_with_which_settings(finished):
 def test_a_program_that_fails_is_named_and_the_others_go_on_and_a_changed_setting_is_refused_by_the_program(tmp_path, finished):
     diverges = {"at": 1, "seeds": [0], "train": {"learning_rate": 1.0, "max_train_steps": 40, "beta": 1e30}}
     path = experiment(tmp_path, arms={"plain": diverges, "usual": {"at": 2, "seeds": [0]}})
-    words = ["scripts/reproduce.py", "aggregation", "--experiment", path, "--output_dir", tmp_path / "out"]
-    done = run_program(*words, "--jobs", "2", check=False)
+    words = ["aggregation", "--experiment", path, "--output_dir", tmp_path / "out"]
+    done = reproduce(*words, "--jobs", "2", check=False)
     assert_one_clear_line(done, "1 of 3 runs failed", "train_sd2_dpo.py stopped", "no finite loss", "log.txt")
-    told = run_program(*words, "--plan").stdout
+    told = reproduce(*words, "--plan").stdout
     assert "2 trainings, 1 of them missing" in told and "held-out candidates of 1 models" in told  # the others went on to their end
     path = experiment(tmp_path, arms={"usual": {"at": 2, "seeds": [0], "train": {"beta": 7}}})
-    done = run_program(*words, check=False)
+    done = reproduce(*words, check=False)
     assert_one_clear_line(
         done, "beta is 5000.0 there and 7.0 here", f"move {tmp_path}/out/own/small/usual-0 away or give another --output_dir"
     )
@@ -260,7 +260,7 @@ def watched(tmp_path_factory, finished):
     costs = {"machine": "an abacus", "processes": 2, "start": 100, "sample": 1, "label": 2, "train": 3}
     costs |= {"candidate": 1e9, "policy": 1e9, "checkpoint": 5e9}
     (folder / "stages/cost.yaml").write_text(yaml.safe_dump(costs | {"images": {}}), encoding="utf-8")
-    done = run_program("scripts/reproduce.py", "fig1b", "--experiment", path, "--output_dir", output, "--bootstrap", "200")
+    done = reproduce("fig1b", "--experiment", path, "--output_dir", output, "--bootstrap", "200")
     return path, output, done.stdout
 
 
@@ -308,5 +308,5 @@ def test_a_plan_tells_hours_and_disk_by_what_a_candidate_costs(watched):
     seconds = 12 * 3 + 2 * 2 * 4 * 3 + 3 * 12 * 3 + 100 * (2 + 1 + 3 * 2)  # and as many programs
     size = 12 + 1 + 2 * 5 + 3 * 12
     assert f"about {seconds / 2 / 3600:.2g} hours and {size} GB on an abacus" in printed
-    again = run_program("scripts/reproduce.py", "fig1b", "--experiment", path, "--output_dir", output, "--plan").stdout
+    again = reproduce("fig1b", "--experiment", path, "--output_dir", output, "--plan").stdout
     assert "1 trainings, 0 of them missing" in again and "hours" not in again
