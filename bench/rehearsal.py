@@ -89,6 +89,7 @@ class Stage:
         launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes), "--standalone"]
         self.started = time.time()
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as scripts/environment.sh has it: else each start compiles the libraries anew
         self.said = [tempfile.TemporaryFile("w+") for _ in commands]  # noqa: SIM115 (a pipe that nobody reads would hold a job up)
         self.jobs = [
             subprocess.Popen(
