@@ -29,8 +29,10 @@ def run_program(*words, env=None, check=True, cwd=ROOT):
     """Run a program of the repository; returns the finished process."""
     words = [str(word) for word in words]
     threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}  # as in this process: another number rounds differently
-    environment = {**os.environ, **threads, **HERE, **QUIET, **(env or {})}
-    forks = words[0].endswith(".py") and not any(name.startswith(READ_AT_IMPORT) for name in env or {})
+    usual = {**os.environ, **threads, **HERE, **QUIET}
+    environment = {**usual, **(env or {})}
+    other = [name for name in environment if name.startswith(READ_AT_IMPORT) and environment[name] != usual.get(name)]
+    forks = words[0].endswith(".py") and not other
     if forks:
         done = run_forked(words, environment, cwd)
     else:
@@ -52,20 +54,33 @@ def run_forked(words, environment, cwd):
 
 
 class ForkedProgram:
-    """A program that runs in a fork of the server, with what is asked of a `subprocess.Popen`: `wait`, `terminate`.
+    """A program that runs in a fork of the server, with what is asked of a `subprocess.Popen`: `wait`, `poll`, `kill`, `terminate`.
 
     Args:
         words: the program and its flags; log: the file that its output is appended to.
+
+    Attributes:
+        pid: its process's.
     """
 
     def __init__(self, words, log=os.devnull):
         environment = {**os.environ, **HERE, **QUIET, "OMP_NUM_THREADS": "1"}
         self._process = server().Process(target=_run, args=([str(word) for word in words], environment, str(ROOT), [log, log]))
         self._process.start()
+        self.pid = self._process.pid
 
-    def wait(self):
-        self._process.join()
+    def wait(self, seconds=None):
+        """Its exit code, when it has ended or `seconds` are over: then None."""
+        self._process.join(seconds)
         return self._process.exitcode
+
+    def poll(self):
+        return self.wait(0)
+
+    def kill(self):
+        """SIGKILL; returns when it is gone."""
+        self._process.kill()
+        self._process.join()
 
     def terminate(self):
         self._process.terminate()

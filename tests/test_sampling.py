@@ -2,11 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -14,6 +10,7 @@ import pytest
 import torch
 from conftest import MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, run_program, save_noise, settings_with
 from PIL import Image
+from programs import ForkedProgram, run_ranks
 
 from dp2osr.backbones.tiles import samples_together
 from dp2osr.data.part import evenly
@@ -123,10 +120,12 @@ def test_the_same_command_gives_the_same_bytes(kind, sampled, lr_folder, tmp_pat
 
 
 def test_two_processes_give_the_same_candidates(kind, sampled, lr_folder, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "gen_candidates.py"]
-    words = [*launch, *kind.model_flags, *SAMPLING, "--image_path", str(lr_folder), "--output_dir", str(tmp_path / "two")]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    words = ["gen_candidates.py", *kind.model_flags, *SAMPLING, "--image_path", lr_folder, "--output_dir", tmp_path / "two"]
+    if kind.name == "sd2":  # by a real launcher
+        done = [run_program("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", *words, env={"OMP_NUM_THREADS": "1"})]
+    else:
+        done = run_ranks(2, *words)
+    assert not any(process.returncode for process in done), done[0].stderr[-2000:]
     one, two = CandidateStore(sampled), CandidateStore(tmp_path / "two")
     assert one.ids() == two.ids()
     for image_id in one.ids():
@@ -134,26 +133,16 @@ def test_two_processes_give_the_same_candidates(kind, sampled, lr_folder, tmp_pa
 
 
 def test_a_killed_run_goes_on_and_nothing_is_half_written(kind, sampled, lr_folder, tmp_path):
-    words = [
-        sys.executable,
-        "gen_candidates.py",
-        *kind.model_flags,
-        *SAMPLING,
-        "--image_path",
-        str(lr_folder),
-        "--output_dir",
-        str(tmp_path / "killed"),
-    ]
-    process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["gen_candidates.py", *kind.model_flags, *SAMPLING, "--image_path", lr_folder, "--output_dir", tmp_path / "killed"]
+    process = ForkedProgram(words)
     deadline = time.time() + 120
     while not list((tmp_path / "killed" / "groups").glob("[!.]*")) and time.time() < deadline:
         time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     kept = digest(tmp_path / "killed")
     for image_id in CandidateStore(tmp_path / "killed").ids():
         CandidateStore(tmp_path / "killed").read(image_id)
-    run_program(*words[1:])
+    run_program(*words)
     assert digest(tmp_path / "killed") == digest(sampled)
     assert kept.items() <= digest(tmp_path / "killed").items()
 

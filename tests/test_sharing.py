@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 import torch
 from conftest import ROOT, SAMPLING, one_kind
-from programs import HERE
+from programs import HERE, ForkedProgram
 from test_sampling import digest
 
 from dp2osr.cli import parse
@@ -222,16 +222,13 @@ def free_port():
 
 @one_kind
 def test_three_jobs_sample_one_folder_and_two_that_are_killed_change_no_byte(kind, sampled, lr_folder, tmp_path):
-    words = [sys.executable, "gen_candidates.py", *kind.model_flags, *SAMPLING, "--image_path", str(lr_folder)]
-    words += ["--output_dir", str(tmp_path / "shared")]
-    jobs = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    words = ["gen_candidates.py", *kind.model_flags, *SAMPLING, "--image_path", lr_folder, "--output_dir", tmp_path / "shared"]
+    jobs = [ForkedProgram(words, tmp_path / f"{number}.log") for number in range(3)]
     try:
         for number, job in enumerate(jobs[1:], 1):
             wait_for(lambda number=number: len(groups(tmp_path / "shared")) >= number, 120)
-            job.send_signal(signal.SIGKILL)
-            job.wait()
-        _, err = jobs[0].communicate(timeout=120)
-        assert jobs[0].returncode == 0, err
+            job.kill()
+        assert jobs[0].wait(120) == 0, (tmp_path / "0.log").read_text()
     finally:
         for job in jobs:
             job.kill()

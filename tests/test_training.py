@@ -1,13 +1,8 @@
 """The trainer: exact gradient, neutral start, identical resume after SIGKILL, one or two processes, refusals."""
 
 import math
-import multiprocessing
-import os
 import random
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from copy import deepcopy
 from dataclasses import replace
@@ -15,9 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ROOT, read_log, run_program, settings_with
+from conftest import read_log, run_program, settings_with
+from programs import ForkedProgram, run_ranks
 from safetensors.torch import load_file
-from trainings import STEPS, run_training, weights, words
+from trainings import STEPS, weights, words
 
 from dp2osr.backbones import load_backbone
 from dp2osr.preference.groups import PreferenceGroups
@@ -59,15 +55,12 @@ def test_the_same_command_gives_the_same_weights(kind, trained, labelled, tmp_pa
 @pytest.mark.parametrize("kill_after", [1, 3, 4])
 def test_a_killed_run_ends_with_the_same_weights(kind, trained, labelled, tmp_path, kill_after):
     output = tmp_path / "killed"
-    process = subprocess.Popen(
-        [sys.executable, *words(kind, labelled, output)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = ForkedProgram(words(kind, labelled, output))
     deadline = time.time() + 180
     log = output / "train_log.jsonl"
     while time.time() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= kill_after):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
     assert not (output / "model.safetensors").exists()
     run_program(*words(kind, labelled, output))
     resumed = weights(output)
@@ -76,59 +69,31 @@ def test_a_killed_run_ends_with_the_same_weights(kind, trained, labelled, tmp_pa
     assert [record["loss"] for record in read_log(log)] == [record["loss"] for record in read_log(trained / "train_log.jsonl")]
 
 
-def test_two_processes_give_the_same_weights_after_twenty_steps(kind, labelled, tmp_path):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    more = ["--max_train_steps", "20", "--groups_per_step", "3"]  # the first process has two groups a step, the second one
-    done = subprocess.run(
-        [*launch, *words(kind, labelled, tmp_path / "two", *more)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_two_processes_give_the_same_weights(kind, labelled, tmp_path):
+    """After twenty steps of SD2, which a launcher starts, and six of FLUX."""
+    steps = {"sd2": 20, "flux": 6}[kind.name]
+    more = ["--max_train_steps", str(steps), "--groups_per_step", "3"]  # the first process has two groups a step, the second one
+    two = words(kind, labelled, tmp_path / "two", *more)
+    if kind.name == "sd2":
+        done = [run_program("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", *two, env={"OMP_NUM_THREADS": "1"})]
+    else:
+        done = run_ranks(2, *two)
+    assert not any(process.returncode for process in done), done[0].stderr[-2000:]
     run_program(*words(kind, labelled, tmp_path / "one", *more), env={"OMP_NUM_THREADS": "1"})
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     assert max((value - two[key]).abs().max().item() for key, value in one.items()) <= 1e-6
 
 
-PRELOADED = [
-    "train_sd2_dpo",
-    "train_flux_dpo",
-    "dp2osr.training.trainer",
-    "dp2osr.backbones.flux",
-    "diffusers.models.controlnets.controlnet",
-    "diffusers.models.controlnets.controlnet_flux",
-    "diffusers.models.transformers.transformer_flux",
-    "diffusers.models.unets.unet_2d_condition",
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.optimization",
-    "transformers.models.clip.modeling_clip",
-]
-
-
-def train_in_a_process(kind, labelled, output):
-    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - its bar would mix with the others'
-    torch.set_num_threads(1)
-    run_training(kind, labelled, output)
-
-
-def test_ten_kills_at_random_moments_leave_no_trace(kind, labelled, tmp_path, monkeypatch):
+def test_kills_at_random_moments_leave_no_trace(kind, labelled, tmp_path):
     """SIGKILL at random moments, again and again in one folder until it is whole: its weights are those of a run never stopped."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(ROOT / "tests")]))
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(PRELOADED)
 
     def train(output, seconds):
         """Start, and kill after so many seconds; whether it was still at work."""
-        process = processes.Process(target=train_in_a_process, args=(kind, labelled, output))
-        process.start()
-        process.join(seconds)
-        killed = process.exitcode is None
+        process = ForkedProgram(words(kind, labelled, output))
+        code = process.wait(seconds)
         process.kill()
-        process.join()
-        assert killed or process.exitcode == 0
-        return killed
+        assert not code
+        return code is None
 
     def assert_whole():
         expected, found = weights(tmp_path / "whole"), weights(tmp_path / "killed")
@@ -137,15 +102,12 @@ def test_ten_kills_at_random_moments_leave_no_trace(kind, labelled, tmp_path, mo
         assert [record["step"] for record in logs[1]] == list(range(1, STEPS + 1))
         assert [record["loss"] for record in logs[1]] == [record["loss"] for record in logs[0]]
 
-    warm = processes.Process(target=int)  # the fork server loads its libraries
-    warm.start()
-    warm.join()
     started = time.time()
     assert not train(tmp_path / "whole", 300)
     seed = random.randrange(2**32)
     print("moments drawn with seed", seed)
     moments, longest, kills = random.Random(seed), 0.6 * (time.time() - started), 0
-    while kills < 10:
+    while kills < {"sd2": 10, "flux": 4}[kind.name]:
         if train(tmp_path / "killed", moments.uniform(0, longest)):
             kills += 1
         else:

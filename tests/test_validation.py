@@ -1,13 +1,11 @@
 """Held-out validation during a training."""
 
-import os
-import subprocess
-import sys
 from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
 from conftest import ROOT, one_kind, read_log, run_program, save_noise
+from programs import run_ranks
 from trainings import copy_validation_images, words
 
 from dp2osr.backbones.tiles import Tiling
@@ -123,11 +121,8 @@ def test_an_image_whose_samples_are_not_finite_is_left_out_of_a_validation(kind,
 @one_kind
 def test_the_ranks_share_a_validation_and_find_what_one_finds(kind, labelled, tmp_path):
     more = [*copy_validation_images(tmp_path), "--validation_steps", "1", "--max_train_steps", "1", "--num_inference_steps", "1"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    two = [*launch, *words(kind, labelled, tmp_path / "two", *more)]
-    done = subprocess.run(two, cwd=ROOT, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = run_ranks(2, *words(kind, labelled, tmp_path / "two", *more))
+    assert not any(process.returncode for process in done), done[0].stderr[-2000:]
     run_program(*words(kind, labelled, tmp_path / "one", *more), env={"OMP_NUM_THREADS": "1"})
     one, two = (
         [
