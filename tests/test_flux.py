@@ -1,13 +1,11 @@
 """The flow backbone against diffusers' own FLUX pipeline and the formulas of rectified flow."""
 
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import CONTROLNET, KINDS, MODEL, ROOT, assert_one_clear_line, read_log, run_program, write_made_up_scores
+from conftest import CONTROLNET, KINDS, MODEL, assert_one_clear_line, read_log, run_program, write_made_up_scores
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -25,7 +23,7 @@ def folder(tmp_path_factory):
     """A FLUX of random weights around the embedded autoencoder."""
     output = tmp_path_factory.mktemp("flux") / "model"
     words = ["--vae", f"{MODEL}/vae", "--output_dir", output, "--width", "32", "--num_attention_heads", "2", "--num_layers", "3"]
-    subprocess.run([sys.executable, "studies/make_tiny_flux.py", *map(str, words)], cwd=ROOT, check=True, capture_output=True)
+    run_program("studies/make_tiny_flux.py", *words)
     return output
 
 
