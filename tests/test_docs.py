@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import re
-import shlex
 import sys
 from functools import cache
 from itertools import pairwise
@@ -11,17 +10,13 @@ from urllib.parse import unquote
 
 import pytest
 from conftest import ROOT
+from documented import CODE, from_program, page_commands
 
 from dp2osr.cli import flags_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Written for readers who are new here; the other pages are reference and records.
-PLAIN = [
-    ROOT / "README.md",
-    *(ROOT / f"docs/{name}.md" for name in ("demo", "evaluate", "glossary", "method", "python", "restore", "rewards", "train")),
-]
+PLAIN = [page for page in PAGES if page.name != "bad_inputs.md"]  # which is generated
 WORDS_OF_README, WORDS_OF_A_SENTENCE, CHARACTERS_OF_A_LINE = 900, 35, 160
-CODE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 IN_THE_REPOSITORY = re.compile(r"(?:bench|configs|docs|dp2osr|scripts|studies|tests)/[\w./-]+")
 NAMES = {"--reward_config": "rewards", "--degradation": "degradation", "--protocol": "evaluation", "--published": "paper"}  # in configs
@@ -100,18 +95,6 @@ def test_files_that_are_named_exist(page):
     assert not [path for path in named if not (ROOT / path.rstrip(".")).exists()]
 
 
-def commands(text):
-    """(program, its words) of the bash code of a page; the page's own variables stand for what they are set to."""
-    code = "\n".join(code for _, language, code in CODE.findall(text) if language == "bash").replace("\\\n", " ")
-    variables = dict(re.findall(r'\b([A-Z]+)="([^"]*)"', code))
-    for line in code.splitlines():
-        line = re.sub(r"\$([A-Z]+)\b", lambda name: variables.get(name[1], name[0]), line)
-        given = shlex.split(line, comments=True)
-        place = next((place for place, word in enumerate(given) if word.endswith(".py")), None)
-        if place is not None:
-            yield given[place], given[place + 1 :]
-
-
 @cache
 def flags(program):
     """The flags of a program, from its settings where it has such, else those that it names."""
@@ -131,7 +114,10 @@ def flags(program):
 @plain_pages
 def test_commands_name_programs_and_flags_that_exist(page):
     unknown = []
-    for program, given in commands(page.read_text(encoding="utf-8")):
+    for words in page_commands(page.read_text(encoding="utf-8")):
+        program, *given = from_program(words)
+        if not program.endswith(".py"):
+            continue
         assert (ROOT / program).is_file(), program
         unknown += [f"{program} {word}" for word in given if word.startswith("--") and word.partition("=")[0] not in flags(program)]
         for flag, value in pairwise(given):
@@ -146,9 +132,12 @@ def test_the_check_of_commands_finds_what_is_wrong():
         python gen_candidates.py $M \\
             --no_such_flag 3  # --not_this
         accelerate launch --x y label_rewards.py
+        RUN="torchrun
+            --z"
     """
-    found = [("gen_candidates.py", ["--image_path", "a", "--no_such_flag", "3"]), ("label_rewards.py", [])]
-    assert list(commands(f"```bash\n{code}\n```\n")) == found
+    found = [["gen_candidates.py", "--image_path", "a", "--no_such_flag", "3"], ["label_rewards.py"], ["x.py", "--y"]]
+    text = f"```bash\n{code}\n```\n| a cell | `$RUN x.py --y` | `no command` |\n"
+    assert [from_program(words) for words in page_commands(text)] == found
     assert "--image_path" in flags("gen_candidates.py") and "--no_such_flag" not in flags("gen_candidates.py")
     assert {"--lr_path", "--key"} <= flags("scripts/user_study.py")
 
