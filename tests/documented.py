@@ -38,9 +38,13 @@ def page_commands(text):
         at = block.end()
     parts += [CELL.findall(line) for line in text[at:].splitlines() if line.startswith("|")]
     variables = {}
+
+    def value(name):
+        return variables.get(name[1], name[0])
+
     for line in (line for part in parts for line in part):
-        variables |= {name: " ".join(value.split()) for name, value in re.findall(r'\b([A-Z][A-Z0-9]*)="([^"]*)"', line)}
-        line = re.sub(r"\$([A-Z][A-Z0-9]*)\b", lambda name: variables.get(name[1], name[0]), line)
+        variables |= {name: " ".join(words.split()) for name, words in re.findall(r'\b([A-Z][A-Z0-9]*)="([^"]*)"', line)}
+        line = re.sub(r"\$([A-Z][A-Z0-9]*)\b", value, line)
         words = shlex.split(line, comments=True)
         if not all(re.match(r"[A-Z][A-Z0-9]*=|;$", word) for word in words):
             yield words

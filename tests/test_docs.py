@@ -16,7 +16,7 @@ from dp2osr.cli import flags_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLAIN = [page for page in PAGES if page.name != "bad_inputs.md"]  # which is generated
-WORDS_OF_README, WORDS_OF_A_SENTENCE, CHARACTERS_OF_A_LINE = 900, 35, 160
+WORDS_OF_README, WORDS_OF_A_SENTENCE, CHARACTERS_OF_A_LINE, READING_EASE = 900, 35, 160, 50
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 IN_THE_REPOSITORY = re.compile(r"(?:bench|configs|docs|dp2osr|scripts|studies|tests)/[\w./-]+")
 NAMES = {"--reward_config": "rewards", "--degradation": "degradation", "--protocol": "evaluation", "--published": "paper"}  # in configs
@@ -45,6 +45,21 @@ def sentences(text):
     text = re.sub(r"^#+ .*$|^ *(?:-|\d+\.) ", "\n\n", without_code_and_tables(text), flags=re.MULTILINE)
     text = re.sub(r"\b(Sec|Fig|Eq|e\.g|i\.e|al)\.", r"\1", prose(text))  # end none
     return [" ".join(part.split()) for block in re.split(r"\n\s*\n", text) for part in re.split(r"(?<=[.!?])[)\"]?\s", f"{block}\n")]
+
+
+def syllables(word):
+    """An estimate: groups of vowels, without an e at the end that is not spoken ("page", "trained", not "table", "images")."""
+    letters = re.sub(r"[^a-z]", "", word.lower())
+    silent = re.search(r"[^aeiouy]e$|[^aeiouydt]ed$|[^aeiouycgsxz]es$", letters) and not re.search(r"[^aeiouyl]le[sd]?$|[cs]hes$", letters)
+    return max(1, len(re.findall(r"[aeiouy]+", letters)) - bool(silent))
+
+
+def reading_ease(text):
+    """Flesch's reading ease of a page's prose; of what has no letter, as a number, nothing is counted."""
+    counted = [[word for word in words(sentence) if re.search(r"[A-Za-z]", word)] for sentence in sentences(text)]
+    counted = [sentence for sentence in counted if sentence]
+    said = [word for sentence in counted for word in sentence]
+    return 206.835 - 1.015 * len(said) / len(counted) - 84.6 * sum(map(syllables, said)) / len(said)
 
 
 def anchors(path):
@@ -85,6 +100,11 @@ def test_lines_are_short(page):
 def test_sentences_are_short(page):
     text = page.read_text(encoding="utf-8")
     assert not [sentence for sentence in sentences(text) if len(words(sentence)) > WORDS_OF_A_SENTENCE]
+
+
+@plain_pages
+def test_pages_are_easy_to_read(page):
+    assert reading_ease(page.read_text(encoding="utf-8")) >= READING_EASE
 
 
 @plain_pages
@@ -146,3 +166,16 @@ def test_the_count_of_words_and_sentences():
     text = "# A title\n\nSee [the page](x.md), `a b`, Sec. 4.\nTwo words.\n\n- one\n- two\n\n| a | table |\n\n```bash\ncode\n```\n"
     assert len(words(prose(text))) == 2 + 6 + 2 + 2
     assert [sentence for sentence in sentences(text) if sentence] == ["See the page, code, Sec 4.", "Two words.", "one", "two"]
+
+
+def test_the_count_of_syllables_and_the_reading_ease():
+    spoken = {
+        1: "the page made trained called whole times noise needs",
+        2: "pages table settled image matches model",
+        3: "images degraded sentences processes prediction",
+    }
+    assert {word: syllables(word) for some in spoken.values() for word in some.split()} == {
+        word: count for count, some in spoken.items() for word in some.split()
+    }
+    assert reading_ease("The cat sat on the mat, 12 times.\n") == pytest.approx(206.835 - 1.015 * 7 - 84.6)
+    assert reading_ease("Multidimensional regularisation necessitates differentiability.\n") < 0
