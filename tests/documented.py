@@ -79,10 +79,23 @@ def like_a_clone(folder):
     return folder
 
 
+def flags_behind(words, shorter):
+    """The flags of all entries of `shorter`, {words: flags}, whose words a command has."""
+    return [flag for key, flags in shorter.items() if set(key.split()) <= set(words) for flag in shlex.split(flags)]
+
+
+def write_shown_files(text, folder):
+    """Write a page's Python and YAML code whose first line is a comment with a file's name; of one name the last one stays."""
+    for _, language, code in CODE.findall(text):
+        shown = re.match(r"# ([\w/]+\.(?:py|yaml))\b", code)
+        if language in ("python", "yaml") and shown:
+            (folder / shown[1]).write_text(code, encoding="utf-8")
+
+
 def run_as_shown(words, folder, shorter):
-    """Run a command in `folder`, behind it the flags of all beginnings in `shorter` that are its; it must end with exit code 0."""
+    """Run a command in `folder` with `flags_behind` it; it must end with exit code 0."""
     given = [each for word in from_program(words) for each in (sorted(glob.glob(word, root_dir=folder)) if "*" in word else [word])]
-    more = [flag for start in beginning_of(words, shorter) for flag in shlex.split(shorter[start])]
+    more = flags_behind(words, shorter)
     done = run_program(*given, *more, cwd=folder, check=False)
     assert done.returncode == 0, (shlex.join([*given, *more]), done.stderr[-1500:])
     return done
