@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import re
-import shlex
 import sys
 from functools import cache
 from itertools import pairwise
@@ -11,17 +10,13 @@ from urllib.parse import unquote
 
 import pytest
 from conftest import ROOT
+from documented import CODE, from_program, page_commands
 
 from dp2osr.cli import flags_of
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-# Written for readers who are new here; the other pages are reference and records.
-PLAIN = [
-    ROOT / "README.md",
-    *(ROOT / f"docs/{name}.md" for name in ("demo", "evaluate", "glossary", "method", "python", "restore", "rewards", "train")),
-]
-WORDS_OF_README, WORDS_OF_A_SENTENCE, CHARACTERS_OF_A_LINE = 900, 35, 160
-CODE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
+PLAIN = [page for page in PAGES if page.name != "bad_inputs.md"]  # which is generated
+WORDS_OF_README, WORDS_OF_A_SENTENCE, CHARACTERS_OF_A_LINE, READING_EASE = 900, 35, 160, 50
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 IN_THE_REPOSITORY = re.compile(r"(?:bench|configs|docs|dp2osr|scripts|studies|tests)/[\w./-]+")
 NAMES = {"--reward_config": "rewards", "--degradation": "degradation", "--protocol": "evaluation", "--published": "paper"}  # in configs
@@ -50,6 +45,21 @@ def sentences(text):
     text = re.sub(r"^#+ .*$|^ *(?:-|\d+\.) ", "\n\n", without_code_and_tables(text), flags=re.MULTILINE)
     text = re.sub(r"\b(Sec|Fig|Eq|e\.g|i\.e|al)\.", r"\1", prose(text))  # end none
     return [" ".join(part.split()) for block in re.split(r"\n\s*\n", text) for part in re.split(r"(?<=[.!?])[)\"]?\s", f"{block}\n")]
+
+
+def syllables(word):
+    """An estimate: groups of vowels, without an e at the end that is not spoken ("page", "trained", not "table", "images")."""
+    letters = re.sub(r"[^a-z]", "", word.lower())
+    silent = re.search(r"[^aeiouy]e$|[^aeiouydt]ed$|[^aeiouycgsxz]es$", letters) and not re.search(r"[^aeiouyl]le[sd]?$|[cs]hes$", letters)
+    return max(1, len(re.findall(r"[aeiouy]+", letters)) - bool(silent))
+
+
+def reading_ease(text):
+    """Flesch's reading ease of a page's prose; of what has no letter, as a number, nothing is counted."""
+    counted = [[word for word in words(sentence) if re.search(r"[A-Za-z]", word)] for sentence in sentences(text)]
+    counted = [sentence for sentence in counted if sentence]
+    said = [word for sentence in counted for word in sentence]
+    return 206.835 - 1.015 * len(said) / len(counted) - 84.6 * sum(map(syllables, said)) / len(said)
 
 
 def anchors(path):
@@ -93,23 +103,16 @@ def test_sentences_are_short(page):
 
 
 @plain_pages
+def test_pages_are_easy_to_read(page):
+    assert reading_ease(page.read_text(encoding="utf-8")) >= READING_EASE
+
+
+@plain_pages
 def test_files_that_are_named_exist(page):
     text = page.read_text(encoding="utf-8")
     named = {path for code in re.findall(r"`([^`\n]+)`", CODE.sub("", text)) for path in IN_THE_REPOSITORY.findall(code)}
     named |= {path for _, language, code in CODE.findall(text) if language == "bash" for path in IN_THE_REPOSITORY.findall(code)}
     assert not [path for path in named if not (ROOT / path.rstrip(".")).exists()]
-
-
-def commands(text):
-    """(program, its words) of the bash code of a page; the page's own variables stand for what they are set to."""
-    code = "\n".join(code for _, language, code in CODE.findall(text) if language == "bash").replace("\\\n", " ")
-    variables = dict(re.findall(r'\b([A-Z]+)="([^"]*)"', code))
-    for line in code.splitlines():
-        line = re.sub(r"\$([A-Z]+)\b", lambda name: variables.get(name[1], name[0]), line)
-        given = shlex.split(line, comments=True)
-        place = next((place for place, word in enumerate(given) if word.endswith(".py")), None)
-        if place is not None:
-            yield given[place], given[place + 1 :]
 
 
 @cache
@@ -131,7 +134,10 @@ def flags(program):
 @plain_pages
 def test_commands_name_programs_and_flags_that_exist(page):
     unknown = []
-    for program, given in commands(page.read_text(encoding="utf-8")):
+    for words in page_commands(page.read_text(encoding="utf-8")):
+        program, *given = from_program(words)
+        if not program.endswith(".py"):
+            continue
         assert (ROOT / program).is_file(), program
         unknown += [f"{program} {word}" for word in given if word.startswith("--") and word.partition("=")[0] not in flags(program)]
         for flag, value in pairwise(given):
@@ -146,9 +152,12 @@ def test_the_check_of_commands_finds_what_is_wrong():
         python gen_candidates.py $M \\
             --no_such_flag 3  # --not_this
         accelerate launch --x y label_rewards.py
+        RUN="torchrun
+            --z"
     """
-    found = [("gen_candidates.py", ["--image_path", "a", "--no_such_flag", "3"]), ("label_rewards.py", [])]
-    assert list(commands(f"```bash\n{code}\n```\n")) == found
+    found = [["gen_candidates.py", "--image_path", "a", "--no_such_flag", "3"], ["label_rewards.py"], ["x.py", "--y"]]
+    text = f"```bash\n{code}\n```\n| a cell | `$RUN x.py --y` | `no command` |\n"
+    assert [from_program(words) for words in page_commands(text)] == found
     assert "--image_path" in flags("gen_candidates.py") and "--no_such_flag" not in flags("gen_candidates.py")
     assert {"--lr_path", "--key"} <= flags("scripts/user_study.py")
 
@@ -157,3 +166,16 @@ def test_the_count_of_words_and_sentences():
     text = "# A title\n\nSee [the page](x.md), `a b`, Sec. 4.\nTwo words.\n\n- one\n- two\n\n| a | table |\n\n```bash\ncode\n```\n"
     assert len(words(prose(text))) == 2 + 6 + 2 + 2
     assert [sentence for sentence in sentences(text) if sentence] == ["See the page, code, Sec 4.", "Two words.", "one", "two"]
+
+
+def test_the_count_of_syllables_and_the_reading_ease():
+    spoken = {
+        1: "the page made trained called whole times noise needs",
+        2: "pages table settled image matches model",
+        3: "images degraded sentences processes prediction",
+    }
+    assert {word: syllables(word) for some in spoken.values() for word in some.split()} == {
+        word: count for count, some in spoken.items() for word in some.split()
+    }
+    assert reading_ease("The cat sat on the mat, 12 times.\n") == pytest.approx(206.835 - 1.015 * 7 - 84.6)
+    assert reading_ease("Multidimensional regularisation necessitates differentiability.\n") < 0

@@ -1,18 +1,11 @@
 """The examples of every program's --help are commands that run as they stand, from a clone, one after the other."""
 
-import os
 import re
-import runpy
-import shlex
-import sys
-from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_program
+from documented import beginning_of, docstring_commands, from_program, like_a_clone, run_as_shown
 
-from dp2osr.errors import run
-
-PAGES = [ROOT / "docs/choosing.md"]  # whose commands are checked as those of --help are
 PROGRAMS = [*sorted(ROOT.glob("*.py")), *sorted((ROOT / "scripts").rglob("*.py"))]
 # Behind a command, so that it takes seconds instead of minutes: the command line overrides what stands before.
 SHORTER = {
@@ -30,57 +23,35 @@ CHAIN = (
     "scripts/inspect_rewards.py", "scripts/inspect_preferences.py", "scripts/export.py", "scripts/contact_sheet.py",
     "scripts/make_lr_pairs.py", "scripts/prepare_data.py", "scripts/user_study.py", "scripts/validate_reward.py", "scripts/evaluate.py",
 )  # fmt: skip
-NOT_HERE = ("--candidates base=runs/quickstart", "RealSR", "RealLR200", "votes-")
-
-
-def examples(path):
-    """The commands in a program's docstring or in a page, each as one line without its comment."""
-    text = path.read_text(encoding="utf-8")
-    if path.suffix == ".md":
-        text, start = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S)).replace("\\\n", " "), ""
-    else:
-        text, start = re.search(r'"""(.*?)"""', text, re.S)[1].replace("\\\\\n", " "), "    "
-    lines = [line.strip() for line in text.splitlines() if re.match(rf"{start}(python|accelerate launch) ", line)]
-    return [re.sub(r"\s+#.*| +(?= )", "", line) for line in lines]
+NOT_HERE = (
+    "scripts/evaluate.py --candidates base=runs/quickstart",
+    "scripts/prepare_data.py RealSR",
+    "scripts/prepare_data.py RealLR200",
+    "scripts/user_study.py count",
+)
 
 
 def test_every_program_of_the_method_has_an_example():
     for name in CHAIN:
-        assert examples(ROOT / name), name
+        assert docstring_commands(ROOT / name), name
 
 
-@pytest.mark.parametrize("path", [*PROGRAMS, *PAGES], ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_examples_name_programs_and_flags_that_exist(path):
-    for line in examples(path):
-        words = shlex.split(line)
-        program = next(word for word in words if word.endswith(".py"))
-        assert (ROOT / program).is_file(), line
-        command = [word for word in words[words.index(program) + 1 :][:1] if word in ("make", "count")]
-        told = run_program(program, *command, "--help", env={"COLUMNS": "200"}).stdout
-        for flag in [word for word in words if word.startswith("--") and words.index(word) > words.index(program)]:
-            assert re.search(rf"{flag}\b", told), (flag, line)
+    for words in docstring_commands(path):
+        program, *given = from_program(words)
+        assert (ROOT / program).is_file(), words
+        told = run_program(program, *[word for word in given[:1] if word in ("make", "count")], "--help", env={"COLUMNS": "200"}).stdout
+        for flag in [word for word in given if word.startswith("--")]:
+            assert re.search(rf"{flag}\b", told), (flag, words)
 
 
-def test_the_examples_run_one_after_the_other(tmp_path, monkeypatch, capsys):
-    for entry in ("preset", "configs", "scripts", "dp2osr", *(path.name for path in ROOT.glob("*.py"))):
-        os.symlink(ROOT / entry, tmp_path / entry)
-    monkeypatch.chdir(tmp_path)
+def test_the_examples_run_one_after_the_other(tmp_path):
+    like_a_clone(tmp_path)
     for name in CHAIN:
-        for line in examples(ROOT / name):
-            if any(words in line for words in NOT_HERE):
-                continue
-            words = shlex.split(line)
-            place = next(index for index, word in enumerate(words) if word.endswith(".py"))
-            program, shorter = words[place], next((more for key, more in SHORTER.items() if line.split(" ", place)[-1].startswith(key)), "")
-            monkeypatch.setattr(sys, "argv", [*words[place:], *shlex.split(shorter)])
-
-            def main(program=program):
-                runpy.run_path(str(Path(ROOT, program)), run_name="__main__")
-
-            try:
-                run(main)
-            except SystemExit as stop:
-                assert not stop.code, (line, capsys.readouterr().err[-600:])
+        for words in docstring_commands(ROOT / name):
+            if not beginning_of(words, NOT_HERE):
+                run_as_shown(words, tmp_path, SHORTER)
     for made in (
         "runs/candidates/scores.parquet",
         "runs/dp2o/model.safetensors",

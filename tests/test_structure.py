@@ -90,6 +90,8 @@ def test_the_picture_on_the_architecture_page_is_true():
     assert drawn == found
     named = set(re.findall(r"`(?:dp2osr/)?((?:[a-z_]+/)+[a-z_0-9]+\.py)[:`]", page))
     assert named and not [name for name in named if not (ROOT / "dp2osr" / name).exists() and not (ROOT / name).exists()]
+    small = {path.name for path in (ROOT / "dp2osr").glob("*.py")} - {"__init__.py"}
+    assert small == set(re.findall(r"`(\w+\.py)`", " ".join(re.findall(r"^\|([^|]*)\|", page, re.MULTILINE))))
 
 
 def test_no_two_modules_have_one_name_nor_one_of_the_standard_library():

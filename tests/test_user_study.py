@@ -172,6 +172,12 @@ def test_a_broken_key_is_not_blamed_on_the_votes(study, tmp_path, change):
         read_votes([tmp_path / "votes.json"], tmp_path / "key.json")
 
 
+def test_a_count_of_no_files_is_one_line(study):
+    _, _, folder = study
+    done = run_program("scripts/user_study.py", "count", "--key", folder / "page.key.json", check=False)
+    assert_one_clear_line(done, "no votes", "page.key.json")
+
+
 def test_a_participant_counts_once(study, tmp_path):
     _, key, folder = study
     for name in ("a", "b"):

@@ -104,7 +104,7 @@ def read_votes(paths: Iterable[str | Path], key_path: str | Path) -> tuple[list[
     """(methods, list of `Votes`).
 
     Raises:
-        UserError: a file that is no JSON of a study's page, of another study, or of a participant who is there already.
+        UserError: no file; a file that is no JSON of a study's page, of another study, or of a participant who is there already.
     """
     key = read_json(key_path)
     if not _is_key(key):
@@ -133,6 +133,8 @@ def read_votes(paths: Iterable[str | Path], key_path: str | Path) -> tuple[list[
             raise UserError(f"{path}: holds no vote; leave it out")
         origin[participant] = path
         everyone.append(Votes(participant, choices, places))
+    if not everyone:
+        raise UserError(f"no votes: name the files that participants sent behind --key {key_path}")
     return key["methods"], everyone
 
 
