@@ -65,6 +65,7 @@ class Handler(BaseHTTPRequestHandler):
             "/api/repos/create": self.create,
             "/api/validate-yaml": self.validate,
             r"/api/(models|datasets)/([^/]+/[^/]+?)(?:/revision/([^/]+))?": self.info,
+            r"/api/(models|datasets)/([^/]+/[^/]+)/tree/[^/]+": self.tree,
             r"/api/(models|datasets)/([^/]+/[^/]+)/preupload/[^/]+": self.preupload,
             r"/api/(models|datasets)/([^/]+/[^/]+)/commit/[^/]+": self.commit,
             r"/(datasets/)?([^/]+/[^/]+)\.git/info/lfs/objects/batch": self.batch,
@@ -132,6 +133,16 @@ class Handler(BaseHTTPRequestHandler):
             return self.send({"error": "Invalid rev id"}, 404, X_Error_Code="RevisionNotFound")
         files = [{"rfilename": name} for name in sorted(found.files)]
         return self.send({"id": repo_id, "sha": found.commit, "private": found.private, "siblings": files, "tags": [], "downloads": 0})
+
+    def tree(self, kind, repo_id):
+        found = self.repository(kind, repo_id)
+        if found is None:
+            return None
+        files = [
+            {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+            for name, content in sorted(found.files.items())
+        ]
+        return self.send(files)
 
     def preupload(self, kind, repo_id):
         if not self.writable(repo_id):

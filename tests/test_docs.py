@@ -18,7 +18,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Written for readers who are new here; the other pages are reference and records.
 PLAIN = [
     ROOT / "README.md",
-    *(ROOT / f"docs/{name}.md" for name in ("demo", "evaluate", "glossary", "method", "python", "restore", "rewards", "train")),
+    *(ROOT / f"docs/{name}.md" for name in ("demo", "evaluate", "glossary", "hub", "method", "python", "restore", "rewards", "train")),
 ]
 WORDS_OF_README, WORDS_OF_A_SENTENCE, CHARACTERS_OF_A_LINE = 900, 35, 160
 CODE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)

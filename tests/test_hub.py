@@ -3,12 +3,13 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import KINDS, ROOT, one_kind, save_noise
+from conftest import ROOT, one_kind
 from hub_server import Repository, environment_of, running_hub, talk_to
 from PIL import Image
 from programs import run_program
@@ -91,7 +92,14 @@ def test_a_card_says_what_the_records_say_and_nothing_else(kind, policy):
     card = (policy / CARD).read_text(encoding="utf-8")
     settings = json.loads((policy / "settings.json").read_text())
     last = json.loads((policy / "train_log.jsonl").read_text().splitlines()[-1])
-    for words_ in (settings["start_hash"], settings["candidates"]["model_hash"], f"{last['loss']:.3f}", "gmsd", "piqe", "6 samples of each of 3"):
+    for words_ in (
+        settings["start_hash"],
+        settings["candidates"]["model_hash"],
+        f"{last['loss']:.3f}",
+        "gmsd",
+        "piqe",
+        "6 samples of each of 3",
+    ):
         assert words_ in card, words_
     assert "held-out" not in card and "## Evaluation" not in card and "## Pictures" not in card  # there was none of these
     assert "license" not in front_of(card)
@@ -129,7 +137,9 @@ def test_a_training_pushes_what_it_leaves_and_its_token_is_nowhere(kind, labelle
         "versions.json", "samples/step-000006.png",
     }  # fmt: skip
     card = pushed.files["README.md"].decode()
-    assert '"me/run"' in card and "![Held-out images: LR, base, policy, GT](samples/step-000006.png)" in card and "held-out G, step 6" in card
+    assert (
+        '"me/run"' in card and "![Held-out images: LR, base, policy, GT](samples/step-000006.png)" in card and "held-out G, step 6" in card
+    )
     for content in [*pushed.files.values(), *(path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file())]:
         assert b"write-token" not in content
     for name in ("settings.json", "README.md"):
@@ -239,7 +249,9 @@ def test_the_g_of_an_evaluation_enters_the_card_if_it_is_of_these_weights(kind, 
     with pytest.raises(UserError, match="compares no samples of the weights in"):
         report("others")
     report(weights_hash(policy))
-    assert "G = 1.23, 95 % interval 1.00 to 2.00 against `base`, over 7 photographs × 8 seeds." in (policy / CARD).read_text(encoding="utf-8")
+    assert "G = 1.23, 95 % interval 1.00 to 2.00 against `base`, over 7 photographs × 8 seeds." in (policy / CARD).read_text(
+        encoding="utf-8"
+    )
     assert "nothing is uploaded; 7 files would go to a model repository" in capsys.readouterr().out
     (policy / CARD).write_text("mine")
     with pytest.raises(UserError, match="--report: .*is kept; remove it, or write G into it"):
@@ -292,7 +304,10 @@ def licences_of_csv(image_ids):
 def test_a_gated_model_a_lost_one_and_another_revision_are_one_clear_line(kind, sd2, server):
     files = {"config.json": b"{}", "model_index.json": b"{}"}
     server.repositories |= {"models/big/gated": Repository(gated=True, files=files), "models/big/open": Repository(files=files)}
-    for path, told in (("big/gated", "it is gated: ask for access on its page"), ("big/none", "the hub has none of that id, or a private one")):
+    for path, told in (
+        ("big/gated", "it is gated: ask for access on its page"),
+        ("big/none", "the hub has none of that id, or a private one"),
+    ):
         with pytest.raises(UserError, match=f"^{path}: .*{told}"):
             sd2.load_controlnet(path)
     from dp2osr.backbones.loading import ModelSource
@@ -301,15 +316,52 @@ def test_a_gated_model_a_lost_one_and_another_revision_are_one_clear_line(kind, 
         load_backbone(ModelSource("big/open", revision="v9"))
 
 
-def test_a_base_and_a_controlnet_by_id_restore_in_a_program_as_their_folders_do(server, tmp_path):
-    kind = KINDS["sd2"]
+@one_kind
+def test_a_base_and_a_controlnet_by_id_restore_as_their_folders_do(kind, server):
+    import dp2osr
+
     for name, folder in (("base", kind.model), ("control", kind.controlnet)):
-        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(ROOT.joinpath(folder).rglob("*")) if path.is_file()}
+        files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(Path(folder).rglob("*")) if path.is_file()}
         server.repositories[f"models/big/{name}"] = Repository(files=files)
-    (tmp_path / "in").mkdir()
-    save_noise(tmp_path / "in/a.png", (24, 24))
-    common = [kind.test_program, "--image_path", tmp_path / "in", "--upscale", 4, "--num_inference_steps", 1]
-    run_program(*common, *kind.model_flags, "--output_dir", tmp_path / "here")
-    ids = ["--pretrained_model_name_or_path", "big/base", "--controlnet_model_name_or_path", "big/control"]
-    run_program(*common, *ids, "--output_dir", tmp_path / "there", env=environment_of(server, tmp_path / "home"))
-    assert (tmp_path / "here/a.png").read_bytes() == (tmp_path / "there/a.png").read_bytes()
+    image = Image.effect_noise((24, 24), 60).convert("RGB")
+    by_id = dp2osr.load("big/base", controlnet="big/control", device="cpu").restore(image, num_inference_steps=1)
+    here = dp2osr.load(kind.model, controlnet=kind.controlnet, device="cpu").restore(image, num_inference_steps=1)
+    assert by_id[0].tobytes() == here[0].tobytes()
+
+
+@one_kind
+def test_a_pushed_policy_knows_its_base_which_may_be_on_the_hub_too(kind, policy, server):
+    import dp2osr
+
+    about = json.loads((policy / "settings.json").read_text())
+    (policy / "settings.json").write_text(json.dumps({**about, "pretrained_model_name_or_path": "big/base"}))
+    files = {path.relative_to(kind.model).as_posix(): path.read_bytes() for path in sorted(Path(kind.model).rglob("*")) if path.is_file()}
+    server.repositories["models/big/base"] = Repository(files={**files, "README.md": b"---\nlicense: openrail++\n---\nA base."})
+    push(policy, "--hub_model_id", "me/policy")
+    card = server.repositories["models/me/policy"].files["README.md"].decode()
+    assert front_of(card)["base_model"] == "big/base" and "`big/base` is under openrail++, as its card says." in card
+    assert dp2osr.load("me/policy", device="cpu").kind == "sd2"
+
+
+# -- baselines, and the program itself --
+
+
+def test_a_baseline_leaves_its_card_beside_the_controlnet_and_a_program_pushes_it(server, tmp_path):
+    from baselines import train_controlnet
+
+    output, image = tmp_path / "baseline", sorted((ROOT / "preset/test/lr").glob("*.png"))[0]
+    shown = ["--validation_image", str(image), "--num_validation_images", "1", "--num_inference_steps", "1"]
+    train_controlnet("--output_dir", str(output), "--max_train_steps", "2", *shown)
+    card = (output / "controlnet" / CARD).read_text(encoding="utf-8")
+    [picture] = (output / "samples").glob("*.png")
+    assert (
+        "trained on degraded photographs" in card
+        and "`model`, which was trained along with it" in card
+        and f"(../samples/{picture.name})" in card
+    )
+    environment = environment_of(server, tmp_path / "home", "write-token")
+    done = run_program("scripts/push_to_hub.py", output, "--hub_model_id", "c-mine", env=environment)
+    assert done.stdout.splitlines()[-1] == f"pushed: {server.address}/me/c-mine"
+    files = server.repositories["models/me/c-mine"].files
+    assert f"(samples/{picture.name})" in files["README.md"].decode() and files[f"samples/{picture.name}"] == picture.read_bytes()
+    assert files["diffusion_pytorch_model.safetensors"] == (output / "controlnet/diffusion_pytorch_model.safetensors").read_bytes()

@@ -56,7 +56,7 @@ def export_labels(args: ExportLabelsSettings) -> None:
         if taken:
             raise UserError(f"{path}: has a column '{taken[0]}' of your own, and one of that name is added; rename it")
         candidate = columns["candidate"].to_numpy()
-        kept = [*IDS, *metadata["metrics"], *own]
+        kept = [name for name in columns.column_names if name in {*IDS, *metadata["metrics"], *own}]
         rows = columns.select(kept).filter(pa.array(candidate != GT_CANDIDATE))
         of_gt = columns.select(kept).filter(pa.array(candidate == GT_CANDIDATE))
         seeds = seeds_of(store, rows)

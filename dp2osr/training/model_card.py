@@ -80,6 +80,11 @@ class TrainedControlNet:
         """Whether preferences trained it, not photographs."""
         return "start_hash" in self.record
 
+    @property
+    def base(self) -> str:
+        """The base model that it steers: the one that was named, or the one that was trained along with it."""
+        return str(self._of_run("model")) if self.record.get("train_backbone") else str(self.record["pretrained_model_name_or_path"])
+
     @cached_property
     def log(self) -> list[dict[str, Any]]:
         """The training's records in order; a line that a kill cut is left out."""
@@ -111,9 +116,12 @@ class TrainedControlNet:
     @cached_property
     def sampling(self) -> dict[str, Any]:
         """How it is sampled: as its folder recommends, else as its base does, else as published."""
-        base = self.record["pretrained_model_name_or_path"]
         own = self.folder / RECOMMENDED
-        found = read_json(own) if own.is_file() else read_recommended(base, self.record.get("revision"))[0]
+        found = (
+            read_json(own)
+            if own.is_file()
+            else read_recommended(str(self.record["pretrained_model_name_or_path"]), self.record.get("revision"))[0]
+        )
         return {**published_settings(implementation_of(self.kind or "")), **found}
 
     @property
@@ -140,9 +148,9 @@ def model_card(trained: TrainedControlNet, name: str | Path, evaluation: tuple[s
         evaluation: lines of a later evaluation.
     """
     record, sampling, kind = trained.record, trained.sampling, KINDS[trained.kind or ""]
-    base, where = public(record["pretrained_model_name_or_path"]), str(name) if is_pushed else without_places(str(name))
+    base, where = public(trained.base), str(name) if is_pushed else without_places(str(name))
     precision = record.get("candidates", {}).get("mixed_precision") or record.get("mixed_precision")
-    lines = about_policy(record) if trained.is_policy else about_baseline(record)
+    lines = about_policy(record) if trained.is_policy else about_baseline(record, base)
     restores = command(
         kind.test_program, image_path="my_photographs", output_dir="restored", upscale=f"{trained.upscale:g}",
         pretrained_model_name_or_path=base, controlnet_model_name_or_path=where, mixed_precision=None if precision == "no" else precision,
@@ -159,7 +167,7 @@ def front_matter(trained: TrainedControlNet) -> ModelCardData:
     """What a hub reads; a base that is a folder here has no page there and is left out."""
     from huggingface_hub import ModelCardData
 
-    named = [trained.record["pretrained_model_name_or_path"], trained.record.get("controlnet_model_name_or_path")]
+    named = [trained.base, trained.record.get("controlnet_model_name_or_path")]
     ids = [str(name) for name in dict.fromkeys(filter(None, named)) if is_hub_id(name)]
     tags = ["controlnet", "super-resolution", "image-restoration", "dp2o-sr", *KINDS[trained.kind or ""].tags]
     return ModelCardData(
@@ -199,13 +207,13 @@ def about_policy(record: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def about_baseline(record: Mapping[str, Any]) -> list[str]:
+def about_baseline(record: Mapping[str, Any], base: str) -> list[str]:
     """What it is, then the lines about its data."""
-    base, start = public(record["pretrained_model_name_or_path"]), record.get("controlnet_model_name_or_path")
+    start, together = record.get("controlnet_model_name_or_path"), ", which was trained along with it" * record["train_backbone"]
     begun = f"`{public(start)}`" if start else "a copy of the base's encoder"
     seen = record.get("photographs")
     return [
-        f"A ControlNet for super-resolution, trained on degraded photographs from {begun}, for the base model `{base}`. "
+        f"A ControlNet for super-resolution, trained on degraded photographs from {begun}, for the base model `{base}`{together}. "
         "It is a baseline, from which preference training (DP²O-SR, arXiv 2510.18851) may start.",
         f"Photographs of `{public(record['train_dir'])}`" + (f" (fingerprint `{seen}`)." if isinstance(seen, str) else "."),
         f"Degradation `{public(record['degradation'])}`, crops of {record['resolution']} pixels.",
