@@ -8,12 +8,19 @@ import contextlib
 import hashlib
 import json
 import re
+import shutil
 import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
+
+from dp2osr.backbones.locate import _list_hub
+from dp2osr.cli import parse
+from dp2osr.hub.settings import PushSettings
+from dp2osr.publishing import push_folder
 
 TOKENS = {"Bearer write-token": "write", "Bearer read-token": "read"}
 LARGE = (".safetensors", ".parquet", ".png")
@@ -223,3 +230,26 @@ def talk_to(server, monkeypatch, cache, token=None):
         monkeypatch.delenv(name, raising=False)
     if token:
         monkeypatch.setenv("HF_TOKEN", token)
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A hub that this process talks to, as the user `me`."""
+    _list_hub.cache_clear()
+    with running_hub() as running:
+        talk_to(running, monkeypatch, tmp_path / "cache", "write-token")
+        yield running
+    _list_hub.cache_clear()
+
+
+@pytest.fixture
+def policy(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "policy")
+
+
+def front_of(card):
+    return yaml.safe_load(card.split("---\n")[1])
+
+
+def push(*given):
+    push_folder(parse(PushSettings, list(map(str, given))))
