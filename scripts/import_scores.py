@@ -3,6 +3,7 @@
     python scripts/import_scores.py --table theirs.csv --candidates_dir runs/imported --lower_better lpips niqe
 
 The table is a CSV or a parquet file with the columns image_id, candidate (from 0, or from --first_number; -1 for the GT) and one a metric.
+A folder of scripts/export_labels.py is taken too, with nothing but --candidates_dir: it says itself what its columns are.
 Every group needs all of its candidates. The new table says that its scores were imported, of which file, by its hash.
 """
 

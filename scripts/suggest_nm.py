@@ -8,13 +8,15 @@ that is thought of; nothing is sampled or scored here. One line for each M and N
 gain, Cov(r̂, R), both in σ of the reward. The gain orders settings and does not foretell G. A stopped run goes on.
 """
 
-from dp2osr.cli import parse
+from dp2osr.cli import given, parse, refuse_ignored
 from dp2osr.errors import run
+from dp2osr.hub.settings import OF_THE_HUB
 from dp2osr.training.settings import ProbeSettings
 
 
 def main():
     args = parse(ProbeSettings, description=__doc__, report_to="none")
+    refuse_ignored(given(ProbeSettings), OF_THE_HUB, "in a probe, which leaves no model")
     from studies.probe import run_probe
 
     run_probe(args)

@@ -20,8 +20,9 @@ SHORTER = {
 # In the order in which one makes what the next reads; the others need a network, data of the user's, hours, or the whole quickstart.
 CHAIN = (
     "gen_candidates.py", "label_rewards.py", "train_sd2_dpo.py", "train_flux_dpo.py", "test_sd2b_controlnet.py", "test_flux_controlnet.py",
-    "scripts/inspect_rewards.py", "scripts/inspect_preferences.py", "scripts/export.py", "scripts/contact_sheet.py",
-    "scripts/make_lr_pairs.py", "scripts/prepare_data.py", "scripts/user_study.py", "scripts/validate_reward.py", "scripts/evaluate.py",
+    "scripts/inspect_rewards.py", "scripts/inspect_preferences.py", "scripts/export.py", "scripts/export_labels.py",
+    "scripts/contact_sheet.py", "scripts/make_lr_pairs.py", "scripts/prepare_data.py", "scripts/user_study.py",
+    "scripts/validate_reward.py", "scripts/evaluate.py",
 )  # fmt: skip
 NOT_HERE = (
     "scripts/evaluate.py --candidates base=runs/quickstart",

@@ -93,6 +93,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
     """Its library alone would try five times for each file, a minute in all."""
     from huggingface_hub import constants
 
+    from dp2osr.hub import reasons
     from dp2osr.rewards import weight_files
 
     asked = []
@@ -101,7 +102,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch):
         asked.append(address)
         raise OSError("no route")
 
-    monkeypatch.setattr(weight_files.socket, "create_connection", unreachable)
+    monkeypatch.setattr(reasons.socket, "create_connection", unreachable)
     monkeypatch.setattr("urllib.request.getproxies", dict)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")

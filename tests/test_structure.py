@@ -14,6 +14,7 @@ FLOORS = [
     {"outputs", "results", "locks"},
     {"sharing"},
     {"cli"},
+    {"hub"},
     {"schema"},
     {"data"},
     {"backbones"},
@@ -23,7 +24,7 @@ FLOORS = [
     {"rewards"},
     {"stats", "preference"},
     {"training", "evaluation"},
-    {"planning", "experiments"},
+    {"planning", "experiments", "publishing"},
     {"checkup", "api"},
     {"demo"},
 ]

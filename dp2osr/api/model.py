@@ -273,18 +273,22 @@ def base_of_policy(options: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: it is none, or its base is not here.
     """
-    from dp2osr.backbones.locate import locate
+    from dp2osr.backbones.locate import find_model_file, locate
     from dp2osr.files import read_json
 
     policy = options["pretrained_model_name_or_path"]
     folder = locate(policy)
     way = f"give both: dp2osr.load(base, controlnet={policy!r})"
     if folder is None:
-        raise UserError(f"{policy}: is no folder here; a base model of a hub needs a ControlNet: give controlnet=")
-    if (folder / "model_index.json").exists():
-        raise UserError(f"{policy}: is a base model and needs a ControlNet; give controlnet=, or load the folder of a trained policy")
-    files = [place / "settings.json" for place in (folder, *folder.parents[:1]) if (place / "settings.json").is_file()]
-    about = read_json(files[0]) if folder.is_dir() and files else None
+        of_hub = find_model_file(policy, "settings.json")
+        if of_hub is None:
+            raise UserError(f"{policy}: is no folder here; a base model of a hub needs a ControlNet: give controlnet=")
+        about = read_json(of_hub)
+    else:
+        if (folder / "model_index.json").exists():
+            raise UserError(f"{policy}: is a base model and needs a ControlNet; give controlnet=, or load the folder of a trained policy")
+        files = [place / "settings.json" for place in (folder, *folder.parents[:1]) if (place / "settings.json").is_file()]
+        about = read_json(files[0]) if folder.is_dir() and files else None
     base = about.get("pretrained_model_name_or_path") if isinstance(about, dict) else None
     if not isinstance(about, dict) or not isinstance(base, str):
         raise UserError(f"{policy}: has no settings.json of a training, which would name its base model; {way}")

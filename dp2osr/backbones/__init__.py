@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dp2osr.backbones.kinds import KINDS, kind_of
+from dp2osr.backbones.kinds import KINDS, implementation_of, kind_of
 from dp2osr.backbones.loading import ModelSource
 from dp2osr.errors import UserError
 
@@ -47,10 +46,7 @@ def load_backbone(
         raise UserError(f"{path}: is a {name}; supported are {', '.join(kind.pipeline for kind in KINDS.values())}")
     if kind and found != kind:
         raise UserError(f"{path}: is a {name}, {found}, where {kind} is wanted; give another model or use the script for {found}")
-    module, name = KINDS[found].implementation.split(":")
-    return getattr(importlib.import_module(module), name)(
-        source, device, dtype or torch.float32, parts, **({"quantize": quantize} if quantize else {})
-    )  # fmt: skip
+    return implementation_of(found)(source, device, dtype or torch.float32, parts, **({"quantize": quantize} if quantize else {}))
 
 
 def set_text_length(backbone: Backbone, length: int | None) -> None:

@@ -44,7 +44,7 @@ class FluxBackbone:
     """
 
     kind = "flux"
-    default_scheduler = "flow_euler"
+    default_scheduler, schedulers = "flow_euler", SCHEDULERS
     published_sampling = {"num_inference_steps": 25, "guidance_scale": 2.5}  # of the paper's test code
     encodes_control = True
     text_parts = ("text_encoder", "text_encoder_2")

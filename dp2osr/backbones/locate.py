@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path, PurePosixPath
 
 from dp2osr.errors import UserError
+from dp2osr.hub.reasons import reason_of
 
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*(/[A-Za-z0-9_][\w.-]*)?")
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -66,7 +67,7 @@ def fetch(path: str | Path, names: Sequence[str], revision: str | None = None) -
         for name in names:
             folder = Path(hf_hub_download(str(path), name, revision=revision)).parents[name.count("/")]
     except Exception as error:  # a gated model, a lost connection, a file that is not in the cache
-        raise UserError(f"{path}: {name} cannot be had from the hub ({_one_line(error)})") from None
+        raise UserError(f"{path}: {name} cannot be had from the hub ({reason_of(error)})") from None
     return folder
 
 
@@ -154,7 +155,7 @@ def _list_hub(path: str, revision: str | None, cache_folder: str) -> list[str]:
     except OfflineModeIsEnabled:
         reason = f"HF_HUB_OFFLINE is set, and it is not in the cache {cache_folder}"
     except Exception as error:  # no network, a bad name, no such model or revision
-        reason = _one_line(error)
+        reason = reason_of(error)
     try:
         folder = Path(snapshot_download(path, revision=revision, cache_dir=cache_folder, local_files_only=True, allow_patterns=[]))
     except Exception:  # not in the cache
@@ -177,7 +178,3 @@ def _near(path: str) -> str:
         return ""
     found = missing.parent / close[0] / named.relative_to(missing) if close else named
     return f"; did you mean {found}?" if os.path.exists(found) else ""
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

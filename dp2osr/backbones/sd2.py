@@ -52,7 +52,7 @@ class SD2Backbone:
     """
 
     kind = "sd2"
-    default_scheduler = "ddpm"
+    default_scheduler, schedulers = "ddpm", SCHEDULERS
     published_sampling = {"num_inference_steps": 50, "guidance_scale": 3.5}  # of the paper's test code
     guidance = 1.0  # SD2 takes none in training
     encodes_control = False

@@ -57,3 +57,17 @@ class ExportSettings(RankedSettings):
     """Candidates of an image that are written, the best first."""
     worst: bool = False
     """Write the worst instead, the worst first."""
+
+
+@dataclass(kw_only=True)
+class ExportLabelsSettings(Settings):
+    """Labels that others can load: `scripts/export_labels.py`."""
+
+    candidates_dir: str
+    """Candidate folder of gen_candidates.py."""
+    scores: str | None = None
+    """Table of label_rewards.py; scores.parquet in the candidate folder if not given."""
+    reward_config: str | None = None
+    """Name in configs/rewards or a YAML, for the column `reward`; the one that the scores were made for if not given."""
+    output_dir: str
+    """Gets candidates.parquet, gt.parquet and README.md, the card."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from dp2osr.locks import Locks
 from dp2osr.outputs import check_no_input, check_output
 from dp2osr.rewards.chosen import record_reward
 from dp2osr.rewards.config import RewardConfig, load_reward_config, nearest
+from dp2osr.rewards.data_card import LABELS
 from dp2osr.rewards.table import GT_CANDIDATE, IDS, read_metadata, scores_path, write_scores
 from dp2osr.sampling.store import CandidateStore
 
@@ -38,6 +39,8 @@ def import_scores(args: ImportScoresSettings) -> None:
     check_output(output, "--output", is_file=True)
     check_no_input(output, [args.table])
     store = CandidateStore(args.candidates_dir)
+    if Path(args.table).is_dir():
+        return import_labels(args, store, output)
     config = load_reward_config(args.reward_config) if args.reward_config else None
     table = read_table(args.table)
     names = metric_names(table, args)
@@ -47,18 +50,46 @@ def import_scores(args: ImportScoresSettings) -> None:
     columns = {name: numbers(table[name], args.table) for name in names}
     rows = table.index[np.lexsort([table["candidate"], table["image_id"]])]
     columns = {"image_id": table["image_id"].to_numpy(), "candidate": table["candidate"].to_numpy(), **columns}
-    origin = {"table": Path(args.table).name, "sha256": sha256(args.table)}
-    metadata: dict[str, Any] = {"pyiqa": OF_OTHERS, "metrics": described, "candidates": store.settings, "groups": {}, "imported": origin}
+    metadata: dict[str, Any] = {
+        "pyiqa": OF_OTHERS,
+        "metrics": described,
+        "candidates": store.settings,
+        "groups": {},
+        "imported": origin_of(args.table),
+    }
     if config:
         metadata |= record_reward(metadata, config, args.reward_config)
-    locks = Locks(output.parent)
-    with locks.held(f"{output.name} table", wait=True):
-        check_place(output)
-        write_scores(output, {name: values[rows] for name, values in columns.items()}, metadata)
-    locks.leave()
+    put(output, {name: values[rows] for name, values in columns.items()}, metadata)
     images = table["image_id"].nunique()
     print(f"{output}: {len(table)} rows of {images} images imported with {', '.join(names)}")
     report_gaps(columns, names)
+
+
+def import_labels(args: ImportScoresSettings, store: CandidateStore, output: Path) -> None:
+    """The same of a folder of scripts/export_labels.py, which says itself what its columns are: the scores are equal to the bit."""
+    from dp2osr.rewards.label_import import read_labels
+
+    columns, metadata = read_labels(args, store)
+    numbered = {name: columns[name].to_numpy(zero_copy_only=False) for name in (*IDS, *metadata["metrics"])}
+    check_rows(pd.DataFrame({name: numbered[name] for name in IDS}), store, args.table)
+    put(output, columns, {**metadata, "imported": origin_of(Path(args.table) / LABELS)})
+    names = list(metadata["metrics"])
+    print(f"{output}: {len(numbered['candidate'])} rows imported with {', '.join(names)}")
+    report_gaps(numbered, names)
+
+
+def origin_of(path: str | Path) -> dict[str, str]:
+    """What an imported table says of the file that it is from."""
+    return {"table": Path(path).name, "sha256": sha256(path)}
+
+
+def put(output: Path, columns: Mapping[str, Any], metadata: dict[str, Any]) -> None:
+    """Write an imported table, unless one of label_rewards.py is in its place."""
+    locks = Locks(output.parent)
+    with locks.held(f"{output.name} table", wait=True):
+        check_place(output)
+        write_scores(output, columns, metadata)
+    locks.leave()
 
 
 def read_table(path: str | Path) -> pd.DataFrame:

@@ -93,7 +93,7 @@ class ImportScoresSettings(Settings):
     """Scores that others computed: `scripts/import_scores.py`."""
 
     table: str
-    """Their table, .csv or .parquet: columns image_id, candidate, and one a metric."""
+    """Their table, .csv or .parquet: columns image_id, candidate, and one a metric; or a folder of scripts/export_labels.py."""
     candidates_dir: str
     """The candidate folder that they are of."""
     lower_better: Annotated[list[str], metavar("METRIC")] = field(default_factory=list)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache, partial
@@ -13,6 +12,7 @@ from unittest import mock
 from dp2osr.digests import digest
 from dp2osr.errors import UserError
 from dp2osr.files import write_text
+from dp2osr.hub.reasons import answers
 from dp2osr.rewards import qalign
 
 MANIFEST = "manifest.json"
@@ -64,20 +64,7 @@ def no_waiting_for_the_hub() -> Iterator[None]:
             yield
 
 
-@cache
-def _hub_answers(endpoint: str) -> bool:
-    """Whether the hub's machine can be connected to; a proxy is taken at its word."""
-    from urllib.parse import urlsplit
-    from urllib.request import getproxies
-
-    if getproxies():
-        return True
-    address = urlsplit(endpoint)
-    try:
-        socket.create_connection((address.hostname, address.port or (80 if address.scheme == "http" else 443)), timeout=5).close()
-    except OSError:
-        return False
-    return True
+_hub_answers = cache(answers)  # asked once a process
 
 
 def metrics_folder(given: str | Path | None = None) -> str | Path | None:

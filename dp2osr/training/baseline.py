@@ -28,12 +28,14 @@ from dp2osr.device import DTYPES, compute_device, set_tf32, usable_precision
 from dp2osr.divergence import Divergence
 from dp2osr.errors import UserError, memory_advice
 from dp2osr.files import save_model, write_text
+from dp2osr.hub.settings import without_hub
 from dp2osr.training.baseline_checks import FREE_SETTINGS, POOL, baseline_memory_flags, check_baseline, check_sizes
 from dp2osr.training.checkpoints import check_agreement, restore_checkpoint, save_checkpoint
 from dp2osr.training.folder import clear_parts, keep_run_settings
 from dp2osr.training.log import TrainingLog, start_tracker
 from dp2osr.training.optimizers import adamw
 from dp2osr.training.pool import made_pool
+from dp2osr.training.publication import Publication
 from dp2osr.training.regression import Regression, draw_noise, image_metric
 from dp2osr.training.settings import STEADY_SCHEDULES
 from dp2osr.training.signals import end_early, noted_signals
@@ -145,7 +147,7 @@ class BaselineTrainer:
                 "photographs": self.stream.collection.fingerprint(),
             }
             steady = args.lr_scheduler in STEADY_SCHEDULES and args.full_window_share in (0, 1)
-            keep_run_settings(self.output, {**vars(args), **used}, FREE_SETTINGS, steady)
+            keep_run_settings(self.output, {**without_hub(args), **used}, FREE_SETTINGS, steady)
             clear_parts(self.output)
         self.accelerator.wait_for_everyone()
 
@@ -317,8 +319,12 @@ class BaselineTrainer:
 
 def train_baseline(args: BaselineSettings) -> None:
     """Train a ControlNet (and, for tiny models, the backbone) on degraded photographs; resumable; diffusers layout out."""
+    publication = Publication(args)
     with memory_advice(baseline_memory_flags(args)):
-        BaselineTrainer(args).train()
+        trainer = BaselineTrainer(args)
+        publication.open()
+        trainer.train()
+    publication.finish(trainer.output / "controlnet")
 
 
 def adam(args: BaselineSettings, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:

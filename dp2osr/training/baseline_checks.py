@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dp2osr.backbones.kinds import kind_of, not_read_by
 from dp2osr.cli import refuse_ignored
 from dp2osr.errors import UserError, advice
+from dp2osr.hub.settings import check_hub_flags
 from dp2osr.training.checks import check_8_bits, check_schedule, check_tracker
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def check_baseline_given(args: BaselineSettings, given: Container[str]) -> None:
         refuse_ignored(given, ("dataloader_prefetch_factor",), "with --dataloader_num_workers 0")
     if args.train_backbone:
         refuse_ignored(given, ("text_cache_gb",), "with --train_backbone, which trains the text encoders too")
+    check_hub_flags(args, given)
 
 
 def check_baseline(args: BaselineSettings) -> None:

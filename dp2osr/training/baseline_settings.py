@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 from dp2osr.backbones.settings import ModelSettings
 from dp2osr.fields import Count, Finite, Natural, NonNegative, Positive, Share, Tokens, default_is, metavar
+from dp2osr.hub.settings import HubSettings
 from dp2osr.training.settings import Schedule, TimestepSettings
 
 
 @dataclass(kw_only=True)
-class BaselineSettings(TimestepSettings, ModelSettings):
+class BaselineSettings(HubSettings, TimestepSettings, ModelSettings):
     """Training of a baseline ControlNet: `scripts/train_controlnet.py`."""
 
     train_dir: str

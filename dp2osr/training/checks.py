@@ -12,6 +12,7 @@ from dp2osr.backbones.kinds import not_read_by
 from dp2osr.backbones.quantization import check_quantization
 from dp2osr.cli import field_names, refuse_ignored
 from dp2osr.errors import UserError, advice
+from dp2osr.hub.settings import check_hub_flags, without_hub
 from dp2osr.provenance import legacy_weights_hash, weights_hash
 from dp2osr.sharing import Launch
 from dp2osr.training.settings import PAPERS_LOSS, TrainSettings, ValidationSettings
@@ -76,7 +77,7 @@ def check_ranks(args: TrainSettings, store: CandidateStore, groups: str) -> None
     launch, start = Launch(), args.controlnet_model_name_or_path
     with launch.first("hashes"):
         hashes = {"start": weights_hash(start), "reference": weights_hash(args.reference_controlnet_model_name_or_path or start)}
-    told = {name: value for name, value in vars(args).items() if name not in ELSEWHERE}
+    told = {name: value for name, value in without_hub(args).items() if name not in ELSEWHERE}
     launch.agree("training", {**told, **hashes, "groups": groups, "model": store.settings["model_hash"]})
 
 
@@ -207,3 +208,4 @@ def check_given(args: TrainSettings, given: Container[str]) -> None:
         refuse_ignored(given, own, f"with a base model of {args.backbone}: it is of {other}")
     if args.timestep_sampling == "uniform":
         refuse_ignored(given, ("logit_mean", "logit_std"), "with --timestep_sampling uniform")
+    check_hub_flags(args, given)

@@ -24,6 +24,7 @@ FREE_SETTINGS = (
     "micro_batch_size", "gradient_checkpointing", "shard_optimizer",
     "pretrained_model_name_or_path", "reference_cache",
     "controlnet_model_name_or_path", "reference_controlnet_model_name_or_path", "candidates_dir", "scores", "candidates", "reward_config",
+    "num_groups",
     *field_names(ValidationSettings),
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dp2osr.errors import UserError
 from dp2osr.files import write_text
+from dp2osr.hub.settings import without_hub
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -43,7 +44,7 @@ def start_tracker(accelerator: Accelerator, settings: TrainSettings | BaselineSe
     """Tell the tracker of the run; `UserError` where it does not start, as without a login."""
     if settings.report_to == "none":
         return
-    plain = {key: value for key, value in vars(settings).items() if isinstance(value, int | float | str | bool)}
+    plain = {key: value for key, value in without_hub(settings).items() if isinstance(value, int | float | str | bool)}
     try:
         accelerator.init_trackers(name, config=plain)
     except Exception as error:  # each tracker raises its own

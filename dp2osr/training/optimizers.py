@@ -21,6 +21,14 @@ def adamw(parameters: list[Any], in_8_bits: bool, **options: Any) -> torch.optim
     return torch.optim.AdamW(parameters, fused=True, **options)
 
 
+def restart_rates(optimizer: Any, schedule: Any, learning_rate: float, weight_decay: float) -> None:
+    """Set learning rate and weight decay anew where a checkpoint has brought its own; the schedule stays at its step."""
+    schedule.base_lrs = [learning_rate] * len(schedule.base_lrs)
+    for group, factor in zip(optimizer.param_groups, schedule.lr_lambdas, strict=True):
+        group.update(initial_lr=learning_rate, weight_decay=weight_decay)
+        group["lr"] = learning_rate * factor(schedule.last_epoch)
+
+
 class ShardedOptimizer(torch.optim.Optimizer):
     """Each process holds the optimizer's state of its share of the parameters, updates these, and sends them to the others.
 

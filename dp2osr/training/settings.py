@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from dp2osr.backbones.settings import ModelSettings
 from dp2osr.cli import Settings
 from dp2osr.fields import Count, Finite, Natural, NonNegative, Positive, RegularExpression, Share, at_least, checked, default_is, metavar
+from dp2osr.hub.settings import HubSettings
 from dp2osr.preference.settings import Weighting
 
 Schedule = Literal[
@@ -76,7 +77,7 @@ class ValidationSettings(ValidationSampling):
 
 
 @dataclass(kw_only=True)
-class TrainSettings(ValidationSettings, TimestepSettings, ModelSettings):
+class TrainSettings(HubSettings, ValidationSettings, TimestepSettings, ModelSettings):
     """Preference training: `train_sd2_dpo.py`, `train_flux_dpo.py`."""
 
     controlnet_model_name_or_path: str

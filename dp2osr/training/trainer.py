@@ -26,6 +26,7 @@ from dp2osr.device import DTYPES, compute_device, set_tf32, usable_precision
 from dp2osr.divergence import Divergence
 from dp2osr.errors import memory_advice
 from dp2osr.files import replace_folder, write_json
+from dp2osr.hub.settings import without_hub
 from dp2osr.preference.groups import PreferenceGroups, groups_of_step
 from dp2osr.preference.reader import GroupReader
 from dp2osr.provenance import legacy_weights_hash, versions, weights_hash
@@ -50,7 +51,8 @@ from dp2osr.training.gradient import GradientSum
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.log import TrainingLog, start_tracker
 from dp2osr.training.objective import STATISTICS, GroupObjective
-from dp2osr.training.optimizers import ShardedOptimizer, adamw
+from dp2osr.training.optimizers import ShardedOptimizer, adamw, restart_rates
+from dp2osr.training.publication import Publication
 from dp2osr.training.reference import load_networks
 from dp2osr.training.reference_cache import open_cache
 from dp2osr.training.settings import STEADY_SCHEDULES
@@ -164,8 +166,9 @@ class PreferenceTrainer:
             "reference_hash": weights_hash(self.reference_path),
             "groups_hash": self.groups.fingerprint(args.loss),
         }
-        precision = {"mixed_precision": self.accelerator.mixed_precision}  # what is used: an fp16 run has a scaler to resume
-        settings = {**vars(args), **precision, **hashes, "reward": as_dict(self.reward), "candidates": store.settings}
+        used = {"mixed_precision": self.accelerator.mixed_precision}  # an fp16 run has a scaler to resume
+        used["num_groups"] = len(self.groups)
+        settings = {**without_hub(args), **used, **hashes, "reward": as_dict(self.reward), "candidates": store.settings}
         steady = args.lr_scheduler in STEADY_SCHEDULES
         also: dict[str, Callable[[], Any]] = {
             "reward": lambda: None,  # from before it was written
@@ -236,7 +239,7 @@ class PreferenceTrainer:
         self.step = restore_checkpoint(self.output, self.parts)
         check_agreement(self.step, self.accelerator, self.parameters)
         if args.force:
-            self.restart_schedule()
+            restart_rates(self.optimizer, self.schedule, args.learning_rate, args.adam_weight_decay)
             if main:
                 self.keep_settings(self.groups.store, forced=True)
         log = TrainingLog(self.output / "train_log.jsonl", self.step) if main else None
@@ -278,14 +281,6 @@ class PreferenceTrainer:
             save_controlnet(merged(self.policy), self.output, self.recommended)
             write_json(self.output / "versions.json", versions())
         self.accelerator.end_training()
-
-    def restart_schedule(self) -> None:
-        """Learning rate and weight decay by the flags, not by the checkpoint's settings."""
-        args, schedule = self.args, self.schedule
-        schedule.base_lrs = [args.learning_rate] * len(schedule.base_lrs)
-        for group, factor in zip(self.optimizer.param_groups, schedule.lr_lambdas, strict=True):
-            group.update(initial_lr=args.learning_rate, weight_decay=args.adam_weight_decay)
-            group["lr"] = args.learning_rate * factor(schedule.last_epoch)
 
     def make_validator(self) -> RewardValidator:
         """Held-out validation by reward, which all ranks share."""
@@ -346,5 +341,9 @@ class PreferenceTrainer:
 
 def train_preferences(args: TrainSettings) -> None:
     """Train a policy; resumable. Where memory does not suffice, one line says what to set."""
+    publication = Publication(args)
     with memory_advice(memory_flags(args, Launch().size)), reading([args.candidates_dir], "training"):
-        PreferenceTrainer(args).train()
+        trainer = PreferenceTrainer(args)
+        publication.open()
+        trainer.train()
+    publication.finish(args.output_dir)
