@@ -19,6 +19,7 @@ PAGES = (
     "docs/baselines",
     "docs/scale",
     "docs/choosing",
+    "docs/hub",
 )
 OTHER_PAGES = {  # whose commands do not run here, and why
     "docs/check_gpu": "a GPU",
@@ -44,6 +45,7 @@ SHORTER = {
     "scripts/evaluate.py --images": "--protocol offline --exclude_metrics vif ssim",
     "scripts/inspect_preferences.py": "--top_n 1",
     "scripts/export.py --top": "--top 1",
+    "scripts/export_labels.py": "--reward_config embedded",  # rewards.md has scored for another one too
     "scripts/suggest_nm.py": "--probe_steps 1 --probe_visits 2 --held_out_share .6 --held_out_groups 2 --held_out_timesteps 1"
     " --sizes 2 --tops 1",
     "scripts/suggest_nm.py configs/sd2_base/train.yaml": "--mixed_precision no --reward_config embedded",
@@ -65,6 +67,9 @@ NOT_RUN = {  # commands by their beginnings, and why they do not run here
     "tests/test_demo.py": "a test",
     "scripts/check_gpu.py": "a GPU; tests/test_gpu_check.py runs its parts",
     "scripts/plan.py": "half a minute; tests/test_planning.py runs it",
+    "hf auth login": NETWORK,
+    "scripts/push_to_hub.py": f"{NETWORK}; tests/test_hub.py has a small hub",
+    "train_sd2_dpo.py --config my_train.yaml": NETWORK,
     "scripts/reproduce.py table3": "hours; tests/test_experiments.py runs a small one",
     "scripts/fetch_metrics.py": NETWORK,
     f"{LAUNCH} label_rewards.py --candidates_dir runs/candidates": f"weights from {NETWORK}",
