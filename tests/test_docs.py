@@ -14,7 +14,7 @@ from conftest import ROOT
 
 from dp2osr.cli import flags_of
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "integrations/comfyui/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # Written for readers who are new here; the other pages are reference and records.
 PLAIN = [
     ROOT / "README.md",
@@ -23,9 +23,9 @@ PLAIN = [
 WORDS_OF_README, WORDS_OF_A_SENTENCE, CHARACTERS_OF_A_LINE = 900, 35, 160
 CODE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-IN_THE_REPOSITORY = re.compile(r"(?:bench|configs|docs|dp2osr|scripts|studies|tests)/[\w./-]+")
+IN_THE_REPOSITORY = re.compile(r"(?:bench|configs|docs|dp2osr|integrations|scripts|studies|tests)/[\w./-]+")
 NAMES = {"--reward_config": "rewards", "--degradation": "degradation", "--protocol": "evaluation", "--published": "paper"}  # in configs
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 plain_pages = pytest.mark.parametrize("page", PLAIN, ids=lambda page: page.name)
 
 
