@@ -13,6 +13,7 @@ PAGES = {  # {in the repository: in the site}
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "integrations/comfyui/README.md": "comfyui.md",
     "preset/models/README.md": "models.md",
     "preset/metrics/README.md": "metrics.md",
 }

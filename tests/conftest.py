@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 
@@ -59,6 +60,14 @@ def one_thread():
 def fresh_accelerator():
     """As in a program of its own: accelerate keeps the first precision that a process asks for."""
     AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as at a terminal, also where the tests run in the background, for which shells ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield signal.SIGINT
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session", params=list(KINDS))

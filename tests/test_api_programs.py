@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from dataclasses import replace
 
@@ -46,6 +47,18 @@ def test_sample_and_label_make_what_the_programs_make(kind, sampled, lr_folder, 
     for name in ("gmsd", "piqe"):
         assert columns[name][columns["candidate"] >= 0].tolist() == expected[name][expected["candidate"] >= 0].tolist()
     assert about["groups"] == expected_about["groups"] and about["reward_configs"] == expected_about["reward_configs"]
+
+
+@one_kind
+def test_an_interrupted_training_is_an_interrupt_and_goes_on(kind, labelled, trained, tmp_path, monkeypatch, ctrl_c):
+    settings = kind.training_settings(words(kind, labelled, tmp_path / "run")[1:])
+    with monkeypatch.context() as patch:
+        patch.setattr("dp2osr.divergence.Divergence.see", lambda self, step, *rest: step == 1 and os.kill(os.getpid(), ctrl_c))
+        with pytest.raises(KeyboardInterrupt):
+            dp2osr.train(settings)
+    assert (tmp_path / "run/checkpoint-2.pt").exists() and not (tmp_path / "run/model.safetensors").exists()
+    dp2osr.train(settings)
+    assert all((tensor == weights(trained)[name]).all() for name, tensor in weights(tmp_path / "run").items())
 
 
 def test_train_makes_the_weights_that_the_program_of_this_kind_makes(kind, labelled, trained, tmp_path):

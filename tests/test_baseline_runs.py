@@ -70,8 +70,8 @@ def children_of(process):
     return [int(word) for task in Path(f"/proc/{process}/task").iterdir() for word in (task / "children").read_text().split()]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(tmp_path, monkeypatch, capsys, name):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(tmp_path, monkeypatch, capsys, name, ctrl_c):
     from dp2osr.divergence import Divergence
 
     number, see = getattr(signal, name), Divergence.see

@@ -14,13 +14,13 @@ from documented import CODE, from_program, page_commands
 
 from dp2osr.cli import flags_of
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "integrations/comfyui/README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLAIN = [page for page in PAGES if page.name != "bad_inputs.md"]  # which is generated
 WORDS_OF_README, WORDS_OF_A_SENTENCE, CHARACTERS_OF_A_LINE, READING_EASE = 900, 35, 160, 50
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
-IN_THE_REPOSITORY = re.compile(r"(?:bench|configs|docs|dp2osr|scripts|studies|tests)/[\w./-]+")
+IN_THE_REPOSITORY = re.compile(r"(?<!/)(?:bench|configs|docs|dp2osr|integrations|scripts|studies|tests)/[\w./-]+")
 NAMES = {"--reward_config": "rewards", "--degradation": "degradation", "--protocol": "evaluation", "--published": "paper"}  # in configs
-every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 plain_pages = pytest.mark.parametrize("page", PLAIN, ids=lambda page: page.name)
 
 

@@ -23,6 +23,12 @@ def main():
         raise UserError("this.png: cannot be read; remove it")
     if "wait" in sys.argv:
         time.sleep(600)
+    if "long_step" in sys.argv:
+        from dp2osr.training.signals import noted_signals
+
+        with noted_signals():
+            os.write(1, b"noting\\n")
+            time.sleep(600)
 
 run(main)
 """
@@ -65,3 +71,23 @@ def test_no_process_outlives_the_launcher(script, how):
     while any(map(is_alive, processes)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(is_alive, processes))
+
+
+def test_a_second_ctrl_c_ends_all_at_once_however_long_a_step_takes(script, ctrl_c):
+    launcher = subprocess.Popen(
+        [sys.executable, "-m", "dp2osr.launch", script, "long_step"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )  # fmt: skip
+    lines = [launcher.stdout.readline().split() for _ in range(4)]
+    processes = [int(line[-1]) for line in lines if line[0] == "rank"]
+    launcher.send_signal(ctrl_c)
+    assert "Ctrl-C: this step is finished" in launcher.stderr.readline() + launcher.stderr.readline()
+    time.sleep(0.5)
+    assert len(processes) == 2 and all(map(is_alive, processes)) and launcher.poll() is None
+    launcher.send_signal(ctrl_c)
+    assert launcher.wait(timeout=30) == 130
+    deadline = time.monotonic() + 30
+    while any(map(is_alive, processes)) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(map(is_alive, processes))
+    assert launcher.stderr.read().strip() == "stopped at once; what is whole is kept, the same command does what is left"

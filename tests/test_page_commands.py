@@ -23,6 +23,7 @@ PAGES = (
 )
 OTHER_PAGES = {  # whose commands do not run here, and why
     "docs/check_gpu": "a GPU",
+    "docs/docker": "Docker; tests/test_docker.py reads its file",
     "docs/reproduce": "released weights, data sets and hours; tests/test_experiment_plans.py checks what it runs",
     "docs/results": "hours",
     "docs/speed": "they measure, for minutes each",

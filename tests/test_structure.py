@@ -31,7 +31,7 @@ FLOORS = [
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 SHOWN = [
     path.relative_to(ROOT).as_posix()
-    for folder in ("dp2osr", "scripts", "bench", "studies", "tests")
+    for folder in ("dp2osr", "scripts", "bench", "studies", "integrations", "tests")
     for path in (ROOT / folder).rglob("*.py")
 ]
 

@@ -2,20 +2,24 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import assert_one_clear_line, one_kind, read_log
+from conftest import ROOT, assert_one_clear_line, one_kind, read_log
 from programs import run_ranks
 from trainings import run_training, weights, words
 
 from dp2osr.divergence import Divergence
-from dp2osr.errors import UserError
+from dp2osr.errors import UserError, run
 from dp2osr.training import checkpoints, trainer
 from dp2osr.training.checkpoints import check_agreement, restore_checkpoint, save_checkpoint, weights_digest
 from dp2osr.training.checks import check_neutral_start, check_processes
 from dp2osr.training.optimizers import share_out
+from dp2osr.training.signals import noted_signals
 from dp2osr.training.visits import visits_of
 
 
@@ -89,8 +93,8 @@ def test_shares_of_the_optimizer_are_of_about_one_size():
 
 
 @one_kind
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1"])
-def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(kind, trained, labelled, tmp_path, monkeypatch, capsys, name):
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(kind, trained, labelled, tmp_path, monkeypatch, capfd, name, ctrl_c):
     number, see = getattr(signal, name), Divergence.see
 
     def send(self, step, *rest):
@@ -104,11 +108,58 @@ def test_a_signal_ends_the_training_after_its_step_with_a_checkpoint(kind, train
         with pytest.raises(SystemExit) as stop:
             run_training(kind, labelled, tmp_path / "run", *more)
     assert stop.value.code == 128 + number
-    assert f"{name} came; step 3 of 6 is saved" in capsys.readouterr().err.splitlines()[-1]
+    told = capfd.readouterr().err
+    assert f"/run: {name} came; step 3 of 6 is saved in checkpoint-3.pt, the same command goes on from it" in told.splitlines()[-1]
+    assert told.count("Ctrl-C: this step is finished") == (name == "SIGINT")
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-3.pt"]
     run_training(kind, labelled, tmp_path / "run", *more)
-    assert "goes on from step 3" in capsys.readouterr().err
+    assert "goes on from step 3" in capfd.readouterr().err
     assert all(torch.equal(value, weights(tmp_path / "run")[key]) for key, value in weights(trained).items())
+
+
+@one_kind
+def test_a_second_ctrl_c_ends_the_training_at_once(kind, labelled, tmp_path, monkeypatch, capfd, ctrl_c):
+    seen, see = [], Divergence.see
+
+    def send(self, step, *rest):
+        seen.append(step)
+        for _ in range(2 * (step == 3)):
+            os.kill(os.getpid(), ctrl_c)
+        see(self, step, *rest)
+
+    monkeypatch.setattr(Divergence, "see", send)
+    with pytest.raises(SystemExit) as stop:
+        run(lambda: run_training(kind, labelled, tmp_path / "run"))
+    assert stop.value.code == 130 and seen == [1, 2, 3]
+    assert capfd.readouterr().err.splitlines()[-1] == "stopped; what is whole is kept, the same command does what is left"
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2.pt"]
+
+
+@one_kind
+def test_ctrl_c_at_the_launcher_ends_all_ranks_with_one_checkpoint(kind, labelled, tmp_path, ctrl_c):
+    """As at a terminal: the launcher alone gets the signal, since its ranks are in sessions of their own."""
+    command = [sys.executable, "-m", "dp2osr.launch", *words(kind, labelled, tmp_path / "run", "--max_train_steps", 100000)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    with open(tmp_path / "told", "w") as told:
+        launcher = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment, stderr=told, start_new_session=True)
+    log = tmp_path / "run/train_log.jsonl"
+    while not (log.exists() and log.read_text()):
+        assert launcher.poll() is None, (tmp_path / "told").read_text()[-2000:]
+        time.sleep(0.05)
+    os.killpg(launcher.pid, ctrl_c)
+    assert launcher.wait(timeout=120) == 130
+    last, said = read_log(log)[-1]["step"], (tmp_path / "told").read_text()
+    assert f"step {last} of 100000 is saved in checkpoint-{last}.pt" in said and (tmp_path / f"run/checkpoint-{last}.pt").exists()
+    assert [said.count(line) for line in ("SIGINT came", "Ctrl-C: this step is finished", "Traceback", "death signal")] == [1, 1, 0, 0]
+
+
+def test_a_ctrl_c_that_is_ignored_stays_ignored(monkeypatch, ctrl_c):
+    signal.signal(ctrl_c, signal.SIG_IGN)  # as a shell has it for what runs in the background
+    with noted_signals() as request:
+        os.kill(os.getpid(), ctrl_c)
+        assert request.signal == 0
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert request.signal == signal.SIGTERM
 
 
 def test_a_rank_with_other_weights_is_named(monkeypatch):

@@ -170,6 +170,15 @@ def test_the_guard_calls_a_collapse_after_falls_in_a_row_and_knows_the_best():
     assert CollapseGuard(2, records).collapsed and not CollapseGuard(0, records).collapsed
 
 
+def test_a_validation_is_one_line_with_its_interval_and_the_best_before(capsys):
+    guard = CollapseGuard(0, [{"step": 4, "G": 0.41, "G_low": 0.1, "G_high": 0.7}])  # of a run that goes on
+    for record in ({"step": 6, "G": 0.4, "G_low": -0.123, "G_high": 1.0}, {"step": 8}, {"step": 10, "G": math.nan}):
+        guard.see(record)
+        guard.say(record)
+    line = "validation, step 6: G = 0.40 [-0.12, 1.00]; the best was G = 0.41 [0.10, 0.70] at step 4\n"
+    assert capsys.readouterr().err == line
+
+
 @one_kind
 @pytest.mark.parametrize("action", ["stop", "halve_lr", "warn"])
 def test_a_collapsing_run_is_stopped_or_slowed_and_its_best_is_kept(kind, labelled, tmp_path, monkeypatch, capsys, action):
@@ -180,7 +189,15 @@ def test_a_collapsing_run_is_stopped_or_slowed_and_its_best_is_kept(kind, labell
     run_training(kind, labelled, tmp_path / "out", *more)
     steps = [record["step"] for record in read_log(tmp_path / "out/train_log.jsonl") if "loss" in record]
     rates = [record["learning_rate"] for record in read_log(tmp_path / "out/train_log.jsonl") if "loss" in record]
-    assert "fallen 2 validations in a row (G = 0.10, best 0.30, kept in best/)" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "warning: " in told and "G has fallen 2 validations in a row, best/ has the best policy" in told
+    lines = [line[line.index("validation, step") :] for line in told.replace("\r", "\n").splitlines() if "validation, step" in line]
+    assert lines[:3] == [
+        "validation, step 0: G = 0.00; the best so far",
+        "validation, step 1: G = 0.30; the best so far",
+        "validation, step 2: G = 0.20; the best was G = 0.30 at step 1",
+    ]
+    assert len(lines) == (4 if action == "stop" else 7)
     assert steps == list(range(1, 4 if action == "stop" else 7))
     assert rates[:3] == [rates[0]] * 3 and set(rates[3:]) <= {rates[0] / 2 if action == "halve_lr" else rates[0]}
     run_training(kind, labelled, tmp_path / "one", "--max_train_steps", "1")

@@ -4,6 +4,7 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, one_kind, read_log, run_program, save_noise
 from programs import run_ranks
 from trainings import copy_validation_images, words
@@ -13,6 +14,7 @@ from dp2osr.errors import NonFiniteSamples, UserError
 from dp2osr.rewards.reward import hybrid_reward
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.store import CandidateStore
+from dp2osr.training import validation
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.trainer import PreferenceTrainer
 from dp2osr.training.validation import read_validation_images
@@ -66,6 +68,28 @@ def test_a_validation_bounds_nr_scores_by_the_gt_s_own(kind, labelled, tmp_path)
         and found["val_reward_mean"] == pytest.approx(rewards.mean())
         and found["val_reward_best"] == pytest.approx(rewards.max(1).mean())
     )
+
+
+@one_kind
+def test_the_interval_of_g_is_over_photographs(kind, labelled, tmp_path, monkeypatch):
+    """Of two photographs a resample is one, the other or both: the interval's bounds are the gains of each alone."""
+    valid = copy_validation_images(tmp_path)
+    for number, path in enumerate(sorted(tmp_path.rglob("*.png"))):  # two photographs, whatever the crops are called
+        path.rename(path.with_name(f"{'ab'[number % 2]}.png"))
+    more = ["--num_inference_steps", "1", "--validation_candidates", "3"]
+    trainer = PreferenceTrainer(kind.training_settings(words(kind, labelled, tmp_path / "out", *valid, *more)[1:]))
+    rewards, validator, hybrid = [], trainer.validator, validation.hybrid_reward
+    monkeypatch.setattr(validation, "hybrid_reward", lambda *args: rewards.append(hybrid(*args)) or rewards[-1])
+    with torch.no_grad():
+        for parameter in trainer.policy.parameters():
+            parameter.mul_(0.9)
+    found = validator(trainer.policy)
+    base, policy = np.split(rewards[-1], 2, axis=1)
+    alone = [(policy[row].mean() - base[row].mean()) / base[row].std(ddof=1) for row in range(2)]
+    assert [found["G_low"], found["G_high"]] == pytest.approx(sorted(alone)) and alone[0] != alone[1]
+    assert found["G_low"] < found["G"] < found["G_high"]
+    validator.images = [(f"one_0{number}", *rest) for number, (_, *rest) in enumerate(validator.images)]
+    assert "G_low" not in validator(trainer.policy)  # crops of one photograph
 
 
 def test_all_validation_images_that_cannot_be_used_are_named_at_once(tmp_path):

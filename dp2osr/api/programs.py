@@ -5,6 +5,9 @@ What a program prints, the function prints too. A path in the settings may be te
 """
 
 import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -102,6 +105,7 @@ def train(settings: TrainSettings) -> Path:
 
     Raises:
         UserError: settings of another program or that do not go together, candidates of another model, a folder of another run.
+        KeyboardInterrupt: the training was interrupted; its step is finished and saved, and it goes on when it is called again.
 
     Example:
         dp2osr.train(dp2osr.TrainSettings(
@@ -113,7 +117,7 @@ def train(settings: TrainSettings) -> Path:
     from dp2osr.training.checks import check_given
     from dp2osr.training.trainer import train_preferences
 
-    with mendable():
+    with mendable(), interruptible():
         settings = replace(settings, backbone=settings.backbone or kind_of_base(settings))
         check_given(settings, changed(settings))
         forget_accelerator()
@@ -134,7 +138,7 @@ def train_base(settings: BaselineSettings) -> Path:
     from dp2osr.training.baseline import train_baseline
     from dp2osr.training.baseline_checks import check_baseline_given
 
-    with mendable():
+    with mendable(), interruptible():
         check_baseline_given(settings, changed(settings))
         forget_accelerator()
         train_baseline(settings)
@@ -210,6 +214,17 @@ def changed(settings: Settings) -> set[str]:
         return entry.default if entry.default_factory is MISSING else entry.default_factory()
 
     return {entry.name for entry in fields(settings) if getattr(settings, entry.name) != default(entry)}
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Within, a training that ends at Ctrl-C with a checkpoint is KeyboardInterrupt, as a notebook expects, and not the program's exit."""
+    try:
+        yield
+    except SystemExit as ended:
+        if ended.code != 128 + signal.SIGINT:
+            raise
+        raise KeyboardInterrupt from None
 
 
 def kind_of_base(settings: TrainSettings) -> str | None:

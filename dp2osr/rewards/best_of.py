@@ -25,6 +25,7 @@ from dp2osr.rewards.label import pair_gt
 from dp2osr.rewards.metrics import MetricSuite, bad_score, bounds_of, check_modes
 from dp2osr.rewards.reward import hybrid_reward
 from dp2osr.sampling.restore import restore_folder
+from dp2osr.sampling.side_by_side import restore_side_by_side
 
 if TYPE_CHECKING:
     import torch
@@ -36,17 +37,21 @@ OF_BEST = ("reward_config", "gt_path", "metrics_dir")
 
 
 def restore_images(args: BestOfSettings) -> None:
-    """`restore_folder`; with `keep` "best" the best sample of each image alone is written.
+    """`restore_folder`, or with `compare_with` `restore_side_by_side`; with `keep` "best" the best sample of each image alone is written.
 
     Raises:
-        UserError: as `restore_folder`; flags that do not go together, no such reward, a metric that cannot be had, GT that is missing or of
+        UserError: as they; flags that do not go together, no such reward, a metric that cannot be had, GT that is missing or of
             another size, an image of which no sample has a finite score.
     """
     if args.keep == "all":
         refuse_ignored({name for name in OF_BEST if getattr(args, name) is not None}, OF_BEST, "without --keep best")
     if args.keep == "best" and args.sample_times == 1:
         raise UserError("--keep best: chooses among the samples of an image, and --sample_times is 1; give for example --sample_times 8")
-    restore_folder(args, BestOf(args) if args.keep == "best" else None)
+    chooser = BestOf(args) if args.keep == "best" else None
+    if args.compare_with:
+        restore_side_by_side(args, args.compare_with, chooser)
+    else:
+        restore_folder(args, chooser)
 
 
 class BestOf:

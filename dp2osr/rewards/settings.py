@@ -58,6 +58,9 @@ class BestOfSettings(RestoreSettings):
     """With --keep best: folder of GT images, named as the inputs; needed by FR metrics."""
     metrics_dir: Annotated[str | None, default_is("DP2OSR_METRICS_DIR, else pyiqa's own places")] = None
     """With --keep best: folder of scripts/fetch_metrics.py with pyiqa's weights."""
+    compare_with: Annotated[list[str], metavar("CONTROLNET")] = field(default_factory=list)
+    """Further ControlNets for the same images and seeds. The results of each, the first one's too, are in <output_dir>/<its name>, and
+    <output_dir>/comparison has a picture an image: LR, then each ControlNet's."""
 
 
 @dataclass(kw_only=True)

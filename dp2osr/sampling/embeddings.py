@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -24,14 +24,16 @@ class PromptEmbeddings:
     A prompt that is not known is embedded together with those that are said to come next; then the text encoders are freed. Which images
     a rank will get is not known beforehand, as any other rank may take the next one. So each embeds those of the next images on the list,
     whoever will sample them: with T5 that is some .05 s an image, beside minutes for an image's candidates.
-
-    Args:
-        always: prompts that stay known, as the negative one.
     """
 
-    def __init__(self, backbone: Backbone, always: Sequence[str] = ()) -> None:
-        self.backbone, self.always = backbone, always
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.always: list[str] = []
         self.known: dict[str, dict[str, torch.Tensor]] = {}  # on the host
+
+    def keep(self, prompts: Iterable[str]) -> None:
+        """Let these prompts stay known, once they are: the negative one."""
+        self.always += [prompt for prompt in prompts if prompt not in self.always]
 
     def __call__(self, prompt: str, coming: Iterable[str] = ()) -> dict[str, torch.Tensor]:
         if prompt not in self.known:
@@ -39,13 +41,16 @@ class PromptEmbeddings:
         return {name: tensor.to(self.backbone.device) for name, tensor in self.known[prompt].items()}
 
     def learn(self, prompts: Iterable[str]) -> None:
-        """Embed the first `TOGETHER` of `prompts`, and forget all others."""
-        self.known = {prompt: self.known[prompt] for prompt in self.always if prompt in self.known}
+        """Know the first `TOGETHER` of `prompts`, embed those that are not known yet, and forget all others."""
+        wanted = dict.fromkeys([*self.always, *islice(prompts, TOGETHER)])
+        self.known = {prompt: self.known[prompt] for prompt in wanted if prompt in self.known}
+        missing = [prompt for prompt in wanted if prompt not in self.known]
+        if not missing:
+            return
         with text_encoders(self.backbone):
-            for prompt in chain(self.always, islice(prompts, TOGETHER)):
-                if prompt not in self.known:
-                    embedding = self.backbone.encode_prompts([prompt])
-                    self.known[prompt] = {name: tensor.cpu() for name, tensor in embedding.items()}
+            for prompt in missing:
+                embedding = self.backbone.encode_prompts([prompt])
+                self.known[prompt] = {name: tensor.cpu() for name, tensor in embedding.items()}
 
 
 @contextmanager

@@ -62,57 +62,102 @@ def restore_folder(args: RestoreSettings, chooser: Chooser | None = None) -> Non
     Raises:
         UserError: see `find_inputs`, `GroupSampler` and `Results`; also results that would overwrite inputs, or whose names are too long.
     """
-    begun, choose, output = time.monotonic(), part_of(args), Path(args.output_dir)
-    check_output(output)
-    launch, locks = Launch(), Locks(output)
-    with launch.first("inputs"):
-        files, skipped = find_inputs(
-            args.image_path, args.recursive, args.skip_unreadable, choose, leave_out=result_of(output), quiet=not launch.is_first
-        )
-    check_format(files, args)
+    begun, output, launch = time.monotonic(), Path(args.output_dir), Launch()
+    files, skipped = read_inputs(args, launch, result_of(output))
     if chooser:
         chooser.begin(files)
-    names = names_of(output, files, args, chooser)
-    sampler = GroupSampler(args, compute_device(), process_size=args.process_size)
-    say_settings(launch, sampler, args.negative_prompt, files)
-    with launch.first("weights"):
-        results = results_of(output, sampler, chooser)
-    launch.agree("restoring", {**results.settings, "images": [(file.name, file.size) for file in files]})
-    wanted = {name: about for file in files for name, about in inputs_of(file, names[file.id], sampler, chooser).items()}
-    settings_path = output / f"settings{args.suffix}.json"
-
-    def survey() -> list[str]:
-        check_folder(settings_path, results, args)
-        if chooser:
-            chooser.check_table(results)
-        return results.missing(wanted, args.overwrite, args.adopt)
-
-    missing = set(launch.of_first("results", survey))
-    todo = [file for file in files if missing & set(names[file.id])]
-    counts = {file.id: args.sample_times for file in todo}
-    say(launch, sizes_line(files, args))
-    say_cost(launch, sampler, todo, counts)
-    say(launch, chooser.announce() if chooser and todo else None)
-    sampler.prepare(todo)
-    if launch.is_first and todo:
-        begin_folder(settings_path, results, wanted, locks)
-    log = WorkLog(output / RECORDS, "restore", launch)
-    with locks.leaving(), LaunchBar(launch, sampler, todo, counts, "restore") as bar:
-        for file in share(launch, "restore", todo, locks, lambda file: file.id):
-            bar.begin()
-            own = {name: wanted[name] for name in names[file.id] if name in missing}
-            lacking = own if args.overwrite else results.missing(own)  # another job may have made them meanwhile
-            if lacking:
-                restore(file, list(lacking), sampler, results, wanted, bar.update, chooser)
-                log.write(file.id, results=len(lacking))
-            launch.add("made", int(bool(lacking)))
-            bar.end(file.id)
-    if launch.is_last("restoring"):
-        locks.leave()
-        made = launch.add("made", 0)
-        if chooser:
-            print(chooser.finish(results))
+    restoration = Restoration(args, launch, files, chooser)
+    restoration.survey(GroupSampler(args, compute_device(), process_size=args.process_size))
+    made = restoration.make()
+    if made is not None:
         print(summary(output, "images", made, len(files) - made, skipped, begun))
+
+
+def read_inputs(args: RestoreSettings, launch: Launch, leave_out: Callable[[Path], bool]) -> tuple[list[ImageFile], dict[Path, str]]:
+    """(the images to restore, {path: why it is skipped}); `UserError` also where folder or format cannot take the results."""
+    choose = part_of(args)
+    check_output(args.output_dir)
+    with launch.first("inputs"):
+        files, skipped = find_inputs(
+            args.image_path, args.recursive, args.skip_unreadable, choose, leave_out=leave_out, quiet=not launch.is_first
+        )
+    check_format(files, args)
+    return files, skipped
+
+
+class Restoration:
+    """The results of a folder's images by one ControlNet: `survey` says what is missing, `make` makes it.
+
+    Args:
+        files: of `read_inputs`.
+
+    Attributes:
+        output: the folder of results; names: {image id: paths of its results below it}.
+
+    Raises:
+        UserError: names that cannot be, results that would overwrite inputs.
+    """
+
+    def __init__(self, args: RestoreSettings, launch: Launch, files: Sequence[ImageFile], chooser: Chooser | None = None) -> None:
+        self.args, self.launch, self.files, self.chooser = args, launch, files, chooser
+        self.output = Path(args.output_dir)
+        self.names = names_of(self.output, files, args, chooser)
+
+    def survey(self, sampler: GroupSampler, quiet: bool = False) -> None:
+        """Find which results are missing, by the `sampler` that is to make them; `quiet`: its settings have been said.
+
+        Raises:
+            UserError: results of other settings, files of the user's, ranks that differ.
+        """
+        args, launch, self.sampler = self.args, self.launch, sampler
+        if not quiet:
+            say_settings(launch, sampler, args.negative_prompt, self.files)
+        with launch.first("weights"):
+            self.results = results_of(self.output, sampler, self.chooser)
+        launch.agree("restoring", {**self.results.settings, "images": [(file.name, file.size) for file in self.files]})
+        made_of = (inputs_of(file, self.names[file.id], sampler, self.chooser) for file in self.files)
+        self.wanted = {name: about for of_file in made_of for name, about in of_file.items()}
+        self.settings_path = self.output / f"settings{args.suffix}.json"
+        self.missing = set(launch.of_first("results", self._missing))
+        self.todo = [file for file in self.files if self.missing & set(self.names[file.id])]
+
+    def _missing(self) -> list[str]:
+        check_folder(self.settings_path, self.results, self.args)
+        if self.chooser:
+            self.chooser.check_table(self.results)
+        return self.results.missing(self.wanted, self.args.overwrite, self.args.adopt)
+
+    def make(self) -> int | None:
+        """Make what is missing; returns of how many images, to the rank that is ready last, None to the others."""
+        launch, args, sampler, todo = self.launch, self.args, self.sampler, self.todo
+        locks, counts = Locks(self.output), {file.id: args.sample_times for file in todo}
+        say(launch, sizes_line(self.files, args))
+        say_cost(launch, sampler, todo, counts)
+        say(launch, self.chooser.announce() if self.chooser and todo else None)
+        sampler.prepare(todo)
+        if launch.is_first and todo:
+            begin_folder(self.settings_path, self.results, self.wanted, locks)
+        log = WorkLog(self.output / RECORDS, "restore", launch)
+        with locks.leaving(), LaunchBar(launch, sampler, todo, counts, "restore") as bar:
+            for file in share(launch, "restore", todo, locks, lambda file: file.id):
+                bar.begin()
+                lacking = self._lacking(file)
+                if lacking:
+                    restore(file, lacking, sampler, self.results, self.wanted, bar.update, self.chooser)
+                    log.write(file.id, results=len(lacking))
+                launch.add("made", int(bool(lacking)))
+                bar.end(file.id)
+        if not launch.is_last("restoring"):
+            return None
+        locks.leave()
+        if self.chooser:
+            print(self.chooser.finish(self.results))
+        return launch.add("made", 0)
+
+    def _lacking(self, file: ImageFile) -> list[str]:
+        """The results of an image that are still to be made: another job may have made them meanwhile."""
+        own = {name: self.wanted[name] for name in self.names[file.id] if name in self.missing}
+        return list(own) if self.args.overwrite else self.results.missing(own)
 
 
 def results_of(output: Path, sampler: GroupSampler, chooser: Chooser | None) -> Results:

@@ -36,6 +36,7 @@ class GroupSampler:
     Args:
         args: `GenerateSettings` or `RestoreSettings`; what they leave open is the model's recommendation.
         device: where to sample.
+        like: a sampler of another ControlNet, whose base, tags and embedded prompts this one uses too.
 
     Attributes:
         filled: {flag: (value, where it is from)} of the settings that the flags left open.
@@ -49,15 +50,17 @@ class GroupSampler:
         backbone: Backbone | None = None,
         controlnet: Any = None,
         process_size: int | None = None,
+        like: GroupSampler | None = None,
     ) -> None:
-        self.prompts = PromptSource(args, device)
+        self.prompts: PromptSource = like.prompts if like else PromptSource(args, device)
         if args.compile:
             check_compiler(device)
+        backbone = like.backbone if like else backbone
         if backbone is None:
             set_tf32(device, args.disable_tf32)
             dtype = DTYPES[usable_precision(args.mixed_precision, device)]
             backbone = load_backbone(model_source(args), device, dtype, ("vae", "tokenizers", "denoiser"), args.backbone)
-        self.backbone = backbone
+        self.backbone: Backbone = backbone
         self.args, self.filled = with_defaults(args, backbone)
         full = self.args
         set_text_length(backbone, args.max_sequence_length)
@@ -75,7 +78,8 @@ class GroupSampler:
             use_xformers(backbone.denoiser, self.controlnet)
         self.embeddings: dict[str, dict[str, torch.Tensor]] = {}
         self.is_guided = backbone.passes_a_step(full.guidance_scale) > 1
-        self.embedded = PromptEmbeddings(backbone, [full.negative_prompt] if self.is_guided else [])
+        self.embedded: PromptEmbeddings = like.embedded if like else PromptEmbeddings(backbone)
+        self.embedded.keep([full.negative_prompt] if self.is_guided else [])
         self.files: Sequence[ImageFile] = []
         self.places: dict[str, int] = {}
 

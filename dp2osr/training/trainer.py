@@ -300,6 +300,7 @@ class PreferenceTrainer:
         save_image(validator.sheet(), self.output / "samples" / f"step-{self.step:06d}.png")
         if guard.see(record):
             replace_folder(self.output / "best", lambda folder: save_controlnet(merged(self.policy), folder, self.recommended))
+        guard.say(record)
 
     def has_collapsed(self, guard: CollapseGuard) -> bool:
         """Whether the run must stop, by the first process's validations; `--on_collapse` may only warn or lower the rate."""
@@ -310,8 +311,7 @@ class PreferenceTrainer:
         if self.accelerator.is_main_process:
             words = {"stop": "stops", "halve_lr": "goes on at half the learning rate", "warn": "goes on"}[action]
             print(
-                f"\nwarning: {self.output}: the held-out reward has fallen {guard.patience} validations in a row "
-                f"(G = {guard.last:.2f}, best {guard.best:.2f}, kept in best/); the run {words}",
+                f"\nwarning: {self.output}: G has fallen {guard.patience} validations in a row, best/ has the best policy; the run {words}",
                 file=sys.stderr,
             )
         if action == "halve_lr":

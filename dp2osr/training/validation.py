@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from dp2osr.sharing import Launch
 from dp2osr.training.settings import TrainSettings
 
+RESAMPLES = 2000  # of photographs, for the interval of G
+
 
 class RewardValidator:
     """Called with a policy, returns pooled rewards of held-out images and the gain G; `sheet` has the first `shown` of them as pictures.
@@ -123,6 +125,7 @@ class RewardValidator:
     def __call__(self, policy: torch.nn.Module) -> dict[str, float]:
         """{"val_reward_mean", "val_reward_best", "val_reward_worst", "val_base_mean", "G"}; {} where no image has finite scores.
 
+        "G_low" and "G_high", the bounds of G's 95 % interval over photographs, are there where the images are of two or more.
         A NaN of a sample or a metric does not end a training: its image is left out of this validation, and that is said.
         """
         if not self.base:
@@ -138,12 +141,16 @@ class RewardValidator:
             return {}
         pooled, of_gt = ({name: values[finite] for name, values in of.items()} for of in (pooled, self.gt_scores))
         base, tuned = np.split(hybrid_reward(pooled, self.suite.lower_better, self.config, of_gt), 2, axis=1)
+        names = [image_id for (image_id, *_), good in zip(self.images, finite, strict=True) if good]
+        weights = stats.bootstrap_weights(stats.photographs_of(names), RESAMPLES, seed=0)
+        gain = stats.gain(tuned, base, weights)
         return {
             "val_reward_mean": float(tuned.mean()),
             "val_reward_best": float(tuned.max(axis=1).mean()),
             "val_reward_worst": float(tuned.min(axis=1).mean()),
             "val_base_mean": float(base.mean()),
-            "G": stats.gain(tuned, base, None).value,
+            "G": gain.value,
+            **({"G_low": gain.low, "G_high": gain.high} if np.isfinite(gain.low) else {}),
         }
 
     def sheet(self) -> Image.Image:
