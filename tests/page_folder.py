@@ -25,6 +25,7 @@ LINKS = {
     "lr": "RealSR/lr",
     "gt": "data/train/gt",
     "runs/quickstart/policy": "../policy",
+    "runs/full/policy-3": "../policy",
     "runs/quickstart/test": "../test",
     "runs/held_out": "test",
 }
