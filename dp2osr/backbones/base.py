@@ -7,6 +7,7 @@ control input has batch size 1 and is broadcast over its candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -146,6 +147,22 @@ class Backbone(Protocol):
         progress: Callable[[int], object] | None = None,
     ) -> torch.Tensor:
         """Denoise len(generators) candidates of one image from their own noise streams; `progress(1)` after each pass over a tile."""
+
+    def sampling_text(self, count: int, prompt: Prompt, negative: Prompt | None, guidance_scale: float) -> Prompt:
+        """What `predict` takes for `count` candidates, behind as many under the `negative` prompt if it is given."""
+
+    def control_windows(
+        self, controlnet: torch.nn.Module, control: torch.Tensor, shape: Sequence[int], whole: bool
+    ) -> AbstractContextManager[Callable[[int, int, int, int], torch.Tensor]]:
+        """Within, a function of (top, left, height, width) of a tile of latents: its part of the control input.
+
+        Args:
+            shape: (C, h, w) of the image's latents.
+            whole: whether its one tile is the image, so that what `controlnet` makes of the control alone may be made once.
+        """
+
+    def network_time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """What `predict` is told of a scheduler's timestep."""
 
     def trained_parts(self) -> dict[str, torch.nn.Module]:
         """What a baseline's training may train beside the ControlNet."""

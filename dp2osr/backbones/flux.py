@@ -6,19 +6,20 @@ Latents are kept as images, (B, C, h, w); the transformer sees them packed, 2 ×
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from inspect import signature
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
+from dp2osr.backbones.denoising import sample_candidates
+from dp2osr.backbones.flow_schedule import flow_scheduler, set_flow_timesteps
 from dp2osr.backbones.flux_files import count_layers, has_guidance, shape_of_config, shape_of_tensors
 from dp2osr.backbones.flux_tokens import image_ids, pack, unpack
 from dp2osr.backbones.footprint import transformer_numbers
 from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_denoiser, load_part, load_weights
-from dp2osr.backbones.tiles import blend_tiles, cut_windows, decode_tiled, default_vae_tiling, encode_tiled
+from dp2osr.backbones.tiles import cut_windows, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
 
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
     from dp2osr.backbones.base import Loop, Prompt, Steering
     from dp2osr.backbones.loading import ControlNetFiles, ModelSource
-
-SCHEDULERS = {"flow_euler": "FlowMatchEulerDiscreteScheduler", "flow_heun": "FlowMatchHeunDiscreteScheduler"}
 
 
 class FluxBackbone:
@@ -202,34 +201,23 @@ class FluxBackbone:
         """One: the guidance scale is an input of the distilled network."""
         return 1
 
-    @torch.no_grad()
-    def sample(self, controlnet: torch.nn.Module, control: torch.Tensor, prompt: Prompt, negative: Prompt | None,
-               generators: list[torch.Generator], shape: tuple[int, int, int], settings: Loop,
-               progress: Callable[[int], object] | None = None) -> torch.Tensor:  # fmt: skip
-        """Denoise len(generators) candidates of one image, as `SD2Backbone.sample` does; `negative` is not read.
+    sample = sample_candidates
 
-        The guidance scale is an input of the distilled network: there is no negative prompt. Latents and scheduler are in float32.
-        """
-        latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(self.device)
-        scheduler = self.sampling_schedule(settings, shape)
-        prompt = {**prompt, "guidance": settings.guidance_scale}
-        extra = {"generator": generators} if scheduler.config.get("stochastic_sampling") else {}
-        control = unpack(control, *shape[1:])
-        for timestep in scheduler.timesteps:
+    def sampling_text(self, count: int, prompt: Prompt, negative: Prompt | None, guidance_scale: float) -> Prompt:
+        """The prompt with the guidance scale, which is an input of the distilled network; `negative` is not read."""
+        return {**prompt, "guidance": guidance_scale}
 
-            def predict(
-                top: int, left: int, height: int, width: int, noisy: torch.Tensor = latents, timestep: torch.Tensor = timestep
-            ) -> torch.Tensor:
-                window = (..., slice(top, top + height), slice(left, left + width))
-                part, time = pack(control[window]), timestep.float() / 1000
-                [velocity] = self.predict([controlnet], noisy[window].to(self.dtype), time, prompt, part, settings.control_scale)
-                if progress:
-                    progress(1)
-                return velocity.float()
+    @contextmanager
+    def control_windows(
+        self, controlnet: torch.nn.Module, control: torch.Tensor, shape: Sequence[int], whole: bool
+    ) -> Iterator[Callable[[int, int, int, int], torch.Tensor]]:
+        """Within, the packed part of the control latents that belongs to a tile."""
+        latents = unpack(control, shape[1], shape[2])
+        yield lambda top, left, height, width: pack(latents[..., top : top + height, left : left + width])
 
-            velocity = blend_tiles(predict, *shape[1:], settings.tiling)
-            latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
-        return latents
+    def network_time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """What the transformer is told of a scheduler's timestep: the noise level σ."""
+        return timestep.float() / 1000
 
     def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int) -> float:
         """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
@@ -239,13 +227,9 @@ class FluxBackbone:
     def sampling_schedule(self, settings: Loop, shape: Sequence[int]) -> SchedulerMixin:
         """The scheduler of `settings`, its timesteps set for latents of `shape`: what the network sees at a time decides their shift."""
         scheduler = self.sampling_scheduler(settings.scheduler)
-        steps = settings.num_inference_steps
-        if "sigmas" in signature(scheduler.set_timesteps).parameters:
-            seen = [settings.tiling.cut(side)[1] for side in shape[1:]]
-            shift = {"mu": self.timestep_shift(*seen)} if scheduler.config.get("use_dynamic_shifting") else {}
-            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=self.device, **shift)
-        else:
-            scheduler.set_timesteps(steps, device=self.device)
+        seen = [settings.tiling.cut(side)[1] for side in shape[1:]]
+        shift = self.timestep_shift(*seen) if self.noise_schedule.config.get("use_dynamic_shifting") else None
+        set_flow_timesteps(scheduler, settings.num_inference_steps, self.device, shift)
         return scheduler
 
     def timestep_shift(self, height: int, width: int) -> float:
@@ -261,14 +245,7 @@ class FluxBackbone:
         Raises:
             UserError: diffusers has no flow scheduler of that name.
         """
-        import diffusers
-
-        kind = getattr(diffusers, SCHEDULERS.get(name, name), None)
-        if kind is None or not name.lower().startswith("flow"):
-            raise UserError(
-                f"--scheduler {name}: not for a flow model; take one of {', '.join(SCHEDULERS)} or a FlowMatch... class of diffusers"
-            )
-        return kind.from_config(self.noise_schedule.config)
+        return flow_scheduler(name, self.noise_schedule.config)
 
     # -- ControlNets -------------------------------------------------------------------------------------------------
 

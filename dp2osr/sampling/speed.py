@@ -59,13 +59,12 @@ def seconds_a_pass(backbone: Backbone, controlnet: torch.nn.Module, settings: Lo
     if backbone.encodes_control:  # the packed latents' shape is all that counts
         control = torch.rand((1, math.prod(tile) // 4, 4 * backbone.latent_channels), generator=generator)
     control = control.to(backbone.device, backbone.dtype)
-    scheduled = backbone.sampling_schedule(settings, (backbone.latent_channels, *tile)).timesteps[0]
-    scheduled = scheduled.to(backbone.dtype) / 1000 if backbone.encodes_control else scheduled
+    time = backbone.network_time(backbone.sampling_schedule(settings, (backbone.latent_channels, *tile)).timesteps[0])
 
     def call(count: int) -> None:
         count *= backbone.passes_a_step(settings.guidance_scale)
         noisy = torch.randn((count, backbone.latent_channels, *tile), generator=generator).to(backbone.device, backbone.dtype)
-        backbone.predict([controlnet], noisy, scheduled, prompt, control, settings.control_scale)
+        backbone.predict([controlnet], noisy, time, prompt, control, settings.control_scale)
 
     return probe(partial(call, 1), partial(call, together), together)
 

@@ -1,0 +1,61 @@
+"""The sampling loop of both kinds of backbone: from noise to the latents of one image's candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from inspect import signature
+from typing import TYPE_CHECKING
+
+import torch
+
+from dp2osr.backbones.tiles import blend_tiles
+
+if TYPE_CHECKING:
+    from dp2osr.backbones.base import Backbone, Loop, Prompt
+
+
+@torch.no_grad()
+def sample_candidates(
+    backbone: Backbone, controlnet: torch.nn.Module, control: torch.Tensor, prompt: Prompt, negative: Prompt | None,
+    generators: list[torch.Generator], shape: tuple[int, int, int], settings: Loop, progress: Callable[[int], object] | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Denoise len(generators) candidates of one image. Latents and scheduler are in float32, what enters the network in its precision.
+
+    Args:
+        control: the image's control input, as `prepare_control` gives it.
+        prompt, negative: embeddings of one prompt each; `negative` is not read where guidance is off or an input of the network.
+        generators: one CPU `torch.Generator` a candidate: its initial noise and step noise are its own.
+        shape: (C, h, w) of a latent.
+        settings: `LoopSettings`.
+        progress: called with 1 after each pass over a tile.
+    Returns:
+        (B, C, h, w) scaled latents, float32.
+    """
+    scheduler = backbone.sampling_schedule(settings, shape)
+    latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
+    latents = latents.to(backbone.device) * getattr(scheduler, "init_noise_sigma", 1)
+    guided = backbone.passes_a_step(settings.guidance_scale) == 2
+    text = backbone.sampling_text(len(latents), prompt, (negative or {}) if guided else None, settings.guidance_scale)
+    extra = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
+    with backbone.control_windows(controlnet, control, shape, settings.tiling.covers(*shape[1:])) as part_of:
+        for timestep in scheduler.timesteps:
+            noisy = torch.cat([latents] * 2) if guided else latents
+            noisy = scheduler.scale_model_input(noisy, timestep) if hasattr(scheduler, "scale_model_input") else noisy
+            time = backbone.network_time(timestep)
+
+            def predict(
+                top: int, left: int, height: int, width: int, noisy: torch.Tensor = noisy, time: torch.Tensor = time
+            ) -> torch.Tensor:
+                window = noisy[..., top : top + height, left : left + width].to(backbone.dtype)
+                part = part_of(top, left, height, width)
+                [prediction] = backbone.predict([controlnet], window, time, text, part, settings.control_scale)
+                if progress:
+                    progress(1)
+                return prediction.float()
+
+            prediction = blend_tiles(predict, *shape[1:], settings.tiling)
+            if guided:
+                unconditional, conditional = prediction.chunk(2)
+                prediction = unconditional + settings.guidance_scale * (conditional - unconditional)
+            latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]
+    return latents
