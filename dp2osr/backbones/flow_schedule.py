@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 SCHEDULERS = {
     "flow_euler": "FlowMatchEulerDiscreteScheduler",
     "flow_heun": "FlowMatchHeunDiscreteScheduler",
+    "flow_dpm": "DPMSolverMultistepScheduler",
+    "flow_unipc": "UniPCMultistepScheduler",
 }
+MULTISTEP = ("flow_dpm", "flow_unipc")  # solvers of order 2 that remember the last prediction; DEIS and SA-Solver give NaN on a flow
 
 
 def flow_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
@@ -29,6 +32,9 @@ def flow_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     """
     import diffusers
 
+    if name in (*MULTISTEP, *map(SCHEDULERS.get, MULTISTEP)):
+        kind = getattr(diffusers, SCHEDULERS.get(name, name))
+        return kind(config.get("num_train_timesteps", 1000), prediction_type="flow_prediction", use_flow_sigmas=True)
     kind = getattr(diffusers, SCHEDULERS.get(name, name), None)
     if kind is None or not name.lower().startswith("flow"):
         raise UserError(
@@ -37,9 +43,23 @@ def flow_scheduler(name: str, config: Mapping[str, Any]) -> SchedulerMixin:
     return kind.from_config(config)
 
 
-def set_flow_timesteps(scheduler: SchedulerMixin, steps: int, device: torch.device, shift: float | None) -> None:
-    """Set the timesteps of a flow scheduler; `shift` is the μ of a shift that depends on the resolution, None where there is none."""
-    if "sigmas" in signature(scheduler.set_timesteps).parameters:
+def set_flow_timesteps(scheduler: SchedulerMixin, config: Mapping[str, Any], steps: int, device: torch.device, shift: float | None) -> None:
+    """Set the timesteps of a flow scheduler.
+
+    Args:
+        config: of the model's noise schedule. A multistep solver takes its noise levels, those of Euler's method, as they are: what
+            diffusers makes for such solvers starts below σ = 1, rounds the times to integers and knows not every shift.
+        shift: the μ of a shift that depends on the resolution, None where there is none.
+    """
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    if scheduler.config.get("use_flow_sigmas"):
+        levels = FlowMatchEulerDiscreteScheduler.from_config(config)
+        set_flow_timesteps(levels, config, steps, device, shift)
+        scheduler.set_timesteps(steps, device=device)  # an empty memory
+        scheduler.timesteps = levels.timesteps
+        scheduler.sigmas = levels.sigmas.cpu().clamp(max=1 - 1e-6)  # log(1 - σ) is asked for
+    elif "sigmas" in signature(scheduler.set_timesteps).parameters:
         shifted = {"mu": shift} if scheduler.config.get("use_dynamic_shifting") else {}
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, **shifted)
     else:

@@ -228,8 +228,9 @@ class FluxBackbone:
         """The scheduler of `settings`, its timesteps set for latents of `shape`: what the network sees at a time decides their shift."""
         scheduler = self.sampling_scheduler(settings.scheduler)
         seen = [settings.tiling.cut(side)[1] for side in shape[1:]]
-        shift = self.timestep_shift(*seen) if self.noise_schedule.config.get("use_dynamic_shifting") else None
-        set_flow_timesteps(scheduler, settings.num_inference_steps, self.device, shift)
+        config = self.noise_schedule.config
+        shift = self.timestep_shift(*seen) if config.get("use_dynamic_shifting") else None
+        set_flow_timesteps(scheduler, config, settings.num_inference_steps, self.device, shift)
         return scheduler
 
     def timestep_shift(self, height: int, width: int) -> float:

@@ -41,7 +41,8 @@ class SamplingSettings(PromptSettings):
     guidance_scale: Annotated[Finite | None, default_is("the model's sampling_settings.json, else the paper's: SD2 3.5, FLUX 2.5")] = None
     """Classifier-free guidance; 1 switches it off and halves the time."""
     scheduler: Annotated[str | None, default_is("the model's sampling_settings.json, else ddpm; flow_euler")] = None
-    """SD2: ddpm, ddim, euler, euler_ancestral, dpm, unipc; FLUX: flow_euler, flow_heun; or any diffusers scheduler class that fits."""
+    """SD2: ddpm, ddim, euler, euler_ancestral, dpm, unipc; FLUX: flow_euler, flow_heun (two passes a step), and flow_dpm, flow_unipc, which
+    take few steps; or any diffusers scheduler class that fits."""
     align_method: Annotated[Literal["adain", "wavelet", "nofix"] | None, default_is("the model's sampling_settings.json, else adain")] = (
         None
     )
