@@ -1,15 +1,20 @@
 """What makes candidates cheaper: each lever against an oracle, and the samples without it."""
 
-from math import log2
+import json
+from math import inf, log2
 
 import pytest
 import torch
-from conftest import KINDS
+from conftest import KINDS, assert_one_clear_line, one_kind, run_program, settings_with
 
 from dp2osr.backbones import load_backbone
+from dp2osr.cli import field_names
 from dp2osr.errors import UserError
 from dp2osr.sampling.defaults import LoopSettings
+from dp2osr.sampling.generate import generate_candidates
+from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.seeds import candidate_generator
+from dp2osr.sampling.settings import GenerateSettings, LeverSettings
 
 MEAN, STD = 0.7, 0.5  # of the Gaussian data that the toy models know
 SHAPE = (4, 8, 8)
@@ -106,3 +111,130 @@ def test_a_solver_that_cannot_go_down_a_flow_is_refused(flux, name):
 def test_a_candidate_of_each_flow_solver_follows_from_its_own_generator(flux, flux_controlnet, scheduler):
     one, two = (sample(flux, flux_controlnet, loop_of(3, scheduler), count) for count in (1, 2))
     assert (one[0] - two[0]).abs().max() < 1e-4 and (two[0] - two[1]).abs().max() > 0.1
+
+
+# -- guidance in an interval ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rows(backbone, monkeypatch):
+    """How many rows each call of the network has, in turn."""
+    seen, predict = [], backbone.predict
+
+    def watched(nets, noisy, *rest):
+        seen.append(len(noisy))
+        return predict(nets, noisy, *rest)
+
+    monkeypatch.setattr(backbone, "predict", watched)
+    return seen
+
+
+def test_without_guidance_a_step_is_one_pass(backbone, controlnet, rows):
+    sample(backbone, controlnet, loop_of(2, backbone.default_scheduler))
+    assert rows == [2, 2]
+
+
+def test_noise_over_signal_is_that_of_edm(sd2, flux):
+    from diffusers import EulerDiscreteScheduler
+
+    theirs = EulerDiscreteScheduler.from_config(sd2.noise_schedule.config)
+    theirs.set_timesteps(7)
+    assert torch.allclose(sd2.noise_over_signal(theirs.timesteps), theirs.sigmas[:-1].double(), rtol=1e-3)
+    assert flux.noise_over_signal(torch.tensor([1000.0, 500.0, 200.0])).tolist() == pytest.approx([inf, 1, 0.25])
+
+
+def guided_by_hand(sd2, controlnet, control, low, high, scale):
+    """One candidate by the two networks' own forward passes, guided at the steps of DDIM whose σ lies within the bounds."""
+    prompt, negative = (sd2.encode_prompts([text])["encoder_hidden_states"] for text in ("cat", "noise"))
+    scheduler = sd2.sampling_scheduler("ddim")
+    scheduler.set_timesteps(6)
+    latents, guided = torch.randn((1, *SHAPE), generator=candidate_generator(0, "x", 0)), []
+    for timestep in scheduler.timesteps:
+        kept = sd2.noise_schedule.alphas_cumprod[timestep]
+        guided.append(bool(low < ((1 - kept) / kept).sqrt() <= high))
+        noise = []
+        for context in (prompt, negative):
+            down, mid = controlnet(latents, timestep, context, control, return_dict=False)
+            options = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+            noise.append(sd2.unet(latents, timestep, context, **options).sample)
+        weight = scale if guided[-1] else 1
+        latents = scheduler.step(noise[1] + weight * (noise[0] - noise[1]), timestep, latents).prev_sample
+    return latents, guided
+
+
+@torch.no_grad()
+@one_kind
+def test_guidance_acts_within_the_interval_alone_and_costs_a_pass_there_alone(sd2, sd2_controlnet, backbone, rows):
+    assert backbone.kind == "sd2"
+    control = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    expected, guided = guided_by_hand(sd2, sd2_controlnet, control, 0.7, 5.0, 4.0)
+    assert {True, False} == set(guided[1:]) and not guided[0] and not guided[-1]
+    ours = sample(backbone, sd2_controlnet, loop_of(6, "ddim", guidance_scale=4.0, guidance_interval=(0.7, 5.0)), count=1)
+    assert (ours - expected).abs().max() < 1e-4
+    assert rows == [2 if on else 1 for on in guided]
+
+
+@one_kind
+def test_an_interval_that_holds_all_steps_changes_no_byte(backbone, controlnet):
+    plain, everywhere = (
+        sample(backbone, controlnet, loop_of(3, "ddpm", guidance_scale=3.0, guidance_interval=interval)) for interval in (None, (0.0, 1e6))
+    )
+    assert torch.equal(plain, everywhere)
+
+
+# -- what cannot be had --------------------------------------------------------------------------------------------------
+
+
+def sampler_with(kind, **changes):
+    settings = settings_with(
+        GenerateSettings, pretrained_model_name_or_path=kind.model, controlnet_model_name_or_path=kind.controlnet, prompt_source="none",
+        **{"num_inference_steps": 4, "guidance_scale": 3.0, **changes},
+    )  # fmt: skip
+    return GroupSampler(settings, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "told"),
+    [
+        ("flux", {"guidance_interval": (0.1, 2)}, "guidance_interval 0.1 2: a base model of flux is told its guidance in the one pass"),
+        ("sd2", {"guidance_interval": (0.1, 2), "guidance_scale": 1.0}, r"no effect where guidance is off \(--guidance_scale 1\)"),
+        ("sd2", {"guidance_interval": (2, 2)}, "guidance_interval 2 2: LOW must be below HIGH"),
+        ("sd2", {"guidance_interval": (50, 60)}, r"no step lies in it \(they are at .*\)"),
+    ],
+)
+def test_a_lever_that_does_not_fit_is_refused_at_the_door(name, changes, told):
+    with pytest.raises(UserError, match=told):
+        sampler_with(KINDS[name], **changes)
+
+
+def test_the_programs_say_so_in_one_line(lr_folder, tmp_path):
+    words = [*KINDS["sd2"].model_flags, "--image_path", lr_folder, "--output_dir", tmp_path / "out", "--guidance_scale", "1"]
+    done = run_program("gen_candidates.py", *words, "--guidance_interval", "0.2", "5", check=False)
+    assert_one_clear_line(done, "--guidance_interval 0.2 5: has no effect")
+    assert not (tmp_path / "out").exists()
+    done = run_program("test_sd2b_controlnet.py", *words, "--guidance_interval", "0.2", check=False)
+    assert_one_clear_line(done, "guidance_interval")
+
+
+def generate(kind, lr_folder, folder, **levers):
+    settings = settings_with(
+        GenerateSettings, pretrained_model_name_or_path=kind.model, controlnet_model_name_or_path=kind.controlnet,
+        image_path=str(lr_folder), output_dir=str(folder), num_candidates=2, num_inference_steps=3, guidance_scale=2.0,
+        max_images=1, **levers,
+    )  # fmt: skip
+    return generate_candidates(settings)
+
+
+@pytest.mark.parametrize(("name", "lever", "value"), [("sd2", "guidance_interval", (0.2, 5.0))])
+def test_a_folder_takes_no_candidates_of_another_price(lr_folder, tmp_path, name, lever, value):
+    store = generate(KINDS[name], lr_folder, tmp_path / "out", **{lever: value})
+    assert store.settings[lever] == (list(value) if isinstance(value, tuple) else value)
+    with pytest.raises(UserError, match=f"other settings .*{lever}"):
+        generate(KINDS[name], lr_folder, tmp_path / "out")
+
+
+def test_a_folder_from_before_there_were_levers_goes_on(lr_folder, tmp_path):
+    store = generate(KINDS["sd2"], lr_folder, tmp_path / "out")
+    record = {name: value for name, value in store.settings.items() if name not in field_names(LeverSettings)}
+    (tmp_path / "out/settings.json").write_text(json.dumps(record))
+    assert generate(KINDS["sd2"], lr_folder, tmp_path / "out").ids() == store.ids()

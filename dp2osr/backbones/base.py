@@ -43,6 +43,7 @@ class Loop(Protocol):
     scheduler: str
     control_scale: float
     tiling: Tiling
+    guidance_interval: tuple[float, float] | None
 
 
 class Backbone(Protocol):
@@ -160,6 +161,9 @@ class Backbone(Protocol):
             shape: (C, h, w) of the image's latents.
             whole: whether its one tile is the image, so that what `controlnet` makes of the control alone may be made once.
         """
+
+    def noise_over_signal(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """σ of EDM, from 0 to infinity, at a scheduler's timesteps: the noise's standard deviation over what is left of the image."""
 
     def network_time(self, timestep: torch.Tensor) -> torch.Tensor:
         """What `predict` is told of a scheduler's timestep."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dp2osr.backbones.tiles import blend_tiles
+from dp2osr.backbones.trajectory import steps_of
 
 if TYPE_CHECKING:
     from dp2osr.backbones.base import Backbone, Loop, Prompt
@@ -34,17 +35,21 @@ def sample_candidates(
     scheduler = backbone.sampling_schedule(settings, shape)
     latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
     latents = latents.to(backbone.device) * getattr(scheduler, "init_noise_sigma", 1)
-    guided = backbone.passes_a_step(settings.guidance_scale) == 2
-    text = backbone.sampling_text(len(latents), prompt, (negative or {}) if guided else None, settings.guidance_scale)
+    steps = steps_of(backbone, settings, scheduler)
+    texts = {
+        guided: backbone.sampling_text(len(latents), prompt, (negative or {}) if guided else None, settings.guidance_scale)
+        for guided in {step.guided for step in steps}
+    }
     extra = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
     with backbone.control_windows(controlnet, control, shape, settings.tiling.covers(*shape[1:])) as part_of:
-        for timestep in scheduler.timesteps:
-            noisy = torch.cat([latents] * 2) if guided else latents
+        for step in steps:
+            timestep, text = scheduler.timesteps[step.index], texts[step.guided]
+            noisy = torch.cat([latents] * 2) if step.guided else latents
             noisy = scheduler.scale_model_input(noisy, timestep) if hasattr(scheduler, "scale_model_input") else noisy
             time = backbone.network_time(timestep)
 
             def predict(
-                top: int, left: int, height: int, width: int, noisy: torch.Tensor = noisy, time: torch.Tensor = time
+                top: int, left: int, height: int, width: int, noisy: torch.Tensor = noisy, time: torch.Tensor = time, text: Prompt = text
             ) -> torch.Tensor:
                 window = noisy[..., top : top + height, left : left + width].to(backbone.dtype)
                 part = part_of(top, left, height, width)
@@ -54,7 +59,7 @@ def sample_candidates(
                 return prediction.float()
 
             prediction = blend_tiles(predict, *shape[1:], settings.tiling)
-            if guided:
+            if step.guided:
                 unconditional, conditional = prediction.chunk(2)
                 prediction = unconditional + settings.guidance_scale * (conditional - unconditional)
             latents = scheduler.step(prediction, timestep, latents, return_dict=False, **extra)[0]

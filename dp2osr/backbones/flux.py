@@ -215,6 +215,11 @@ class FluxBackbone:
         latents = unpack(control, shape[1], shape[2])
         yield lambda top, left, height, width: pack(latents[..., top : top + height, left : left + width])
 
+    def noise_over_signal(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """σ / (1 − σ) of the flow's σ."""
+        sigmas = timesteps.cpu().double() / 1000
+        return sigmas / (1 - sigmas)
+
     def network_time(self, timestep: torch.Tensor) -> torch.Tensor:
         """What the transformer is told of a scheduler's timestep: the noise level σ."""
         return timestep.float() / 1000

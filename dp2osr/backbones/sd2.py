@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from dp2osr.backbones.denoising import sample_candidates
@@ -205,6 +206,12 @@ class SD2Backbone:
                 return image[..., scale * top : scale * (top + height), scale * left : scale * (left + width)]
 
             yield part_of
+
+    def noise_over_signal(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """σ = sqrt((1 − ᾱ_t) / ᾱ_t), its logarithm linear between whole t; 4096 where nothing is left, as diffusers has it."""
+        kept = self.noise_schedule.alphas_cumprod.double().clamp(min=2**-24)
+        levels = ((1 - kept) / kept).sqrt().log().numpy()
+        return torch.from_numpy(np.interp(timesteps.cpu().double().numpy(), np.arange(len(levels)), levels)).exp()
 
     def network_time(self, timestep: torch.Tensor) -> torch.Tensor:
         """What the UNet is told of a scheduler's timestep: itself."""

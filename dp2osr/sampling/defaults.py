@@ -26,6 +26,7 @@ class LoopSettings:
     scheduler: str
     control_scale: float = 1.0
     tiling: Tiling = WHOLE  # of the latents
+    guidance_interval: tuple[float, float] | None = None
 
 
 def published_settings(backbone: Backbone) -> dict[str, Any]:

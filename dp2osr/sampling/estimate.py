@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dp2osr.backbones.base import Backbone
+from dp2osr.backbones.trajectory import steps_of, work_of_steps
 from dp2osr.errors import UserError, listed
 from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.memory import AUTOENCODER, LATENTS, NETWORK, RESULTS, Peaks, Work, free_bytes, peak_bytes, total, work_of
@@ -60,8 +61,9 @@ def cost_of(
     speed = measure_speed(backbone, controlnet, settings, slowest, align_method)
     seconds = 0.0
     for size, images in Counter(map(tuple, sizes.values())).items():
-        steps = len(backbone.sampling_schedule(settings, works[size].latent).timesteps)
-        seconds += images * speed.seconds(works[size], steps, count, backbone.encodes_control, save_images)
+        scheduler = backbone.sampling_schedule(settings, works[size].latent)
+        work = work_of_steps(steps_of(backbone, settings, scheduler), backbone.passes_a_step(settings.guidance_scale))
+        seconds += images * speed.seconds(works[size], work * count, count, backbone.encodes_control, save_images)
     seconds /= processes
     lines = [f"{summary(sizes, seconds, processes)}, {memory_line(need.values(), free)}"]
     lines += warnings_of(sizes, works, backbone.native_size)

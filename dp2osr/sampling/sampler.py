@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from PIL import Image
 from dp2osr.backbones import load_backbone, model_source, set_text_length
 from dp2osr.backbones.base import Backbone
 from dp2osr.backbones.tiles import Tiling, latent_tiling, samples_together
+from dp2osr.cli import field_names
 from dp2osr.data.images import read_image
 from dp2osr.data.inputs import ImageFile
 from dp2osr.device import DTYPES, check_compiler, computes_in_tf32, set_tf32, usable_precision
@@ -23,9 +24,10 @@ from dp2osr.provenance import legacy_weights_hash, versions, vocabulary_hash, we
 from dp2osr.sampling.decode import finish_images
 from dp2osr.sampling.defaults import LoopSettings, with_defaults
 from dp2osr.sampling.embeddings import PromptEmbeddings
+from dp2osr.sampling.levers import check_levers, least_shape
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed
-from dp2osr.sampling.settings import GenerateSettings, RestoreSettings
+from dp2osr.sampling.settings import GenerateSettings, LeverSettings, RestoreSettings
 from dp2osr.sampling.store import CandidateGroup
 from dp2osr.sampling.strength import load_controlnet, strength_record
 
@@ -64,8 +66,10 @@ class GroupSampler:
         if process_size:
             backbone.native_size = process_size
         tiling = latent_tiling(backbone, args.tile_size, args.tile_overlap)
-        self.settings = LoopSettings(full.num_inference_steps, full.guidance_scale, full.scheduler, full.control_scale, tiling)
+        levers = {name: getattr(full, name) for name in field_names(LeverSettings)}
+        self.settings = LoopSettings(full.num_inference_steps, full.guidance_scale, full.scheduler, full.control_scale, tiling, **levers)
         check_scheduler(backbone, self.settings)
+        check_levers(backbone, self.settings)
         if args.vae_tile_size:
             side = max(1, args.vae_tile_size // backbone.vae_scale)
             backbone.vae_tiling = Tiling(side, side // 4)
@@ -165,8 +169,7 @@ def use_xformers(*networks: torch.nn.Module) -> None:
 
 def check_scheduler(backbone: Backbone, settings: LoopSettings) -> None:
     """Raise `UserError` unless the scheduler of `settings` can take its steps; tried on latents of one grid cell."""
-    side = backbone.size_multiple // backbone.vae_scale
-    shape = (backbone.latent_channels, side, side)
+    shape = least_shape(backbone)
     try:
         scheduler = backbone.sampling_schedule(settings, shape)
         latents = torch.ones(1, *shape, device=scheduler.timesteps.device)
@@ -223,6 +226,9 @@ def earlier_values(args: GenerateSettings | RestoreSettings) -> dict[str, Callab
     earlier: dict[str, Callable[[], str | None]] = {key: partial(legacy_weights_hash, path) for key, path in paths.items() if path}
     if args.policy_strength == 1:
         earlier["policy_strength"] = lambda: None
+    for entry in fields(LeverSettings):  # from before there were levers
+        if getattr(args, entry.name) == entry.default:
+            earlier[entry.name] = lambda: None
     if args.max_sequence_length in (None, 512):
         earlier["max_sequence_length"] = lambda: None
     if not torch.backends.cuda.matmul.allow_tf32:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from dp2osr.backbones.settings import ModelSettings
 from dp2osr.cli import Settings
 from dp2osr.data.settings import PartSettings
-from dp2osr.fields import Count, Finite, Natural, NonNegative, PartOfAName, Positive, Tokens, at_least, default_is
+from dp2osr.fields import Count, Finite, Natural, NonNegative, PartOfAName, Positive, Tokens, at_least, default_is, metavar
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,15 @@ class PromptSettings(Settings):
 
 
 @dataclass(kw_only=True)
-class SamplingSettings(PromptSettings):
+class LeverSettings(Settings):
+    """What makes samples cheaper and other than the model's own: docs/cheap.md."""
+
+    guidance_interval: Annotated[tuple[NonNegative, NonNegative] | None, metavar("LOW HIGH"), default_is("all steps")] = None
+    """SD2: guide only where LOW < noise over signal <= HIGH; the other steps take one pass. For SDXL 0.28 5.42 were published."""
+
+
+@dataclass(kw_only=True)
+class SamplingSettings(LeverSettings, PromptSettings):
     """How a model samples; the defaults of those that are None are the model's own, see `sampling.defaults`."""
 
     controlnet_model_name_or_path: str

@@ -26,9 +26,9 @@ class Speed:
     decoded_pixel: float
     finished_pixel: float  # colour fix and file
 
-    def seconds(self, work: Work, steps: int, count: int, encodes_control: bool, save_images: bool = True) -> float:
-        """Of `count` samples of one image."""
-        seconds = steps * work.tiles * math.prod(work.tile) * count * self.latent_pixel
+    def seconds(self, work: Work, steps: float, count: int, encodes_control: bool, save_images: bool = True) -> float:
+        """Of `count` samples of one image, whose steps are as much work as `steps` of the dearest ones, all samples together."""
+        seconds = steps * work.tiles * math.prod(work.tile) * self.latent_pixel
         decoded = count if save_images else 0
         coded = (decoded + (0.6 if encodes_control else 0)) * work.decode_tiles  # an encoder takes a little more than half of a decoder
         seconds += coded * math.prod(work.decode_tile) * (math.prod(work.padded) / math.prod(work.latent[1:])) * self.decoded_pixel

@@ -1,0 +1,40 @@
+"""What makes samples cheaper, and where it cannot be had."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from dp2osr.backbones.trajectory import steps_of
+from dp2osr.errors import UserError
+
+if TYPE_CHECKING:
+    from dp2osr.backbones.base import Backbone
+    from dp2osr.sampling.defaults import LoopSettings
+
+
+def check_levers(backbone: Backbone, settings: LoopSettings) -> None:
+    """Raise `UserError` where a lever is not this model's, has no effect, or goes against another setting."""
+    if settings.guidance_interval is not None:
+        check_interval(backbone, settings, *settings.guidance_interval)
+
+
+def check_interval(backbone: Backbone, settings: LoopSettings, low: float, high: float) -> None:
+    """`check_levers` of the guidance interval."""
+    flag = f"--guidance_interval {low:g} {high:g}"
+    if backbone.passes_a_step(math.inf) == 1:
+        raise UserError(f"{flag}: a base model of {backbone.kind} is told its guidance in the one pass of a step; leave the flag out")
+    if backbone.passes_a_step(settings.guidance_scale) == 1:
+        raise UserError(f"{flag}: has no effect where guidance is off (--guidance_scale {settings.guidance_scale:g}); leave it out")
+    if low >= high:
+        raise UserError(f"{flag}: LOW must be below HIGH")
+    scheduler = backbone.sampling_schedule(settings, least_shape(backbone))
+    if not any(step.guided for step in steps_of(backbone, settings, scheduler)):
+        levels = ", ".join(f"{level:.3g}" for level in backbone.noise_over_signal(scheduler.timesteps))
+        raise UserError(f"{flag}: no step lies in it (they are at {levels}); give another, or --guidance_scale 1")
+
+
+def least_shape(backbone: Backbone) -> tuple[int, int, int]:
+    """(C, h, w) of the latents of one cell of the model's grid."""
+    side = backbone.size_multiple // backbone.vae_scale
+    return backbone.latent_channels, side, side
