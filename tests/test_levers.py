@@ -1,13 +1,17 @@
 """What makes candidates cheaper: each lever against an oracle, and the samples without it."""
 
 import json
+from dataclasses import replace
+from itertools import pairwise, product
 from math import inf, log2
 
 import pytest
 import torch
 from conftest import KINDS, assert_one_clear_line, one_kind, run_program, settings_with
+from PIL import Image
 
 from dp2osr.backbones import load_backbone
+from dp2osr.backbones.trajectory import key_steps, steps_of
 from dp2osr.cli import field_names
 from dp2osr.errors import UserError
 from dp2osr.sampling.defaults import LoopSettings
@@ -182,6 +186,78 @@ def test_an_interval_that_holds_all_steps_changes_no_byte(backbone, controlnet):
     assert torch.equal(plain, everywhere)
 
 
+# -- features that are used again ----------------------------------------------------------------------------------------
+
+
+def test_key_steps_are_one_of_k_and_closest_at_the_start():
+    assert key_steps(50, 6) == [0, 1, 2, 5, 9, 15, 22, 30, 39]  # Faster Diffusion's nine: 0, 1, 2, 3, 5, 10, 15, 25, 35
+    assert key_steps(8, 1) == list(range(8)) and key_steps(8, 8) == [0]
+    for count, interval in product(range(1, 40), range(1, 12)):
+        keys = key_steps(count, interval)
+        gaps = [after - before for before, after in pairwise([*keys, count])]
+        assert len(keys) == -(-count // interval) and keys[0] == 0 and all(gap > 0 for gap in gaps)
+        assert sum(gaps[: len(gaps) // 2]) <= sum(gaps[-(len(gaps) // 2) :])
+
+
+class Repeating:
+    """A network that answers, between the key steps, as at the last one; it is called once a step."""
+
+    def __init__(self, network, keys):
+        self.network, self.keys, self.calls, self.answer = network, keys, -1, None
+
+    def __call__(self, *args, **options):
+        self.calls += 1
+        if self.calls in self.keys:
+            self.answer = self.network(*args, **options)
+        return self.answer
+
+    def __getattr__(self, name):
+        return getattr(self.network, name)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 3.0])
+def test_between_key_steps_the_networks_answer_as_at_the_last_one(backbone, controlnet, monkeypatch, guidance):
+    """ControlNet, and of SD2 every part of the UNet up to its middle block, each wrapped so that it repeats itself."""
+    steps, keys = 5, [0, 1, 2]
+    settings = loop_of(steps, backbone.default_scheduler, guidance_scale=guidance)
+    ours = sample(backbone, controlnet, replace(settings, cache_interval=2))
+    plain = sample(backbone, controlnet, settings)
+    repeated = [(controlnet, "forward")]
+    if backbone.kind == "sd2":
+        repeated += [(part, "forward") for part in (backbone.unet.conv_in, *backbone.unet.down_blocks, backbone.unet.mid_block)]
+    for part, name in repeated:
+        monkeypatch.setattr(part, name, Repeating(getattr(part, name), keys))
+    assert torch.equal(sample(backbone, controlnet, settings), ours)
+    assert not torch.equal(plain, ours)
+
+
+def test_a_step_that_reuses_features_does_not_run_the_controlnet(backbone, controlnet, monkeypatch):
+    counter = Repeating(controlnet.forward, range(100))
+    monkeypatch.setattr(controlnet, "forward", counter)
+    passes = []
+    sample(backbone, controlnet, loop_of(8, backbone.default_scheduler, cache_interval=3), progress=passes.append)
+    assert counter.calls + 1 == 3 and len(passes) == 8
+
+
+def test_a_prediction_in_its_two_parts_is_the_same(backbone, controlnet):
+    generator = torch.Generator().manual_seed(0)
+    noisy, control = torch.randn(2, *SHAPE, generator=generator), torch.rand(1, 3, 32, 32, generator=generator)
+    inputs = noisy, torch.tensor(0.4 if backbone.kind == "flux" else 400), backbone.encode_prompts(["cat"])
+    control = backbone.prepare_control(control)
+    with torch.no_grad():
+        [whole] = backbone.predict([controlnet], *inputs, control, 0.7)
+        parts = backbone.denoise(*inputs, backbone.steer(controlnet, *inputs, control, 0.7))
+    assert torch.equal(whole, parts)
+
+
+@one_kind
+def test_a_step_with_another_number_of_passes_than_the_last_is_a_key_step(backbone):
+    settings = loop_of(8, "ddim", guidance_scale=3.0, guidance_interval=(0.7, 5.0), cache_interval=8)
+    steps = steps_of(backbone, settings, backbone.sampling_schedule(settings, SHAPE))
+    changes = [index for index in range(8) if index == 0 or steps[index].guided != steps[index - 1].guided]
+    assert [step.index for step in steps if step.key] == changes and len(changes) == 3
+
+
 # -- what cannot be had --------------------------------------------------------------------------------------------------
 
 
@@ -200,6 +276,7 @@ def sampler_with(kind, **changes):
         ("sd2", {"guidance_interval": (0.1, 2), "guidance_scale": 1.0}, r"no effect where guidance is off \(--guidance_scale 1\)"),
         ("sd2", {"guidance_interval": (2, 2)}, "guidance_interval 2 2: LOW must be below HIGH"),
         ("sd2", {"guidance_interval": (50, 60)}, r"no step lies in it \(they are at .*\)"),
+        ("flux", {"cache_interval": 5}, "cache_interval 5: must be at most --num_inference_steps, 4"),
     ],
 )
 def test_a_lever_that_does_not_fit_is_refused_at_the_door(name, changes, told):
@@ -216,6 +293,13 @@ def test_the_programs_say_so_in_one_line(lr_folder, tmp_path):
     assert_one_clear_line(done, "guidance_interval")
 
 
+def test_features_are_not_kept_of_tiles(kind, tmp_path):
+    Image.new("RGB", (64, 40)).save(tmp_path / "wide.png")
+    with pytest.raises(UserError, match="cache_interval 2: keeps features .*in tiles are wide.*--tile_size"):
+        generate(kind, tmp_path, tmp_path / "out", cache_interval=2)
+    assert not (tmp_path / "out").exists()
+
+
 def generate(kind, lr_folder, folder, **levers):
     settings = settings_with(
         GenerateSettings, pretrained_model_name_or_path=kind.model, controlnet_model_name_or_path=kind.controlnet,
@@ -225,7 +309,7 @@ def generate(kind, lr_folder, folder, **levers):
     return generate_candidates(settings)
 
 
-@pytest.mark.parametrize(("name", "lever", "value"), [("sd2", "guidance_interval", (0.2, 5.0))])
+@pytest.mark.parametrize(("name", "lever", "value"), [("sd2", "guidance_interval", (0.2, 5.0)), ("flux", "cache_interval", 2)])
 def test_a_folder_takes_no_candidates_of_another_price(lr_folder, tmp_path, name, lever, value):
     store = generate(KINDS[name], lr_folder, tmp_path / "out", **{lever: value})
     assert store.settings[lever] == (list(value) if isinstance(value, tuple) else value)

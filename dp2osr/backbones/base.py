@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 
 Prompt = Mapping[str, Any]  # embeddings as `embed_prompts` gives them, and perhaps a "guidance"
+Features = Any  # what a backbone's `steer` hands to its `denoise`
 
 
 class Steering(Protocol):
@@ -44,6 +45,7 @@ class Loop(Protocol):
     control_scale: float
     tiling: Tiling
     guidance_interval: tuple[float, float] | None
+    cache_interval: int
 
 
 class Backbone(Protocol):
@@ -123,6 +125,20 @@ class Backbone(Protocol):
         control_scale: float = 1.0,
     ) -> list[torch.Tensor]:
         """The prediction under each of `controlnets`, all on one pass of what they share."""
+
+    def steer(
+        self,
+        controlnet: Steering,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        prompt: Prompt,
+        control: torch.Tensor,
+        control_scale: float = 1.0,
+    ) -> Features:
+        """The first part of a prediction, which changes little from one sampling step to the next: the ControlNet and what it acts on."""
+
+    def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, features: Features) -> torch.Tensor:
+        """The rest: the prediction, from `features` that `steer` gave, at this time or at an earlier one."""
 
     def passes_a_step(self, guidance_scale: float) -> int:
         """How often a sampling step predicts for each candidate."""

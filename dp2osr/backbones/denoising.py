@@ -2,17 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import TYPE_CHECKING
 
 import torch
 
 from dp2osr.backbones.tiles import blend_tiles
-from dp2osr.backbones.trajectory import steps_of
+from dp2osr.backbones.trajectory import Step, steps_of
 
 if TYPE_CHECKING:
-    from dp2osr.backbones.base import Backbone, Loop, Prompt
+    from dp2osr.backbones.base import Backbone, Features, Loop, Prompt
+
+
+class SteeredNetwork:
+    """The network at one step of a trajectory after another; what steers it is kept where later steps use it again.
+
+    Args:
+        texts: {whether a step is guided: what `predict` takes for it}.
+    """
+
+    def __init__(self, backbone: Backbone, controlnet: torch.nn.Module, texts: Mapping[bool, Prompt], settings: Loop) -> None:
+        self.backbone, self.controlnet, self.texts, self.settings = backbone, controlnet, texts, settings
+        self.features: Features = None
+
+    def __call__(self, step: Step, noisy: torch.Tensor, time: torch.Tensor, control: torch.Tensor) -> torch.Tensor:
+        """The prediction for a tile; where features are kept it is the image's only one."""
+        text, scale = self.texts[step.guided], self.settings.control_scale
+        if self.settings.cache_interval == 1:
+            return self.backbone.predict([self.controlnet], noisy, time, text, control, scale)[0]
+        if step.key:
+            self.features = None  # the last ones make room
+            self.features = self.backbone.steer(self.controlnet, noisy, time, text, control, scale)
+        return self.backbone.denoise(noisy, time, text, self.features)
 
 
 @torch.no_grad()
@@ -40,20 +62,22 @@ def sample_candidates(
         guided: backbone.sampling_text(len(latents), prompt, (negative or {}) if guided else None, settings.guidance_scale)
         for guided in {step.guided for step in steps}
     }
+    network = SteeredNetwork(backbone, controlnet, texts, settings)
     extra = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
-    with backbone.control_windows(controlnet, control, shape, settings.tiling.covers(*shape[1:])) as part_of:
+    whole = settings.tiling.covers(*shape[1:])
+    assert whole or settings.cache_interval == 1, "features are kept of one tile"
+    with backbone.control_windows(controlnet, control, shape, whole) as part_of:
         for step in steps:
-            timestep, text = scheduler.timesteps[step.index], texts[step.guided]
+            timestep = scheduler.timesteps[step.index]
             noisy = torch.cat([latents] * 2) if step.guided else latents
             noisy = scheduler.scale_model_input(noisy, timestep) if hasattr(scheduler, "scale_model_input") else noisy
             time = backbone.network_time(timestep)
 
             def predict(
-                top: int, left: int, height: int, width: int, noisy: torch.Tensor = noisy, time: torch.Tensor = time, text: Prompt = text
+                top: int, left: int, height: int, width: int, noisy: torch.Tensor = noisy, time: torch.Tensor = time, step: Step = step
             ) -> torch.Tensor:
                 window = noisy[..., top : top + height, left : left + width].to(backbone.dtype)
-                part = part_of(top, left, height, width)
-                [prediction] = backbone.predict([controlnet], window, time, text, part, settings.control_scale)
+                prediction = network(step, window, time, part_of(top, left, height, width))
                 if progress:
                     progress(1)
                 return prediction.float()

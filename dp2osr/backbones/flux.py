@@ -26,7 +26,7 @@ from dp2osr.errors import UserError
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-    from dp2osr.backbones.base import Loop, Prompt, Steering
+    from dp2osr.backbones.base import Features, Loop, Prompt, Steering
     from dp2osr.backbones.loading import ControlNetFiles, ModelSource
 
 
@@ -164,36 +164,40 @@ class FluxBackbone:
     def predict(self, controlnets: Sequence[Steering], noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, control: torch.Tensor,
                 control_scale: float = 1.0) -> list[torch.Tensor]:  # fmt: skip
         """The velocity under each ControlNet, (B, C, h, w) each; `prompt` may carry a "guidance" of its own, for all or one a sample."""
+        steered = (self.steer(controlnet, noisy, timesteps, prompt, control, control_scale) for controlnet in controlnets)
+        return [self.denoise(noisy, timesteps, prompt, residuals) for residuals in steered]
+
+    def network_inputs(
+        self, network: Steering, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt
+    ) -> dict[str, torch.Tensor | bool | None]:
+        """What the transformer and its ControlNets take alike; guidance where the `network` has an input for it."""
         count, _, height, width = noisy.shape
         tokens = pack(noisy)
-        timesteps = torch.as_tensor(timesteps, device=tokens.device, dtype=tokens.dtype).expand(count)
         guidance = torch.as_tensor(prompt.get("guidance", self.guidance), device=tokens.device, dtype=tokens.dtype).expand(count)
         text = prompt["encoder_hidden_states"].expand(count, -1, -1)
-        inputs = {
+        return {
             "hidden_states": tokens,
-            "timestep": timesteps,
+            "timestep": torch.as_tensor(timesteps, device=tokens.device, dtype=tokens.dtype).expand(count),
+            "guidance": guidance if network.config.guidance_embeds else None,
             "pooled_projections": prompt["pooled_projections"].expand(count, -1),
             "encoder_hidden_states": text,
             "txt_ids": torch.zeros(text.shape[1], 3, device=tokens.device, dtype=tokens.dtype),
             "img_ids": image_ids(height // 2, width // 2, tokens.device).to(tokens.dtype),
             "return_dict": False,
         }
-        predictions = []
-        for controlnet in controlnets:
-            double, single = controlnet(
-                **inputs,
-                controlnet_cond=control.expand(count, -1, -1),
-                conditioning_scale=control_scale,
-                guidance=guidance if controlnet.config.guidance_embeds else None,
-            )
-            [velocity] = self.transformer(
-                **inputs,
-                controlnet_block_samples=double,
-                controlnet_single_block_samples=single,
-                guidance=guidance if self.transformer.config.guidance_embeds else None,
-            )
-            predictions.append(unpack(velocity, height, width))
-        return predictions
+
+    def steer(self, controlnet: Steering, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, control: torch.Tensor,
+              control_scale: float = 1.0) -> Features:  # fmt: skip
+        """What the ControlNet adds to the double blocks and to the single ones."""
+        inputs = self.network_inputs(controlnet, noisy, timesteps, prompt)
+        return controlnet(**inputs, controlnet_cond=control.expand(len(noisy), -1, -1), conditioning_scale=control_scale)
+
+    def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, features: Features) -> torch.Tensor:
+        """The transformer's velocity, (B, C, h, w)."""
+        double, single = features
+        inputs = self.network_inputs(self.transformer, noisy, timesteps, prompt)
+        [velocity] = self.transformer(**inputs, controlnet_block_samples=double, controlnet_single_block_samples=single)
+        return unpack(velocity, *noisy.shape[2:])
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 

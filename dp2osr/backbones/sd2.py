@@ -15,7 +15,7 @@ from dp2osr.backbones.denoising import sample_candidates
 from dp2osr.backbones.footprint import unet_numbers
 from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_denoiser, load_part, load_weights
 from dp2osr.backbones.sd2_files import conditioning_channels, shape_of_config, shape_of_tensors
-from dp2osr.backbones.sd2_unet import embedded_control, unet_decode, unet_encode
+from dp2osr.backbones.sd2_unet import embed_time, embedded_control, steered, unet_decode, unet_encode
 from dp2osr.backbones.tiles import cut_windows, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
@@ -23,7 +23,7 @@ from dp2osr.errors import UserError
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-    from dp2osr.backbones.base import Loop, Prompt, Steering
+    from dp2osr.backbones.base import Features, Loop, Prompt, Steering
     from dp2osr.backbones.loading import ControlNetFiles, ModelSource
 
 CONVOLUTIONS = torch.channels_last  # memory layout of the UNet's and ControlNets' weights: their convolutions run faster in it
@@ -167,19 +167,23 @@ class SD2Backbone:
         """
         context = prompt["encoder_hidden_states"].expand(len(noisy), -1, -1)
         embedding, skips, middle = unet_encode(self.unet, noisy, timesteps, context)
-        predictions = []
-        for controlnet in controlnets:
-            down, mid = controlnet(
-                noisy,
-                timesteps,
-                encoder_hidden_states=context,
-                controlnet_cond=control,
-                conditioning_scale=control_scale,
-                return_dict=False,
-            )
-            steered = [skip + residual for skip, residual in zip(skips, down, strict=True)]
-            predictions.append(unet_decode(self.unet, embedding, steered, middle + mid, context))
-        return predictions
+        features = (steered(controlnet, noisy, timesteps, context, control, control_scale, skips, middle) for controlnet in controlnets)
+        return [unet_decode(self.unet, embedding, *each, context) for each in features]
+
+    def steer(
+        self, controlnet: Steering, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, control: torch.Tensor,
+        control_scale: float = 1.0,
+    ) -> Features:  # fmt: skip
+        """What encoder, middle block and ControlNet hand to the decoder: (skips, middle activation)."""
+        context = prompt["encoder_hidden_states"].expand(len(noisy), -1, -1)
+        _, skips, middle = unet_encode(self.unet, noisy, timesteps, context)
+        return steered(controlnet, noisy, timesteps, context, control, control_scale, skips, middle)
+
+    def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, features: Features) -> torch.Tensor:
+        """The decoder's prediction at its own time, (B, C, h, w)."""
+        context = prompt["encoder_hidden_states"].expand(len(noisy), -1, -1)
+        skips, middle = features
+        return unet_decode(self.unet, embed_time(self.unet, noisy, timesteps), skips, middle, context)
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 

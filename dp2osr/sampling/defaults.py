@@ -27,6 +27,7 @@ class LoopSettings:
     control_scale: float = 1.0
     tiling: Tiling = WHOLE  # of the latents
     guidance_interval: tuple[float, float] | None = None
+    cache_interval: int = 1
 
 
 def published_settings(backbone: Backbone) -> dict[str, Any]:

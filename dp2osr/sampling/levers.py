@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from dp2osr.backbones.trajectory import steps_of
-from dp2osr.errors import UserError
+from dp2osr.errors import UserError, listed
 
 if TYPE_CHECKING:
     from dp2osr.backbones.base import Backbone
@@ -17,6 +18,18 @@ def check_levers(backbone: Backbone, settings: LoopSettings) -> None:
     """Raise `UserError` where a lever is not this model's, has no effect, or goes against another setting."""
     if settings.guidance_interval is not None:
         check_interval(backbone, settings, *settings.guidance_interval)
+    steps = settings.num_inference_steps
+    if settings.cache_interval > steps:
+        raise UserError(f"--cache_interval {settings.cache_interval}: must be at most --num_inference_steps, {steps}")
+
+
+def check_tiles(settings: LoopSettings, tiled: Collection[str]) -> None:
+    """Raise `UserError` if features are to be kept of the images that are `tiled`, by name: they are kept of one tile."""
+    if tiled and settings.cache_interval > 1:
+        raise UserError(
+            f"--cache_interval {settings.cache_interval}: keeps features of an image that is denoised whole; in tiles are "
+            f"{listed(list(tiled))}; give a larger --tile_size, or leave the flag out"
+        )
 
 
 def check_interval(backbone: Backbone, settings: LoopSettings, low: float, high: float) -> None:

@@ -31,6 +31,9 @@ class LeverSettings(Settings):
 
     guidance_interval: Annotated[tuple[NonNegative, NonNegative] | None, metavar("LOW HIGH"), default_is("all steps")] = None
     """SD2: guide only where LOW < noise over signal <= HIGH; the other steps take one pass. For SDXL 0.28 5.42 were published."""
+    cache_interval: Count = 1
+    """Of so many steps one computes the ControlNet (SD2: and the UNet's encoder), more of the first and fewer of the last; the others take
+    what it gave. 1: all compute it."""
 
 
 @dataclass(kw_only=True)
