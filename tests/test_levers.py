@@ -3,25 +3,21 @@
 import json
 from dataclasses import replace
 from itertools import pairwise, product
-from math import inf, log2
+from math import inf
 
 import pytest
 import torch
 from conftest import KINDS, assert_one_clear_line, one_kind, run_program, settings_with
 from PIL import Image
+from sampled_toys import SHAPE, loop_of, rows_of, sample, sampler_with  # noqa: F401 - a fixture among them
 
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.trajectory import key_steps, steps_of
 from dp2osr.cli import field_names
 from dp2osr.errors import UserError
-from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.generate import generate_candidates
-from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.seeds import candidate_generator
 from dp2osr.sampling.settings import GenerateSettings, LeverSettings
-
-MEAN, STD = 0.7, 0.5  # of the Gaussian data that the toy models know
-SHAPE = (4, 8, 8)
 
 
 @pytest.fixture(scope="module")
@@ -29,108 +25,12 @@ def flux():
     return load_backbone(KINDS["flux"].model)
 
 
-@pytest.fixture(scope="module")
-def flux_controlnet(flux):
-    return flux.load_controlnet(KINDS["flux"].controlnet)
-
-
-def exact_velocity(noisy, sigma):
-    """E[ε - x_0 | x_σ] where x_0 is Gaussian: what a perfect flow model of such data predicts."""
-    keep = 1 - sigma
-    return (sigma - keep * STD**2) / (keep**2 * STD**2 + sigma**2) * (noisy - keep * MEAN) - MEAN
-
-
-@pytest.fixture
-def gaussian_flux(flux, monkeypatch):
-    """A FLUX that predicts `exact_velocity`; its times are in `flux.seen`."""
-    flux.seen = []
-
-    def predict(nets, noisy, sigma, *_):
-        flux.seen.append(float(sigma))
-        return [exact_velocity(noisy, float(sigma))]
-
-    monkeypatch.setattr(flux, "predict", predict)
-    yield flux
-    del flux.seen
-
-
-def loop_of(steps, scheduler, **levers):
-    return LoopSettings(steps, levers.pop("guidance_scale", 1.0), scheduler, **levers)
-
-
-def sample(backbone, controlnet, settings, count=2, **more):
-    """Latents of candidates of one random image, from the first candidates' generators."""
-    lr = torch.rand(1, 3, SHAPE[1] * backbone.vae_scale, SHAPE[2] * backbone.vae_scale, generator=torch.Generator().manual_seed(0))
-    prompt, negative = backbone.encode_prompts(["cat"]), backbone.encode_prompts(["noise"])
-    generators = [candidate_generator(0, "x", m) for m in range(count)]
-    return backbone.sample(controlnet, backbone.prepare_control(lr), prompt, negative, generators, SHAPE, settings, **more)
-
-
-# -- solvers of a flow ---------------------------------------------------------------------------------------------------
-
-
-def flow_error(backbone, controlnet, scheduler, steps):
-    """The largest distance from where the flow of Gaussian data leads exactly: from noise z to MEAN + STD · z."""
-    noise = torch.cat([torch.randn((1, *SHAPE), generator=candidate_generator(0, "x", m)) for m in range(2)])
-    return (sample(backbone, controlnet, loop_of(steps, scheduler)) - (MEAN + STD * noise)).abs().max().item()
-
-
-@pytest.mark.parametrize(("scheduler", "order"), [("flow_euler", 1), ("flow_dpm", 2), ("flow_unipc", 2)])
-def test_the_error_of_a_flow_solver_falls_with_its_order(gaussian_flux, flux_controlnet, scheduler, order):
-    errors = [flow_error(gaussian_flux, flux_controlnet, scheduler, steps) for steps in (8, 64)]
-    slope = log2(errors[0] / errors[1]) / 3
-    assert abs(slope - order) < 0.5
-    if order > 1:
-        assert 2 * flow_error(gaussian_flux, flux_controlnet, scheduler, 16) < flow_error(gaussian_flux, flux_controlnet, "flow_euler", 16)
-
-
-@pytest.mark.parametrize("scheduler", ["flow_dpm", "flow_unipc", "DPMSolverMultistepScheduler"])
-def test_a_multistep_solver_takes_the_models_own_noise_levels_one_pass_each(gaussian_flux, flux_controlnet, scheduler):
-    seen = {}
-    for name in ("flow_euler", scheduler):
-        gaussian_flux.seen.clear()
-        sample(gaussian_flux, flux_controlnet, loop_of(5, name))
-        seen[name] = list(gaussian_flux.seen)
-    assert seen[scheduler] == seen["flow_euler"] and len(seen[scheduler]) == 5
-
-
-def test_diffusers_sets_unipc_to_the_same_levels(flux):
-    """With the shift and the levels of FLUX's pipeline."""
-    import numpy as np
-    from diffusers import UniPCMultistepScheduler
-
-    theirs = UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, use_dynamic_shifting=True)
-    theirs.set_timesteps(sigmas=np.linspace(1, 1 / 7, 7), mu=flux.timestep_shift(*SHAPE[1:]))
-    ours = flux.sampling_schedule(loop_of(7, "flow_unipc"), SHAPE)
-    assert torch.allclose(ours.sigmas, theirs.sigmas, atol=2e-6)
-
-
-@pytest.mark.parametrize("name", ["DEISMultistepScheduler", "SASolverScheduler", "dpm", "unipc", "flow_deis"])
-def test_a_solver_that_cannot_go_down_a_flow_is_refused(flux, name):
-    with pytest.raises(UserError, match=f"--scheduler {name}: not for a flow model; take one of flow_euler, .*flow_unipc"):
-        flux.sampling_scheduler(name)
-
-
-@pytest.mark.parametrize("scheduler", ["flow_dpm", "flow_unipc", "FlowMatchLCMScheduler"])
-def test_a_candidate_of_each_flow_solver_follows_from_its_own_generator(flux, flux_controlnet, scheduler):
-    one, two = (sample(flux, flux_controlnet, loop_of(3, scheduler), count) for count in (1, 2))
-    assert (one[0] - two[0]).abs().max() < 1e-4 and (two[0] - two[1]).abs().max() > 0.1
-
-
 # -- guidance in an interval ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def rows(backbone, monkeypatch):
-    """How many rows each call of the network has, in turn."""
-    seen, predict = [], backbone.predict
-
-    def watched(nets, noisy, *rest):
-        seen.append(len(noisy))
-        return predict(nets, noisy, *rest)
-
-    monkeypatch.setattr(backbone, "predict", watched)
-    return seen
+def rows(backbone, rows_of):
+    return rows_of(backbone)
 
 
 def test_without_guidance_a_step_is_one_pass(backbone, controlnet, rows):
@@ -261,14 +161,6 @@ def test_a_step_with_another_number_of_passes_than_the_last_is_a_key_step(backbo
 # -- what cannot be had --------------------------------------------------------------------------------------------------
 
 
-def sampler_with(kind, **changes):
-    settings = settings_with(
-        GenerateSettings, pretrained_model_name_or_path=kind.model, controlnet_model_name_or_path=kind.controlnet, prompt_source="none",
-        **{"num_inference_steps": 4, "guidance_scale": 3.0, **changes},
-    )  # fmt: skip
-    return GroupSampler(settings, "cpu")
-
-
 @pytest.mark.parametrize(
     ("name", "changes", "told"),
     [
@@ -276,6 +168,9 @@ def sampler_with(kind, **changes):
         ("sd2", {"guidance_interval": (0.1, 2), "guidance_scale": 1.0}, r"no effect where guidance is off \(--guidance_scale 1\)"),
         ("sd2", {"guidance_interval": (2, 2)}, "guidance_interval 2 2: LOW must be below HIGH"),
         ("sd2", {"guidance_interval": (50, 60)}, r"no step lies in it \(they are at .*\)"),
+        ("sd2", {"branch_at": 4}, "branch_at 4: must be below --num_inference_steps, 4"),
+        ("flux", {"branch_at": 2, "num_candidates": 1}, "branch_at 2: one sample of an image shares nothing"),
+        ("sd2", {"branch_at": 2, "scheduler": "PNDMScheduler"}, "branch_at 2: --scheduler PNDMScheduler cannot begin at a later step"),
         ("flux", {"cache_interval": 5}, "cache_interval 5: must be at most --num_inference_steps, 4"),
     ],
 )
@@ -289,8 +184,6 @@ def test_the_programs_say_so_in_one_line(lr_folder, tmp_path):
     done = run_program("gen_candidates.py", *words, "--guidance_interval", "0.2", "5", check=False)
     assert_one_clear_line(done, "--guidance_interval 0.2 5: has no effect")
     assert not (tmp_path / "out").exists()
-    done = run_program("test_sd2b_controlnet.py", *words, "--guidance_interval", "0.2", check=False)
-    assert_one_clear_line(done, "guidance_interval")
 
 
 def test_features_are_not_kept_of_tiles(kind, tmp_path):
@@ -309,7 +202,9 @@ def generate(kind, lr_folder, folder, **levers):
     return generate_candidates(settings)
 
 
-@pytest.mark.parametrize(("name", "lever", "value"), [("sd2", "guidance_interval", (0.2, 5.0)), ("flux", "cache_interval", 2)])
+@pytest.mark.parametrize(
+    ("name", "lever", "value"), [("sd2", "guidance_interval", (0.2, 5.0)), ("flux", "cache_interval", 2), ("sd2", "branch_at", 1)]
+)
 def test_a_folder_takes_no_candidates_of_another_price(lr_folder, tmp_path, name, lever, value):
     store = generate(KINDS[name], lr_folder, tmp_path / "out", **{lever: value})
     assert store.settings[lever] == (list(value) if isinstance(value, tuple) else value)

@@ -46,6 +46,7 @@ class Loop(Protocol):
     tiling: Tiling
     guidance_interval: tuple[float, float] | None
     cache_interval: int
+    branch_at: int
 
 
 class Backbone(Protocol):
@@ -162,8 +163,12 @@ class Backbone(Protocol):
         shape: tuple[int, int, int],
         settings: Loop,
         progress: Callable[[int], object] | None = None,
+        trunk: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Denoise len(generators) candidates of one image from their own noise streams; `progress(1)` after each pass over a tile."""
+        """Denoise len(generators) candidates of one image from their own noise streams; `progress(1)` after each pass over a tile.
+
+        With a `trunk`, (1, C, h, w) clean latents, they begin at step `branch_at` with that, noised.
+        """
 
     def sampling_text(self, count: int, prompt: Prompt, negative: Prompt | None, guidance_scale: float) -> Prompt:
         """What `predict` takes for `count` candidates, behind as many under the `negative` prompt if it is given."""
@@ -177,6 +182,9 @@ class Backbone(Protocol):
             shape: (C, h, w) of the image's latents.
             whole: whether its one tile is the image, so that what `controlnet` makes of the control alone may be made once.
         """
+
+    def renoise(self, scheduler: SchedulerMixin, index: int, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Clean latents with noise up to the level of a scheduler's timestep number `index`, as the scheduler scales them."""
 
     def noise_over_signal(self, timesteps: torch.Tensor) -> torch.Tensor:
         """σ of EDM, from 0 to infinity, at a scheduler's timesteps: the noise's standard deviation over what is left of the image."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from dp2osr.backbones.tiles import blend_tiles
-from dp2osr.backbones.trajectory import Step, steps_of
+from dp2osr.backbones.trajectory import Step, branch_index, steps_of
 
 if TYPE_CHECKING:
     from dp2osr.backbones.base import Backbone, Features, Loop, Prompt
@@ -41,6 +41,7 @@ class SteeredNetwork:
 def sample_candidates(
     backbone: Backbone, controlnet: torch.nn.Module, control: torch.Tensor, prompt: Prompt, negative: Prompt | None,
     generators: list[torch.Generator], shape: tuple[int, int, int], settings: Loop, progress: Callable[[int], object] | None = None,
+    trunk: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """Denoise len(generators) candidates of one image. Latents and scheduler are in float32, what enters the network in its precision.
 
@@ -51,13 +52,23 @@ def sample_candidates(
         shape: (C, h, w) of a latent.
         settings: `LoopSettings`.
         progress: called with 1 after each pass over a tile.
+        trunk: (1, C, h, w) clean latents of the same image. All candidates begin with them at step `branch_at` of the settings, each
+            with its own noise of that step's level: x_t of the forward process (of a flow x_σ = (1 − σ) x_0 + σ ε), so that its
+            distribution is that of the whole trajectory's x_t if `trunk` is a sample of the model.
+
     Returns:
         (B, C, h, w) scaled latents, float32.
     """
     scheduler = backbone.sampling_schedule(settings, shape)
-    latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
-    latents = latents.to(backbone.device) * getattr(scheduler, "init_noise_sigma", 1)
-    steps = steps_of(backbone, settings, scheduler)
+    noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(backbone.device)
+    if trunk is None:
+        first, latents = 0, noise * getattr(scheduler, "init_noise_sigma", 1)
+    else:
+        first = branch_index(settings, scheduler)
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(first)
+        latents = backbone.renoise(scheduler, first, trunk, noise)
+    steps = steps_of(backbone, settings, scheduler, first)
     texts = {
         guided: backbone.sampling_text(len(latents), prompt, (negative or {}) if guided else None, settings.guidance_scale)
         for guided in {step.guided for step in steps}

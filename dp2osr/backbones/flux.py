@@ -219,6 +219,10 @@ class FluxBackbone:
         latents = unpack(control, shape[1], shape[2])
         yield lambda top, left, height, width: pack(latents[..., top : top + height, left : left + width])
 
+    def renoise(self, scheduler: SchedulerMixin, index: int, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """`add_noise` at the scheduler's own σ."""
+        return self.add_noise(latents, noise, scheduler.sigmas[index].expand(1))
+
     def noise_over_signal(self, timesteps: torch.Tensor) -> torch.Tensor:
         """σ / (1 − σ) of the flow's σ."""
         sigmas = timesteps.cpu().double() / 1000

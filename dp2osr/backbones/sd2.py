@@ -211,6 +211,10 @@ class SD2Backbone:
 
             yield part_of
 
+    def renoise(self, scheduler: SchedulerMixin, index: int, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """By the scheduler's own formula."""
+        return scheduler.add_noise(latents, noise, scheduler.timesteps[index].expand(len(noise)))
+
     def noise_over_signal(self, timesteps: torch.Tensor) -> torch.Tensor:
         """σ = sqrt((1 − ᾱ_t) / ᾱ_t), its logarithm linear between whole t; 4096 where nothing is left, as diffusers has it."""
         kept = self.noise_schedule.alphas_cumprod.double().clamp(min=2**-24)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
     from dp2osr.backbones.base import Backbone, Loop
+
+STATELESS = ("DDPMScheduler", "DDIMScheduler")  # go by the timestep alone
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,8 @@ class Step:
     key: bool = True
 
 
-def steps_of(backbone: Backbone, settings: Loop, scheduler: SchedulerMixin) -> list[Step]:
-    """The steps that sampling with `settings` takes, on timesteps that are set.
+def steps_of(backbone: Backbone, settings: Loop, scheduler: SchedulerMixin, first: int = 0) -> list[Step]:
+    """The steps that sampling with `settings` takes, on timesteps that are set, from number `first` of them on.
 
     Guidance is on where LOW < σ ≤ HIGH, as Kynkäänniemi et al. (2024) have it; σ is noise over signal, as in EDM.
     """
@@ -37,9 +39,26 @@ def steps_of(backbone: Backbone, settings: Loop, scheduler: SchedulerMixin) -> l
         low, high = settings.guidance_interval
         levels = backbone.noise_over_signal(scheduler.timesteps)
         guided = [on and bool(low < level <= high) for on, level in zip(guided, levels, strict=True)]
-    keys = key_steps(len(guided), settings.cache_interval)
-    turns = [index for index in range(1, len(guided)) if guided[index] != guided[index - 1]]  # another number of passes
-    return [Step(index, on, index in keys or index in turns) for index, on in enumerate(guided)]
+    keys = [first + place for place in key_steps(len(guided) - first, settings.cache_interval)]
+    keys += [index for index in range(first + 1, len(guided)) if guided[index] != guided[index - 1]]  # another number of passes
+    return [Step(index, guided[index], index in keys) for index in range(first, len(guided))]
+
+
+def branch_index(settings: Loop, scheduler: SchedulerMixin) -> int:
+    """The timestep, by number, at which step `branch_at` begins: a solver may have several a step."""
+    return settings.branch_at * scheduler.order
+
+
+def starts_anywhere(scheduler: SchedulerMixin) -> bool:
+    """Whether a scheduler can begin in the middle of its timesteps; those that cannot count their steps from the first."""
+    return hasattr(scheduler, "set_begin_index") or type(scheduler).__name__ in STATELESS
+
+
+def trajectories(backbone: Backbone, settings: Loop, shape: Sequence[int]) -> tuple[list[Step], list[Step]]:
+    """(Steps of the sample that an image's candidates branch from, none if they do not; steps of each candidate)."""
+    scheduler = backbone.sampling_schedule(settings, shape)
+    whole = steps_of(backbone, settings, scheduler)
+    return (whole, steps_of(backbone, settings, scheduler, branch_index(settings, scheduler))) if settings.branch_at else ([], whole)
 
 
 def key_steps(count: int, interval: int) -> list[int]:

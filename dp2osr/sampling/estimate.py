@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dp2osr.backbones.base import Backbone
-from dp2osr.backbones.trajectory import steps_of, work_of_steps
+from dp2osr.backbones.trajectory import trajectories, work_of_steps
 from dp2osr.errors import UserError, listed
 from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.levers import check_tiles
@@ -62,9 +62,9 @@ def cost_of(
     speed = measure_speed(backbone, controlnet, settings, slowest, align_method)
     seconds = 0.0
     for size, images in Counter(map(tuple, sizes.values())).items():
-        scheduler = backbone.sampling_schedule(settings, works[size].latent)
-        work = work_of_steps(steps_of(backbone, settings, scheduler), backbone.passes_a_step(settings.guidance_scale), speed.reused)
-        seconds += images * speed.seconds(works[size], work * count, count, backbone.encodes_control, save_images)
+        dearest = backbone.passes_a_step(settings.guidance_scale)
+        trunk, own = (work_of_steps(steps, dearest, speed.reused) for steps in trajectories(backbone, settings, works[size].latent))
+        seconds += images * speed.seconds(works[size], trunk + count * own, count, backbone.encodes_control, save_images)
     seconds /= processes
     lines = [f"{summary(sizes, seconds, processes)}, {memory_line(need.values(), free)}"]
     lines += warnings_of(sizes, works, backbone.native_size)

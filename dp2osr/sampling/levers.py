@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING
 
-from dp2osr.backbones.trajectory import steps_of
+from dp2osr.backbones.trajectory import starts_anywhere, steps_of
 from dp2osr.errors import UserError, listed
 
 if TYPE_CHECKING:
@@ -14,13 +14,24 @@ if TYPE_CHECKING:
     from dp2osr.sampling.defaults import LoopSettings
 
 
-def check_levers(backbone: Backbone, settings: LoopSettings) -> None:
-    """Raise `UserError` where a lever is not this model's, has no effect, or goes against another setting."""
+def check_levers(backbone: Backbone, settings: LoopSettings, samples: int) -> None:
+    """Raise `UserError` where a lever is not this model's, has no effect, or goes against another setting.
+
+    Args:
+        samples: of an image.
+    """
     if settings.guidance_interval is not None:
         check_interval(backbone, settings, *settings.guidance_interval)
     steps = settings.num_inference_steps
     if settings.cache_interval > steps:
         raise UserError(f"--cache_interval {settings.cache_interval}: must be at most --num_inference_steps, {steps}")
+    flag = f"--branch_at {settings.branch_at}"
+    if settings.branch_at >= steps:
+        raise UserError(f"{flag}: must be below --num_inference_steps, {steps}")
+    if settings.branch_at and samples == 1:
+        raise UserError(f"{flag}: one sample of an image shares nothing; leave it out")
+    if settings.branch_at and not starts_anywhere(backbone.sampling_schedule(settings, least_shape(backbone))):
+        raise UserError(f"{flag}: --scheduler {settings.scheduler} cannot begin at a later step; take another, or leave it out")
 
 
 def check_tiles(settings: LoopSettings, tiled: Collection[str]) -> None:

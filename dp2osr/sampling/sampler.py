@@ -26,7 +26,7 @@ from dp2osr.sampling.defaults import LoopSettings, with_defaults
 from dp2osr.sampling.embeddings import PromptEmbeddings
 from dp2osr.sampling.levers import check_levers, least_shape
 from dp2osr.sampling.resize import control_image
-from dp2osr.sampling.seeds import candidate_generator, stable_seed
+from dp2osr.sampling.seeds import candidate_generator, stable_seed, trunk_generator
 from dp2osr.sampling.settings import GenerateSettings, LeverSettings, RestoreSettings
 from dp2osr.sampling.store import CandidateGroup
 from dp2osr.sampling.strength import load_controlnet, strength_record
@@ -69,7 +69,7 @@ class GroupSampler:
         levers = {name: getattr(full, name) for name in field_names(LeverSettings)}
         self.settings = LoopSettings(full.num_inference_steps, full.guidance_scale, full.scheduler, full.control_scale, tiling, **levers)
         check_scheduler(backbone, self.settings)
-        check_levers(backbone, self.settings)
+        check_levers(backbone, self.settings, args.num_candidates if isinstance(args, GenerateSettings) else args.sample_times)
         if args.vae_tile_size:
             side = max(1, args.vae_tile_size // backbone.vae_scale)
             backbone.vae_tiling = Tiling(side, side // 4)
@@ -118,10 +118,15 @@ class GroupSampler:
         image, _, _ = control_image(lr, args.upscale, backbone.native_size, backbone.size_multiple)
         control = backbone.prepare_control(image)
         shape = (backbone.latent_channels, image.shape[2] // backbone.vae_scale, image.shape[3] // backbone.vae_scale)
+        inputs = control, embedding, negative
+        trunk = None
+        if self.settings.branch_at and first < count:
+            shared = [trunk_generator(args.seed, image_id)]
+            trunk = backbone.sample(self.controlnet, *inputs, shared, shape, self.settings, progress)
         latents, together = [], samples_together(backbone, self.settings.tiling, args.batch_size, shape)
         for start in range(first, count, together):
             generators = [candidate_generator(args.seed, image_id, m) for m in range(start, min(start + together, count))]
-            sampled = backbone.sample(self.controlnet, control, embedding, negative, generators, shape, self.settings, progress)
+            sampled = backbone.sample(self.controlnet, *inputs, generators, shape, self.settings, progress, trunk)
             latents.append(sampled.to("cpu", torch.float16))
             self.check_finite(image_id, latents[-1], "latents")
         seeds = [stable_seed(args.seed, image_id, m) for m in range(first, count)]
