@@ -13,11 +13,10 @@ from sampled_toys import SHAPE, loop_of, rows_of, sample, sampler_with  # noqa: 
 
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.trajectory import key_steps, steps_of
-from dp2osr.cli import field_names
 from dp2osr.errors import UserError
 from dp2osr.sampling.generate import generate_candidates
 from dp2osr.sampling.seeds import candidate_generator
-from dp2osr.sampling.settings import GenerateSettings, LeverSettings
+from dp2osr.sampling.settings import LEVERS_OFF, GenerateSettings
 
 
 @pytest.fixture(scope="module")
@@ -214,6 +213,6 @@ def test_a_folder_takes_no_candidates_of_another_price(lr_folder, tmp_path, name
 
 def test_a_folder_from_before_there_were_levers_goes_on(lr_folder, tmp_path):
     store = generate(KINDS["sd2"], lr_folder, tmp_path / "out")
-    record = {name: value for name, value in store.settings.items() if name not in field_names(LeverSettings)}
+    record = {name: value for name, value in store.settings.items() if name not in LEVERS_OFF}
     (tmp_path / "out/settings.json").write_text(json.dumps(record))
     assert generate(KINDS["sd2"], lr_folder, tmp_path / "out").ids() == store.ids()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ from PIL import Image
 from dp2osr.backbones import load_backbone, model_source, set_text_length
 from dp2osr.backbones.base import Backbone
 from dp2osr.backbones.tiles import Tiling, latent_tiling, samples_together
-from dp2osr.cli import field_names
 from dp2osr.data.images import read_image
 from dp2osr.data.inputs import ImageFile
 from dp2osr.device import DTYPES, check_compiler, computes_in_tf32, set_tf32, usable_precision
@@ -22,12 +21,12 @@ from dp2osr.errors import NonFiniteSamples, UserError
 from dp2osr.prompts.source import PromptSource
 from dp2osr.provenance import legacy_weights_hash, versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import finish_images
-from dp2osr.sampling.defaults import LoopSettings, with_defaults
+from dp2osr.sampling.defaults import LoopSettings, loop_settings, with_defaults
 from dp2osr.sampling.embeddings import PromptEmbeddings
 from dp2osr.sampling.levers import check_levers, least_shape
 from dp2osr.sampling.resize import control_image
 from dp2osr.sampling.seeds import candidate_generator, stable_seed, trunk_generator
-from dp2osr.sampling.settings import GenerateSettings, LeverSettings, RestoreSettings
+from dp2osr.sampling.settings import LEVERS_OFF, GenerateSettings, RestoreSettings
 from dp2osr.sampling.store import CandidateGroup
 from dp2osr.sampling.strength import load_controlnet, strength_record
 
@@ -66,8 +65,7 @@ class GroupSampler:
         if process_size:
             backbone.native_size = process_size
         tiling = latent_tiling(backbone, args.tile_size, args.tile_overlap)
-        levers = {name: getattr(full, name) for name in field_names(LeverSettings)}
-        self.settings = LoopSettings(full.num_inference_steps, full.guidance_scale, full.scheduler, full.control_scale, tiling, **levers)
+        self.settings = loop_settings(full, tiling)
         check_scheduler(backbone, self.settings)
         check_levers(backbone, self.settings, args.num_candidates if isinstance(args, GenerateSettings) else args.sample_times)
         if args.vae_tile_size:
@@ -231,9 +229,9 @@ def earlier_values(args: GenerateSettings | RestoreSettings) -> dict[str, Callab
     earlier: dict[str, Callable[[], str | None]] = {key: partial(legacy_weights_hash, path) for key, path in paths.items() if path}
     if args.policy_strength == 1:
         earlier["policy_strength"] = lambda: None
-    for entry in fields(LeverSettings):  # from before there were levers
-        if getattr(args, entry.name) == entry.default:
-            earlier[entry.name] = lambda: None
+    for name, off in LEVERS_OFF.items():  # from before there were levers
+        if getattr(args, name) == off:
+            earlier[name] = lambda: None
     if args.max_sequence_length in (None, 512):
         earlier["max_sequence_length"] = lambda: None
     if not torch.backends.cuda.matmul.allow_tf32:

@@ -1,6 +1,6 @@
 """Settings of sampling: candidates for a training, or the restoration of a folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from dp2osr.backbones.settings import ModelSettings
@@ -37,6 +37,9 @@ class LeverSettings(Settings):
     branch_at: Natural = 0
     """The samples of an image begin at this step, 1 to steps - 1, with one shared sample noised to its level, each with its own noise.
     0: each has the whole trajectory."""
+
+
+LEVERS_OFF = {entry.name: entry.default for entry in fields(LeverSettings)}  # the value with which a lever does nothing
 
 
 @dataclass(kw_only=True)
