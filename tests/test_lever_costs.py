@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from conftest import settings_with
+from conftest import run_program, settings_with
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -58,3 +58,8 @@ def test_a_plan_refuses_what_sampling_refuses(kind):
         plan_sampling(PlannedModel(replace(planned_args(kind), branch_at=6), (32, 32)), 1)
     with pytest.raises(UserError, match="in tiles are all images"):
         plan_sampling(PlannedModel(replace(planned_args(kind), cache_interval=2), (64, 64)), 1)
+
+
+def test_the_bench_counts_a_setting_beside_its_recipe():
+    lines = run_program("bench/levers.py", "--models", "tiny-flux", "--set=--num_inference_steps 4").stdout.splitlines()
+    assert lines[-2].endswith("| 1 |") and lines[-1].startswith("| tiny-flux | `--num_inference_steps 4` |") and " 0.50" in lines[-1]

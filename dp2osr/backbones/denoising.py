@@ -12,6 +12,8 @@ from dp2osr.backbones.tiles import blend_tiles
 from dp2osr.backbones.trajectory import Step, branch_index, steps_of
 
 if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
     from dp2osr.backbones.base import Backbone, Features, Loop, Prompt
 
 
@@ -35,6 +37,16 @@ class SteeredNetwork:
             self.features = None  # the last ones make room
             self.features = self.backbone.steer(self.controlnet, noisy, time, text, control, scale)
         return self.backbone.denoise(noisy, time, text, self.features)
+
+
+def branch(
+    backbone: Backbone, settings: Loop, scheduler: SchedulerMixin, trunk: torch.Tensor, noise: torch.Tensor
+) -> tuple[int, torch.Tensor]:
+    """(The timestep, by number, of step `branch_at`; `trunk` with each candidate's noise of its level): the scheduler begins there."""
+    first = branch_index(settings, scheduler)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(first)
+    return first, backbone.renoise(scheduler, first, trunk, noise)
 
 
 @torch.no_grad()
@@ -61,13 +73,9 @@ def sample_candidates(
     """
     scheduler = backbone.sampling_schedule(settings, shape)
     noise = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(backbone.device)
-    if trunk is None:
-        first, latents = 0, noise * getattr(scheduler, "init_noise_sigma", 1)
-    else:
-        first = branch_index(settings, scheduler)
-        if hasattr(scheduler, "set_begin_index"):
-            scheduler.set_begin_index(first)
-        latents = backbone.renoise(scheduler, first, trunk, noise)
+    first, latents = 0, noise * getattr(scheduler, "init_noise_sigma", 1)
+    if trunk is not None:
+        first, latents = branch(backbone, settings, scheduler, trunk, noise)
     steps = steps_of(backbone, settings, scheduler, first)
     texts = {
         guided: backbone.sampling_text(len(latents), prompt, (negative or {}) if guided else None, settings.guidance_scale)
