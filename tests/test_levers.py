@@ -17,6 +17,7 @@ from dp2osr.errors import UserError
 from dp2osr.sampling.generate import generate_candidates
 from dp2osr.sampling.seeds import candidate_generator
 from dp2osr.sampling.settings import LEVERS_OFF, GenerateSettings
+from dp2osr.training.validation_sampling import sampling_differences, sampling_options
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +210,17 @@ def test_a_folder_takes_no_candidates_of_another_price(lr_folder, tmp_path, name
     assert store.settings[lever] == (list(value) if isinstance(value, tuple) else value)
     with pytest.raises(UserError, match=f"other settings .*{lever}"):
         generate(KINDS[name], lr_folder, tmp_path / "out")
+
+
+@one_kind
+def test_validation_takes_no_lever_and_says_so(kind, backbone):
+    settings = {"scheduler": "dpm", "cache_interval": 3, "branch_at": 2, "guidance_interval": None}
+    training = kind.training_settings([*kind.model_flags, "--candidates_dir", "c", "--output_dir", "out", "--scheduler", "ddpm"])
+    options = sampling_options(training, settings, backbone)
+    assert {name: getattr(options, name) for name in LEVERS_OFF} == LEVERS_OFF and options.scheduler == "ddpm"
+    told = sampling_differences(options, settings, backbone)
+    assert {"samples without the candidates' --cache_interval 3", "samples without the candidates' --branch_at 2"} <= set(told)
+    assert not any("guidance_interval" in line for line in told)
 
 
 def test_a_folder_from_before_there_were_levers_goes_on(lr_folder, tmp_path):

@@ -207,7 +207,7 @@ def plan_validation(
         seconds: GPU-seconds that scoring a candidate of 512 × 512 takes.
     """
     machine = machine or Machine(1)
-    asked = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    asked = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "scheduler")}
     together = {"num_candidates": args.validation_candidates, "batch_size": args.validation_candidates}
     like = model.like(**together, **LEVERS_OFF, **{name: value for name, value in asked.items() if value is not None})
     times = args.max_train_steps // args.validation_steps + 2  # the base, and the policy at step 0
