@@ -114,9 +114,11 @@ def test_validation_samples_as_the_candidates_were_sampled(kind, labelled, tmp_p
     found = {**asdict(sampler.settings), "align_method": sampler.args.align_method, "upscale": sampler.args.upscale}
     assert found == {name: stored[name] for name in found} and found["num_inference_steps"] == 2
     assert trainer.backbone.vae_tiling == Tiling(**stored["vae_tiling"])
-    more = ["--num_inference_steps", "1", "--align_method", "nofix"]
+    other = {"sd2": "ddim", "flux": "flow_unipc"}[kind.name]
+    more = ["--num_inference_steps", "1", "--align_method", "nofix", "--scheduler", other]
     trainer = PreferenceTrainer(kind.training_settings(words(kind, labelled, tmp_path / "out", *valid, *more)[1:]))
-    assert (trainer.validator.sampler.settings.num_inference_steps, trainer.validator.sampler.args.align_method) == (1, "nofix")
+    settings = trainer.validator.sampler.settings
+    assert (settings.num_inference_steps, settings.scheduler, trainer.validator.sampler.args.align_method) == (1, other, "nofix")
     told = capsys.readouterr().err
     assert "--num_inference_steps 1 as given, the candidates have 2" in told and "--align_method nofix" in told
 

@@ -7,6 +7,7 @@ control input has batch size 1 and is broadcast over its candidates.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 
 Prompt = Mapping[str, Any]  # embeddings as `embed_prompts` gives them, and perhaps a "guidance"
+Features = Any  # what a backbone's `steer` hands to its `denoise`
 
 
 class Steering(Protocol):
@@ -42,6 +44,9 @@ class Loop(Protocol):
     scheduler: str
     control_scale: float
     tiling: Tiling
+    guidance_interval: tuple[float, float] | None
+    cache_interval: int
+    branch_at: int
 
 
 class Backbone(Protocol):
@@ -122,6 +127,20 @@ class Backbone(Protocol):
     ) -> list[torch.Tensor]:
         """The prediction under each of `controlnets`, all on one pass of what they share."""
 
+    def steer(
+        self,
+        controlnet: Steering,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        prompt: Prompt,
+        control: torch.Tensor,
+        control_scale: float = 1.0,
+    ) -> Features:
+        """The first part of a prediction, which changes little from one sampling step to the next: the ControlNet and what it acts on."""
+
+    def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, features: Features) -> torch.Tensor:
+        """The rest: the prediction, from `features` that `steer` gave, at this time or at an earlier one."""
+
     def passes_a_step(self, guidance_scale: float) -> int:
         """How often a sampling step predicts for each candidate."""
 
@@ -144,8 +163,34 @@ class Backbone(Protocol):
         shape: tuple[int, int, int],
         settings: Loop,
         progress: Callable[[int], object] | None = None,
+        trunk: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Denoise len(generators) candidates of one image from their own noise streams; `progress(1)` after each pass over a tile."""
+        """Denoise len(generators) candidates of one image from their own noise streams; `progress(1)` after each pass over a tile.
+
+        With a `trunk`, (1, C, h, w) clean latents, they begin at step `branch_at` with that, noised.
+        """
+
+    def sampling_text(self, count: int, prompt: Prompt, negative: Prompt | None, guidance_scale: float) -> Prompt:
+        """What `predict` takes for `count` candidates, behind as many under the `negative` prompt if it is given."""
+
+    def control_windows(
+        self, controlnet: torch.nn.Module, control: torch.Tensor, shape: Sequence[int], whole: bool
+    ) -> AbstractContextManager[Callable[[int, int, int, int], torch.Tensor]]:
+        """Within, a function of (top, left, height, width) of a tile of latents: its part of the control input.
+
+        Args:
+            shape: (C, h, w) of the image's latents.
+            whole: whether its one tile is the image, so that what `controlnet` makes of the control alone may be made once.
+        """
+
+    def renoise(self, scheduler: SchedulerMixin, index: int, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """Clean latents with noise up to the level of a scheduler's timestep number `index`, as the scheduler scales them."""
+
+    def noise_over_signal(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """σ of EDM, from 0 to infinity, at a scheduler's timesteps: the noise's standard deviation over what is left of the image."""
+
+    def network_time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """What `predict` is told of a scheduler's timestep."""
 
     def trained_parts(self) -> dict[str, torch.nn.Module]:
         """What a baseline's training may train beside the ControlNet."""

@@ -6,29 +6,28 @@ Latents are kept as images, (B, C, h, w); the transformer sees them packed, 2 ×
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from inspect import signature
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
+from dp2osr.backbones.denoising import sample_candidates
+from dp2osr.backbones.flow_schedule import MULTISTEP, SCHEDULERS, flow_scheduler, set_flow_timesteps
 from dp2osr.backbones.flux_files import count_layers, has_guidance, shape_of_config, shape_of_tensors
 from dp2osr.backbones.flux_tokens import image_ids, pack, unpack
 from dp2osr.backbones.footprint import transformer_numbers
 from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_denoiser, load_part, load_weights
-from dp2osr.backbones.tiles import blend_tiles, cut_windows, decode_tiled, default_vae_tiling, encode_tiled
+from dp2osr.backbones.tiles import cut_windows, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-    from dp2osr.backbones.base import Loop, Prompt, Steering
+    from dp2osr.backbones.base import Features, Loop, Prompt, Steering
     from dp2osr.backbones.loading import ControlNetFiles, ModelSource
-
-SCHEDULERS = {"flow_euler": "FlowMatchEulerDiscreteScheduler", "flow_heun": "FlowMatchHeunDiscreteScheduler"}
 
 
 class FluxBackbone:
@@ -44,7 +43,11 @@ class FluxBackbone:
     """
 
     kind = "flux"
-    default_scheduler, schedulers = "flow_euler", SCHEDULERS
+    default_scheduler = "flow_euler"
+    schedulers = {
+        **SCHEDULERS,
+        **dict.fromkeys(MULTISTEP, SCHEDULERS["flow_euler"]),
+    }  # as diffusers' pipeline has it
     published_sampling = {"num_inference_steps": 25, "guidance_scale": 2.5}  # of the paper's test code
     encodes_control = True
     text_parts = ("text_encoder", "text_encoder_2")
@@ -165,36 +168,40 @@ class FluxBackbone:
     def predict(self, controlnets: Sequence[Steering], noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, control: torch.Tensor,
                 control_scale: float = 1.0) -> list[torch.Tensor]:  # fmt: skip
         """The velocity under each ControlNet, (B, C, h, w) each; `prompt` may carry a "guidance" of its own, for all or one a sample."""
+        steered = (self.steer(controlnet, noisy, timesteps, prompt, control, control_scale) for controlnet in controlnets)
+        return [self.denoise(noisy, timesteps, prompt, residuals) for residuals in steered]
+
+    def network_inputs(
+        self, network: Steering, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt
+    ) -> dict[str, torch.Tensor | bool | None]:
+        """What the transformer and its ControlNets take alike; guidance where the `network` has an input for it."""
         count, _, height, width = noisy.shape
         tokens = pack(noisy)
-        timesteps = torch.as_tensor(timesteps, device=tokens.device, dtype=tokens.dtype).expand(count)
         guidance = torch.as_tensor(prompt.get("guidance", self.guidance), device=tokens.device, dtype=tokens.dtype).expand(count)
         text = prompt["encoder_hidden_states"].expand(count, -1, -1)
-        inputs = {
+        return {
             "hidden_states": tokens,
-            "timestep": timesteps,
+            "timestep": torch.as_tensor(timesteps, device=tokens.device, dtype=tokens.dtype).expand(count),
+            "guidance": guidance if network.config.guidance_embeds else None,
             "pooled_projections": prompt["pooled_projections"].expand(count, -1),
             "encoder_hidden_states": text,
             "txt_ids": torch.zeros(text.shape[1], 3, device=tokens.device, dtype=tokens.dtype),
             "img_ids": image_ids(height // 2, width // 2, tokens.device).to(tokens.dtype),
             "return_dict": False,
         }
-        predictions = []
-        for controlnet in controlnets:
-            double, single = controlnet(
-                **inputs,
-                controlnet_cond=control.expand(count, -1, -1),
-                conditioning_scale=control_scale,
-                guidance=guidance if controlnet.config.guidance_embeds else None,
-            )
-            [velocity] = self.transformer(
-                **inputs,
-                controlnet_block_samples=double,
-                controlnet_single_block_samples=single,
-                guidance=guidance if self.transformer.config.guidance_embeds else None,
-            )
-            predictions.append(unpack(velocity, height, width))
-        return predictions
+
+    def steer(self, controlnet: Steering, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, control: torch.Tensor,
+              control_scale: float = 1.0) -> Features:  # fmt: skip
+        """What the ControlNet adds to the double blocks and to the single ones."""
+        inputs = self.network_inputs(controlnet, noisy, timesteps, prompt)
+        return controlnet(**inputs, controlnet_cond=control.expand(len(noisy), -1, -1), conditioning_scale=control_scale)
+
+    def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, features: Features) -> torch.Tensor:
+        """The transformer's velocity, (B, C, h, w)."""
+        double, single = features
+        inputs = self.network_inputs(self.transformer, noisy, timesteps, prompt)
+        [velocity] = self.transformer(**inputs, controlnet_block_samples=double, controlnet_single_block_samples=single)
+        return unpack(velocity, *noisy.shape[2:])
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
@@ -202,34 +209,32 @@ class FluxBackbone:
         """One: the guidance scale is an input of the distilled network."""
         return 1
 
-    @torch.no_grad()
-    def sample(self, controlnet: torch.nn.Module, control: torch.Tensor, prompt: Prompt, negative: Prompt | None,
-               generators: list[torch.Generator], shape: tuple[int, int, int], settings: Loop,
-               progress: Callable[[int], object] | None = None) -> torch.Tensor:  # fmt: skip
-        """Denoise len(generators) candidates of one image, as `SD2Backbone.sample` does; `negative` is not read.
+    sample = sample_candidates
 
-        The guidance scale is an input of the distilled network: there is no negative prompt. Latents and scheduler are in float32.
-        """
-        latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators]).to(self.device)
-        scheduler = self.sampling_schedule(settings, shape)
-        prompt = {**prompt, "guidance": settings.guidance_scale}
-        extra = {"generator": generators} if scheduler.config.get("stochastic_sampling") else {}
-        control = unpack(control, *shape[1:])
-        for timestep in scheduler.timesteps:
+    def sampling_text(self, count: int, prompt: Prompt, negative: Prompt | None, guidance_scale: float) -> Prompt:
+        """The prompt with the guidance scale, which is an input of the distilled network; `negative` is not read."""
+        return {**prompt, "guidance": guidance_scale}
 
-            def predict(
-                top: int, left: int, height: int, width: int, noisy: torch.Tensor = latents, timestep: torch.Tensor = timestep
-            ) -> torch.Tensor:
-                window = (..., slice(top, top + height), slice(left, left + width))
-                part, time = pack(control[window]), timestep.float() / 1000
-                [velocity] = self.predict([controlnet], noisy[window].to(self.dtype), time, prompt, part, settings.control_scale)
-                if progress:
-                    progress(1)
-                return velocity.float()
+    @contextmanager
+    def control_windows(
+        self, controlnet: torch.nn.Module, control: torch.Tensor, shape: Sequence[int], whole: bool
+    ) -> Iterator[Callable[[int, int, int, int], torch.Tensor]]:
+        """Within, the packed part of the control latents that belongs to a tile."""
+        latents = unpack(control, shape[1], shape[2])
+        yield lambda top, left, height, width: pack(latents[..., top : top + height, left : left + width])
 
-            velocity = blend_tiles(predict, *shape[1:], settings.tiling)
-            latents = scheduler.step(velocity, timestep, latents, return_dict=False, **extra)[0]
-        return latents
+    def renoise(self, scheduler: SchedulerMixin, index: int, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """`add_noise` at the scheduler's own σ."""
+        return self.add_noise(latents, noise, scheduler.sigmas[index].expand(1))
+
+    def noise_over_signal(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """σ / (1 − σ) of the flow's σ."""
+        sigmas = timesteps.cpu().double() / 1000
+        return sigmas / (1 - sigmas)
+
+    def network_time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """What the transformer is told of a scheduler's timestep: the noise level σ."""
+        return timestep.float() / 1000
 
     def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int) -> float:
         """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
@@ -239,13 +244,10 @@ class FluxBackbone:
     def sampling_schedule(self, settings: Loop, shape: Sequence[int]) -> SchedulerMixin:
         """The scheduler of `settings`, its timesteps set for latents of `shape`: what the network sees at a time decides their shift."""
         scheduler = self.sampling_scheduler(settings.scheduler)
-        steps = settings.num_inference_steps
-        if "sigmas" in signature(scheduler.set_timesteps).parameters:
-            seen = [settings.tiling.cut(side)[1] for side in shape[1:]]
-            shift = {"mu": self.timestep_shift(*seen)} if scheduler.config.get("use_dynamic_shifting") else {}
-            scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=self.device, **shift)
-        else:
-            scheduler.set_timesteps(steps, device=self.device)
+        seen = [settings.tiling.cut(side)[1] for side in shape[1:]]
+        config = self.noise_schedule.config
+        shift = self.timestep_shift(*seen) if config.get("use_dynamic_shifting") else None
+        set_flow_timesteps(scheduler, config, settings.num_inference_steps, self.device, shift)
         return scheduler
 
     def timestep_shift(self, height: int, width: int) -> float:
@@ -261,14 +263,7 @@ class FluxBackbone:
         Raises:
             UserError: diffusers has no flow scheduler of that name.
         """
-        import diffusers
-
-        kind = getattr(diffusers, SCHEDULERS.get(name, name), None)
-        if kind is None or not name.lower().startswith("flow"):
-            raise UserError(
-                f"--scheduler {name}: not for a flow model; take one of {', '.join(SCHEDULERS)} or a FlowMatch... class of diffusers"
-            )
-        return kind.from_config(self.noise_schedule.config)
+        return flow_scheduler(name, self.noise_schedule.config)
 
     # -- ControlNets -------------------------------------------------------------------------------------------------
 

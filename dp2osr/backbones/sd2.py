@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
+from dp2osr.backbones.denoising import sample_candidates
 from dp2osr.backbones.footprint import unet_numbers
 from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_denoiser, load_part, load_weights
 from dp2osr.backbones.sd2_files import conditioning_channels, shape_of_config, shape_of_tensors
-from dp2osr.backbones.sd2_unet import embedded_control, unet_decode, unet_encode
-from dp2osr.backbones.tiles import blend_tiles, cut_windows, decode_tiled, default_vae_tiling, encode_tiled
+from dp2osr.backbones.sd2_unet import embed_time, embedded_control, steered, unet_decode, unet_encode
+from dp2osr.backbones.tiles import cut_windows, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
 from dp2osr.errors import UserError
 
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
-    from dp2osr.backbones.base import Loop, Prompt, Steering
+    from dp2osr.backbones.base import Features, Loop, Prompt, Steering
     from dp2osr.backbones.loading import ControlNetFiles, ModelSource
 
 CONVOLUTIONS = torch.channels_last  # memory layout of the UNet's and ControlNets' weights: their convolutions run faster in it
@@ -165,19 +167,23 @@ class SD2Backbone:
         """
         context = prompt["encoder_hidden_states"].expand(len(noisy), -1, -1)
         embedding, skips, middle = unet_encode(self.unet, noisy, timesteps, context)
-        predictions = []
-        for controlnet in controlnets:
-            down, mid = controlnet(
-                noisy,
-                timesteps,
-                encoder_hidden_states=context,
-                controlnet_cond=control,
-                conditioning_scale=control_scale,
-                return_dict=False,
-            )
-            steered = [skip + residual for skip, residual in zip(skips, down, strict=True)]
-            predictions.append(unet_decode(self.unet, embedding, steered, middle + mid, context))
-        return predictions
+        features = (steered(controlnet, noisy, timesteps, context, control, control_scale, skips, middle) for controlnet in controlnets)
+        return [unet_decode(self.unet, embedding, *each, context) for each in features]
+
+    def steer(
+        self, controlnet: Steering, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, control: torch.Tensor,
+        control_scale: float = 1.0,
+    ) -> Features:  # fmt: skip
+        """What encoder, middle block and ControlNet hand to the decoder: (skips, middle activation)."""
+        context = prompt["encoder_hidden_states"].expand(len(noisy), -1, -1)
+        _, skips, middle = unet_encode(self.unet, noisy, timesteps, context)
+        return steered(controlnet, noisy, timesteps, context, control, control_scale, skips, middle)
+
+    def denoise(self, noisy: torch.Tensor, timesteps: torch.Tensor, prompt: Prompt, features: Features) -> torch.Tensor:
+        """The decoder's prediction at its own time, (B, C, h, w)."""
+        context = prompt["encoder_hidden_states"].expand(len(noisy), -1, -1)
+        skips, middle = features
+        return unet_decode(self.unet, embed_time(self.unet, noisy, timesteps), skips, middle, context)
 
     # -- sampling ----------------------------------------------------------------------------------------------------
 
@@ -185,54 +191,39 @@ class SD2Backbone:
         """Two where guidance is on: with the prompt and with the negative one."""
         return 2 if guidance_scale > 1 else 1
 
-    @torch.no_grad()
-    def sample(
-        self, controlnet: torch.nn.Module, control: torch.Tensor, prompt: Prompt, negative: Prompt | None,
-        generators: list[torch.Generator], shape: tuple[int, int, int], settings: Loop, progress: Callable[[int], object] | None = None,
-    ) -> torch.Tensor:  # fmt: skip
-        """Denoise len(generators) candidates of one image. Latents and scheduler are in float32, what enters the network in its precision.
+    sample = sample_candidates
 
-        Args:
-            control: (1, 3, H, W) control image.
-            prompt, negative: embeddings of one prompt each; `negative` is not read where guidance is off.
-            generators: one CPU `torch.Generator` a candidate: its initial noise and step noise are its own.
-            shape: (C, h, w) of a latent.
-            settings: `LoopSettings`.
-            progress: called with 1 after each pass over a tile.
-        Returns:
-            (B, C, h, w) scaled latents, float32.
-        """
-        scheduler = self.sampling_schedule(settings, shape)
-        latents = torch.cat([torch.randn((1, *shape), generator=generator) for generator in generators])
-        latents = latents.to(self.device) * scheduler.init_noise_sigma
-        guided = self.passes_a_step(settings.guidance_scale) == 2
-        context = torch.cat(
-            [side["encoder_hidden_states"].expand(len(latents), -1, -1) for side in ([negative or {}, prompt] if guided else [prompt])]
-        )
-        whole = settings.tiling.covers(*shape[1:])
-        with embedded_control(controlnet, control) if whole else nullcontext(control) as control:
-            scale = control.shape[-1] // shape[-1]
-            for timestep in scheduler.timesteps:
-                doubled = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, timestep)
+    def sampling_text(self, count: int, prompt: Prompt, negative: Prompt | None, guidance_scale: float) -> Prompt:
+        """The context of `count` candidates, behind as many under the negative prompt if it is given."""
+        sides = [prompt] if negative is None else [negative, prompt]
+        return {"encoder_hidden_states": torch.cat([side["encoder_hidden_states"].expand(count, -1, -1) for side in sides])}
 
-                def predict(
-                    top: int, left: int, height: int, width: int, noisy: torch.Tensor = doubled, timestep: torch.Tensor = timestep
-                ) -> torch.Tensor:
-                    part = control[..., scale * top : scale * (top + height), scale * left : scale * (left + width)]
-                    noisy = noisy[..., top : top + height, left : left + width].to(self.dtype)
-                    text = {"encoder_hidden_states": context}
-                    [noise] = self.predict([controlnet], noisy, timestep, text, part, settings.control_scale)
-                    if progress:
-                        progress(1)
-                    return noise.float()
+    @contextmanager
+    def control_windows(
+        self, controlnet: torch.nn.Module, control: torch.Tensor, shape: Sequence[int], whole: bool
+    ) -> Iterator[Callable[[int, int, int, int], torch.Tensor]]:
+        """Within, the part of the control image that belongs to a tile; of a `whole` image it is embedded once."""
+        with embedded_control(controlnet, control) if whole else nullcontext(control) as image:
+            scale = image.shape[-1] // shape[-1]
 
-                noise = blend_tiles(predict, *shape[1:], settings.tiling)
-                if guided:
-                    unconditional, conditional = noise.chunk(2)
-                    noise = unconditional + settings.guidance_scale * (conditional - unconditional)
-                extra = {"generator": generators} if "generator" in scheduler.step.__code__.co_varnames else {}
-                latents = scheduler.step(noise, timestep, latents, return_dict=False, **extra)[0]
-        return latents
+            def part_of(top: int, left: int, height: int, width: int) -> torch.Tensor:
+                return image[..., scale * top : scale * (top + height), scale * left : scale * (left + width)]
+
+            yield part_of
+
+    def renoise(self, scheduler: SchedulerMixin, index: int, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """By the scheduler's own formula."""
+        return scheduler.add_noise(latents, noise, scheduler.timesteps[index].expand(len(noise)))
+
+    def noise_over_signal(self, timesteps: torch.Tensor) -> torch.Tensor:
+        """σ = sqrt((1 − ᾱ_t) / ᾱ_t), its logarithm linear between whole t; 4096 where nothing is left, as diffusers has it."""
+        kept = self.noise_schedule.alphas_cumprod.double().clamp(min=2**-24)
+        levels = ((1 - kept) / kept).sqrt().log().numpy()
+        return torch.from_numpy(np.interp(timesteps.cpu().double().numpy(), np.arange(len(levels)), levels)).exp()
+
+    def network_time(self, timestep: torch.Tensor) -> torch.Tensor:
+        """What the UNet is told of a scheduler's timestep: itself."""
+        return timestep
 
     def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int) -> float:
         """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""

@@ -17,6 +17,7 @@ from dp2osr.planning.hardware import Machine
 from dp2osr.planning.models import fake_tensors
 from dp2osr.planning.stages import PlannedModel, StagePlan, each_process, plan_sampling, plan_scoring, to_pretended_cpu
 from dp2osr.preference.groups import PreferenceGroup
+from dp2osr.sampling.settings import LEVERS_OFF
 from dp2osr.training.adapters import WithoutAdapters, add_adapters
 from dp2osr.training.checks import check_options, check_processes
 from dp2osr.training.objective import GroupObjective
@@ -206,9 +207,9 @@ def plan_validation(
         seconds: GPU-seconds that scoring a candidate of 512 × 512 takes.
     """
     machine = machine or Machine(1)
-    asked = {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
+    asked = {name: getattr(args, name) for name in ("num_inference_steps", "guidance_scale", "scheduler")}
     together = {"num_candidates": args.validation_candidates, "batch_size": args.validation_candidates}
-    like = model.like(**together, **{name: value for name, value in asked.items() if value is not None})
+    like = model.like(**together, **LEVERS_OFF, **{name: value for name, value in asked.items() if value is not None})
     times = args.max_train_steps // args.validation_steps + 2  # the base, and the policy at step 0
     rounds = times * math.ceil(images / machine.num_gpus) * machine.num_gpus  # the last round of images keeps all waiting
     sampling = plan_sampling(like, rounds)

@@ -1,7 +1,8 @@
 """What a run takes, stage by stage, before it starts: FLOPs and memory of the very code that will run, times how often it runs."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,18 +12,20 @@ import torch
 from PIL import Image
 
 from dp2osr.backbones import load_backbone, set_text_length
-from dp2osr.backbones.base import Backbone
+from dp2osr.backbones.base import Backbone, Prompt
 from dp2osr.backbones.loading import cast
-from dp2osr.backbones.tiles import latent_tiling, samples_together
+from dp2osr.backbones.tiles import Tiling, latent_tiling, samples_together
+from dp2osr.backbones.trajectory import Step, trajectories
 from dp2osr.device import DTYPES, asked_precision
-from dp2osr.flops import measure, weight_bytes, weights_of
+from dp2osr.flops import Cost, measure, weight_bytes, weights_of
 from dp2osr.planning.hardware import PROCESS_BYTES, Machine
 from dp2osr.planning.models import ConfigSource, fake_tensors, read_published, to_fake
 from dp2osr.rewards.qalign import weight_bytes as qalign_bytes
 from dp2osr.sampling.decode import decoded_together
-from dp2osr.sampling.defaults import with_defaults
+from dp2osr.sampling.defaults import loop_settings, with_defaults
+from dp2osr.sampling.levers import check_levers, check_tiles
 from dp2osr.sampling.resize import control_image
-from dp2osr.sampling.settings import GenerateSettings
+from dp2osr.sampling.settings import LEVERS_OFF, GenerateSettings
 
 # GPU-seconds for an image of 512 × 512 and nine metrics on an A800: the paper's budget
 SCORING_SECONDS = 72 * 3600 * 8 / 1.92e6
@@ -134,38 +137,71 @@ def to_pretended_cpu(backbone: Backbone, *others: torch.nn.Module) -> list[torch
     return networks
 
 
+@dataclass
+class StepCosts:
+    """What the steps of a trajectory cost, each kind of step measured once; made and called within `fake_tensors`.
+
+    Args:
+        prompt, control: of one image, or of one tile of it.
+        known: tensors that are there before.
+    """
+
+    backbone: Backbone
+    controlnet: torch.nn.Module
+    prompt: Prompt
+    control: torch.Tensor
+    tile: tuple[int, int]
+    known: list[torch.Tensor]
+
+    def __call__(self, steps: Iterable[Step], count: int) -> Cost:
+        """FLOPs of these steps for `count` samples together, on one tile, and the peak of the dearest."""
+        kinds = Counter((step.guided, step.key) for step in steps)
+        costs = {kind: self.of_one(count * (2 if kind[0] else 1), kind[1]) for kind in kinds}
+        flops = sum(number * costs[kind].flops for kind, number in kinds.items())
+        return Cost(flops, max((cost.peak_bytes for cost in costs.values()), default=0))
+
+    def of_one(self, rows: int, key: bool) -> Cost:
+        """Of one step: a whole prediction, or one from features that are there."""
+        backbone = self.backbone
+        noisy = torch.randn(rows, backbone.latent_channels, *self.tile, dtype=backbone.dtype)
+        inputs = noisy, torch.zeros(rows), self.prompt
+        if key:
+            return measure(lambda: backbone.predict([self.controlnet], *inputs, self.control), self.known)
+        features = backbone.steer(self.controlnet, *inputs, self.control)
+        return measure(lambda: backbone.denoise(*inputs, features), self.known)
+
+
 def plan_sampling(model: PlannedModel, num_images: int, processes_a_node: int = 1) -> StagePlan:
     """`gen_candidates.py`: M candidates of each image, a batch of them in memory; text encoders and denoiser are there in turn."""
     args = model.args
     backbone = model.load(("vae", "text", "denoiser"), asked_precision(args.mixed_precision))
     controlnet = model.controlnet(backbone)
+    tiling = latent_tiling(backbone, args.tile_size, args.tile_overlap)
+    (rows, height), (columns, width) = (tiling.cut(side) for side in model.latent_shape[1:])
+    tiles = len(rows) * len(columns)
+    trunk, own = steps_planned(model, backbone, tiling, tiles)
+    together = min(args.num_candidates, samples_together(backbone, tiling, args.batch_size, model.latent_shape))
     with fake_tensors(), torch.no_grad():
         networks = to_pretended_cpu(backbone, controlnet)
-        tiling = latent_tiling(backbone, args.tile_size, args.tile_overlap)
-        (rows, height), (columns, width) = (tiling.cut(side) for side in model.latent_shape[1:])
-        together = min(args.num_candidates, samples_together(backbone, tiling, args.batch_size, model.latent_shape))
-        passes = backbone.passes_a_step(args.guidance_scale)
         known = weights_of(networks)
         embed = measure(lambda: backbone.encode_prompts([""]), known)
         prompt = backbone.encode_prompts([""])
         control = backbone.prepare_control(torch.rand(1, 3, height * backbone.vae_scale, width * backbone.vae_scale))
-        noisy = torch.randn(passes * together, backbone.latent_channels, height, width, dtype=backbone.dtype)
-        timesteps = torch.zeros(len(noisy))
-        tile = measure(lambda: backbone.predict([controlnet], noisy, timesteps, prompt, control), known)
+        cost_of = StepCosts(backbone, controlnet, prompt, control, (height, width), known)
+        batch, shared = cost_of(own, together), cost_of(trunk, 1)
         image = torch.rand(model.image_shape)
         start = measure(lambda: backbone.prepare_control(image), known)
     candidates = num_images * args.num_candidates
-    tiles = args.num_inference_steps * len(rows) * len(columns)
     prompt_bytes = sum(tensor.numel() * tensor.element_size() for tensor in prompt.values())
     denoiser, steered = weight_bytes(backbone.denoiser), weight_bytes(controlnet)
     text = weight_bytes(*networks) - weight_bytes(backbone.denoiser, controlnet, backbone.vae)
     vae = weight_bytes(backbone.vae)
     return StagePlan(
         name="sample",
-        amount=f"{candidates:,} candidates, {args.num_inference_steps} steps, {passes} passes a step, {together} together",
-        flops=candidates * tiles * tile.flops / together + num_images * (embed.flops + start.flops),
+        amount=f"{candidates:,} candidates, {sampling_in_words(model, backbone)}, {together} together",
+        flops=candidates * tiles * batch.flops / together + num_images * (tiles * shared.flops + embed.flops + start.flops),
         moments={
-            "denoising": {"weights": denoiser + steered + vae, "activations": max(tile.peak_bytes, start.peak_bytes)},
+            "denoising": {"weights": denoiser + steered + vae, "activations": max(batch.peak_bytes, start.peak_bytes)},
             "prompts": {"text encoders": text, "autoencoder, ControlNet": vae + steered, "activations": embed.peak_bytes},
         },
         files={
@@ -177,6 +213,28 @@ def plan_sampling(model: PlannedModel, num_images: int, processes_a_node: int = 
             {"embeddings": EMBEDDED_TOGETHER * prompt_bytes, "the denoiser, while prompts are embedded": denoiser},
         ),
     )
+
+
+def steps_planned(model: PlannedModel, backbone: Backbone, tiling: Tiling, tiles: int) -> tuple[list[Step], list[Step]]:
+    """`trajectories` of the settings that a model is sampled with.
+
+    Raises:
+        UserError: as sampling itself.
+    """
+    settings, backbone.device = loop_settings(model.args, tiling), torch.device("cpu")
+    check_levers(backbone, settings, model.args.num_candidates)
+    check_tiles(settings, ["all images"] if tiles > 1 else [])
+    return trajectories(backbone, settings, model.latent_shape)
+
+
+def sampling_in_words(model: PlannedModel, backbone: Backbone) -> str:
+    """`25 steps, 1 passes a step, cache_interval 3`: steps, passes and the levers that are used."""
+    args, words = model.args, []
+    for name, off in LEVERS_OFF.items():
+        value = getattr(args, name)
+        if value != off:
+            words.append(f"{name} {' '.join(f'{each:g}' for each in (value if isinstance(value, tuple) else (value,)))}")
+    return ", ".join([f"{args.num_inference_steps} steps", f"{backbone.passes_a_step(args.guidance_scale)} passes a step", *words])
 
 
 def each_process(processes: int, parts: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from dp2osr.backbones.tiles import WHOLE, Tiling
 from dp2osr.errors import UserError
 from dp2osr.files import read_json
 from dp2osr.sampling.colour import ALIGN
-from dp2osr.sampling.settings import GenerateSettings, RestoreSettings
+from dp2osr.sampling.settings import LEVERS_OFF, GenerateSettings, RestoreSettings
 
 RECOMMENDED = "sampling_settings.json"  # in a model's folder
 NAMES = ("num_inference_steps", "guidance_scale", "scheduler", "align_method", "control_scale", "negative_prompt")
@@ -26,6 +26,16 @@ class LoopSettings:
     scheduler: str
     control_scale: float = 1.0
     tiling: Tiling = WHOLE  # of the latents
+    guidance_interval: tuple[float, float] | None = None
+    cache_interval: int = 1
+    branch_at: int = 0
+
+
+def loop_settings(args: GenerateSettings | RestoreSettings, tiling: Tiling) -> LoopSettings:
+    """The `LoopSettings` of flags that leave nothing open."""
+    levers = {name: getattr(args, name) for name in LEVERS_OFF}
+    asked = (args.num_inference_steps, args.guidance_scale, args.scheduler, args.control_scale)
+    return LoopSettings(*asked, tiling, **levers)  # type: ignore[arg-type] # with_defaults has filled them in
 
 
 def published_settings(backbone: Backbone) -> dict[str, Any]:

@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from dp2osr.backbones.base import Backbone
+from dp2osr.backbones.trajectory import trajectories, work_of_steps
 from dp2osr.errors import UserError, listed
 from dp2osr.sampling.defaults import LoopSettings
+from dp2osr.sampling.levers import check_tiles
 from dp2osr.sampling.memory import AUTOENCODER, LATENTS, NETWORK, RESULTS, Peaks, Work, free_bytes, peak_bytes, total, work_of
 from dp2osr.sampling.speed import in_words, measure_speed
 
@@ -60,8 +62,9 @@ def cost_of(
     speed = measure_speed(backbone, controlnet, settings, slowest, align_method)
     seconds = 0.0
     for size, images in Counter(map(tuple, sizes.values())).items():
-        steps = len(backbone.sampling_schedule(settings, works[size].latent).timesteps)
-        seconds += images * speed.seconds(works[size], steps, count, backbone.encodes_control, save_images)
+        dearest = backbone.passes_a_step(settings.guidance_scale)
+        trunk, own = (work_of_steps(steps, dearest, speed.reused) for steps in trajectories(backbone, settings, works[size].latent))
+        seconds += images * speed.seconds(works[size], trunk + count * own, count, backbone.encodes_control, save_images)
     seconds /= processes
     lines = [f"{summary(sizes, seconds, processes)}, {memory_line(need.values(), free)}"]
     lines += warnings_of(sizes, works, backbone.native_size)
@@ -84,6 +87,7 @@ def check_memory(
     options: dict[str, Any] = {"save_images": save_images, "controlnet": controlnet, "align_method": align_method}
     need = {size: peak_bytes(backbone, settings, size, upscale, count, batch_size, **options) for size in set(map(tuple, sizes.values()))}
     works = {size: work_of(backbone, settings, size, upscale, count, batch_size) for size in need}
+    check_tiles(settings, [name for name, size in sizes.items() if works[tuple(size)].tiles > 1])
     lacking = {size: place for size, peaks in need.items() for place, parts in peaks.items() if total(parts) > free[place]}
     if lacking:
 

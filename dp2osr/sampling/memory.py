@@ -14,6 +14,7 @@ import torch
 from dp2osr.backbones.base import Backbone
 from dp2osr.backbones.footprint import decoder_numbers, encoder_numbers
 from dp2osr.backbones.tiles import samples_together
+from dp2osr.backbones.trajectory import trajectories
 from dp2osr.device import KEPT_BYTES, free_device_bytes, has_own_memory
 from dp2osr.sampling.decode import decoded_together
 from dp2osr.sampling.defaults import LoopSettings
@@ -97,7 +98,8 @@ def work_of(backbone: Backbone, settings: LoopSettings, size_lr: Sequence[int], 
 def passes(backbone: Backbone, settings: LoopSettings, size_lr: Sequence[int], upscale: float, count: int, batch_size: int) -> int:
     """How often sampling `count` samples of an LR image of `size_lr` (width, height) calls its `progress`."""
     work = work_of(backbone, settings, size_lr, upscale, count, batch_size)
-    return work.rounds * work.tiles * len(backbone.sampling_schedule(settings, work.latent).timesteps)
+    trunk, own = trajectories(backbone, settings, work.latent)
+    return work.tiles * (len(trunk) + work.rounds * len(own))
 
 
 def peak_bytes(

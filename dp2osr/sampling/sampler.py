@@ -21,11 +21,12 @@ from dp2osr.errors import NonFiniteSamples, UserError
 from dp2osr.prompts.source import PromptSource
 from dp2osr.provenance import legacy_weights_hash, versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import finish_images
-from dp2osr.sampling.defaults import LoopSettings, with_defaults
+from dp2osr.sampling.defaults import LoopSettings, loop_settings, with_defaults
 from dp2osr.sampling.embeddings import PromptEmbeddings
+from dp2osr.sampling.levers import check_levers, least_shape
 from dp2osr.sampling.resize import control_image
-from dp2osr.sampling.seeds import candidate_generator, stable_seed
-from dp2osr.sampling.settings import GenerateSettings, RestoreSettings
+from dp2osr.sampling.seeds import candidate_generator, stable_seed, trunk_generator
+from dp2osr.sampling.settings import LEVERS_OFF, GenerateSettings, RestoreSettings
 from dp2osr.sampling.store import CandidateGroup
 from dp2osr.sampling.strength import load_controlnet, strength_record
 
@@ -67,8 +68,9 @@ class GroupSampler:
         if process_size:
             backbone.native_size = process_size
         tiling = latent_tiling(backbone, args.tile_size, args.tile_overlap)
-        self.settings = LoopSettings(full.num_inference_steps, full.guidance_scale, full.scheduler, full.control_scale, tiling)
+        self.settings = loop_settings(full, tiling)
         check_scheduler(backbone, self.settings)
+        check_levers(backbone, self.settings, args.num_candidates if isinstance(args, GenerateSettings) else args.sample_times)
         if args.vae_tile_size:
             side = max(1, args.vae_tile_size // backbone.vae_scale)
             backbone.vae_tiling = Tiling(side, side // 4)
@@ -118,10 +120,15 @@ class GroupSampler:
         image, _, _ = control_image(lr, args.upscale, backbone.native_size, backbone.size_multiple)
         control = backbone.prepare_control(image)
         shape = (backbone.latent_channels, image.shape[2] // backbone.vae_scale, image.shape[3] // backbone.vae_scale)
+        inputs = control, embedding, negative
+        trunk = None
+        if self.settings.branch_at and first < count:
+            shared = [trunk_generator(args.seed, image_id)]
+            trunk = backbone.sample(self.controlnet, *inputs, shared, shape, self.settings, progress)
         latents, together = [], samples_together(backbone, self.settings.tiling, args.batch_size, shape)
         for start in range(first, count, together):
             generators = [candidate_generator(args.seed, image_id, m) for m in range(start, min(start + together, count))]
-            sampled = backbone.sample(self.controlnet, control, embedding, negative, generators, shape, self.settings, progress)
+            sampled = backbone.sample(self.controlnet, *inputs, generators, shape, self.settings, progress, trunk)
             latents.append(sampled.to("cpu", torch.float16))
             self.check_finite(image_id, latents[-1], "latents")
         seeds = [stable_seed(args.seed, image_id, m) for m in range(first, count)]
@@ -169,8 +176,7 @@ def use_xformers(*networks: torch.nn.Module) -> None:
 
 def check_scheduler(backbone: Backbone, settings: LoopSettings) -> None:
     """Raise `UserError` unless the scheduler of `settings` can take its steps; tried on latents of one grid cell."""
-    side = backbone.size_multiple // backbone.vae_scale
-    shape = (backbone.latent_channels, side, side)
+    shape = least_shape(backbone)
     try:
         scheduler = backbone.sampling_schedule(settings, shape)
         latents = torch.ones(1, *shape, device=scheduler.timesteps.device)
@@ -227,6 +233,9 @@ def earlier_values(args: GenerateSettings | RestoreSettings) -> dict[str, Callab
     earlier: dict[str, Callable[[], str | None]] = {key: partial(legacy_weights_hash, path) for key, path in paths.items() if path}
     if args.policy_strength == 1:
         earlier["policy_strength"] = lambda: None
+    for name, off in LEVERS_OFF.items():  # from before there were levers
+        if getattr(args, name) == off:
+            earlier[name] = lambda: None
     if args.max_sequence_length in (None, 512):
         earlier["max_sequence_length"] = lambda: None
     if not torch.backends.cuda.matmul.allow_tf32:

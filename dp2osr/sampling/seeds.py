@@ -11,6 +11,11 @@ def stable_seed(*parts: object) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def trunk_generator(run_seed: int, image_id: str) -> torch.Generator:
+    """The CPU generator of the sample that an image's candidates branch from."""
+    return torch.Generator().manual_seed(stable_seed(run_seed, image_id, "trunk"))
+
+
 def candidate_generator(run_seed: int, image_id: str, candidate: int) -> torch.Generator:
     """The CPU generator of one candidate: its initial noise and its step noise."""
     return torch.Generator().manual_seed(stable_seed(run_seed, image_id, candidate))

@@ -1,12 +1,12 @@
 """Settings of sampling: candidates for a training, or the restoration of a folder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Annotated, Literal
 
 from dp2osr.backbones.settings import ModelSettings
 from dp2osr.cli import Settings
 from dp2osr.data.settings import PartSettings
-from dp2osr.fields import Count, Finite, Natural, NonNegative, PartOfAName, Positive, Tokens, at_least, default_is
+from dp2osr.fields import Count, Finite, Natural, NonNegative, PartOfAName, Positive, Tokens, at_least, default_is, metavar
 
 
 @dataclass(kw_only=True)
@@ -26,7 +26,24 @@ class PromptSettings(Settings):
 
 
 @dataclass(kw_only=True)
-class SamplingSettings(PromptSettings):
+class LeverSettings(Settings):
+    """What makes samples cheaper and other than the model's own: docs/cheap.md."""
+
+    guidance_interval: Annotated[tuple[NonNegative, NonNegative] | None, metavar("LOW HIGH"), default_is("all steps")] = None
+    """SD2: guide only where LOW < noise over signal <= HIGH; the other steps take one pass. For SDXL 0.28 5.42 were published."""
+    cache_interval: Count = 1
+    """Of so many steps one computes the ControlNet (SD2: and the UNet's encoder), more of the first and fewer of the last; the others take
+    what it gave. 1: all compute it."""
+    branch_at: Natural = 0
+    """The samples of an image begin at this step, 1 to steps - 1, with one shared sample noised to its level, each with its own noise.
+    0: each has the whole trajectory."""
+
+
+LEVERS_OFF = {entry.name: entry.default for entry in fields(LeverSettings)}  # the value with which a lever does nothing
+
+
+@dataclass(kw_only=True)
+class SamplingSettings(LeverSettings, PromptSettings):
     """How a model samples; the defaults of those that are None are the model's own, see `sampling.defaults`."""
 
     controlnet_model_name_or_path: str
@@ -41,7 +58,8 @@ class SamplingSettings(PromptSettings):
     guidance_scale: Annotated[Finite | None, default_is("the model's sampling_settings.json, else the paper's: SD2 3.5, FLUX 2.5")] = None
     """Classifier-free guidance; 1 switches it off and halves the time."""
     scheduler: Annotated[str | None, default_is("the model's sampling_settings.json, else ddpm; flow_euler")] = None
-    """SD2: ddpm, ddim, euler, euler_ancestral, dpm, unipc; FLUX: flow_euler, flow_heun; or any diffusers scheduler class that fits."""
+    """SD2: ddpm, ddim, euler, euler_ancestral, dpm, unipc; FLUX: flow_euler, flow_heun (two passes a step), and flow_dpm, flow_unipc, which
+    take few steps; or any diffusers scheduler class that fits."""
     align_method: Annotated[Literal["adain", "wavelet", "nofix"] | None, default_is("the model's sampling_settings.json, else adain")] = (
         None
     )

@@ -9,13 +9,15 @@ from functools import partial
 
 import torch
 
-from dp2osr.backbones.base import Backbone
+from dp2osr.backbones.base import Backbone, Prompt
 from dp2osr.data.images import tensor_to_pil
 from dp2osr.device import wait_for_device
 from dp2osr.sampling.colour import ALIGN
 from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.memory import Work
 from dp2osr.sampling.resize import round_to_8_bits
+
+PassInputs = tuple[torch.Tensor, torch.Tensor, Prompt, torch.Tensor]  # noisy latents, time, prompt, control
 
 
 @dataclass(frozen=True)
@@ -25,10 +27,11 @@ class Speed:
     latent_pixel: float  # a sample's, in a pass
     decoded_pixel: float
     finished_pixel: float  # colour fix and file
+    reused: float = 1.0  # of a pass's seconds, where what steers it is that of an earlier step
 
-    def seconds(self, work: Work, steps: int, count: int, encodes_control: bool, save_images: bool = True) -> float:
-        """Of `count` samples of one image."""
-        seconds = steps * work.tiles * math.prod(work.tile) * count * self.latent_pixel
+    def seconds(self, work: Work, steps: float, count: int, encodes_control: bool, save_images: bool = True) -> float:
+        """Of `count` samples of one image, whose steps are as much work as `steps` of the dearest ones, all samples together."""
+        seconds = steps * work.tiles * math.prod(work.tile) * self.latent_pixel
         decoded = count if save_images else 0
         coded = (decoded + (0.6 if encodes_control else 0)) * work.decode_tiles  # an encoder takes a little more than half of a decoder
         seconds += coded * math.prod(work.decode_tile) * (math.prod(work.padded) / math.prod(work.latent[1:])) * self.decoded_pixel
@@ -49,9 +52,8 @@ def probe(small: Callable[[], object], large: Callable[[], object], ratio: float
     return first * ratio if first > patience else seconds_of(large)
 
 
-@torch.no_grad()
-def seconds_a_pass(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, tile: tuple[int, int], together: int) -> float:
-    """Of one `predict` for `together` samples on a tile of (h, w) latents, after a warm-up."""
+def inputs_of_a_pass(backbone: Backbone, settings: LoopSettings, tile: tuple[int, int]) -> Callable[[int], PassInputs]:
+    """A function of how many samples: what a pass on a tile of (h, w) latents takes."""
     generator = torch.Generator().manual_seed(0)
     side = [length * backbone.vae_scale for length in tile]
     prompt = backbone.blank_prompt()
@@ -59,21 +61,41 @@ def seconds_a_pass(backbone: Backbone, controlnet: torch.nn.Module, settings: Lo
     if backbone.encodes_control:  # the packed latents' shape is all that counts
         control = torch.rand((1, math.prod(tile) // 4, 4 * backbone.latent_channels), generator=generator)
     control = control.to(backbone.device, backbone.dtype)
-    scheduled = backbone.sampling_schedule(settings, (backbone.latent_channels, *tile)).timesteps[0]
-    scheduled = scheduled.to(backbone.dtype) / 1000 if backbone.encodes_control else scheduled
+    time = backbone.network_time(backbone.sampling_schedule(settings, (backbone.latent_channels, *tile)).timesteps[0])
 
-    def call(count: int) -> None:
+    def inputs(count: int) -> PassInputs:
         count *= backbone.passes_a_step(settings.guidance_scale)
         noisy = torch.randn((count, backbone.latent_channels, *tile), generator=generator).to(backbone.device, backbone.dtype)
-        backbone.predict([controlnet], noisy, scheduled, prompt, control, settings.control_scale)
+        return noisy, time, prompt, control
+
+    return inputs
+
+
+@torch.no_grad()
+def seconds_a_pass(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, tile: tuple[int, int], together: int) -> float:
+    """Of one `predict` for `together` samples on a tile of (h, w) latents, after a warm-up."""
+    inputs = inputs_of_a_pass(backbone, settings, tile)
+
+    def call(count: int) -> None:
+        backbone.predict([controlnet], *inputs(count), control_scale=settings.control_scale)
 
     return probe(partial(call, 1), partial(call, together), together)
+
+
+@torch.no_grad()
+def share_of_reuse(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, tile: tuple[int, int]) -> float:
+    """Seconds of a pass that reuses what steers it over those of a whole one, for one sample; the networks are warm."""
+    noisy, time, prompt, control = inputs_of_a_pass(backbone, settings, tile)(1)
+    features = backbone.steer(controlnet, noisy, time, prompt, control, settings.control_scale)
+    whole = seconds_of(lambda: backbone.predict([controlnet], noisy, time, prompt, control, settings.control_scale))
+    return min(1.0, seconds_of(lambda: backbone.denoise(noisy, time, prompt, features)) / whole)
 
 
 @torch.no_grad()
 def measure_speed(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, work: Work, align_method: str) -> Speed:
     """The `Speed` by one pass over a tile of `work`, the decoding of a small image and its colour fix."""
     network = seconds_a_pass(backbone, controlnet, settings, work.tile, work.together)
+    reused = share_of_reuse(backbone, controlnet, settings, work.tile) if settings.cache_interval > 1 else 1.0
     side = min(backbone.native_size // backbone.vae_scale, *work.decode_tile)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn((1, backbone.latent_channels, side, side), generator=generator)
@@ -90,6 +112,7 @@ def measure_speed(backbone: Backbone, controlnet: torch.nn.Module, settings: Loo
         network / (work.together * math.prod(work.tile)),
         decoding / (side * backbone.vae_scale) ** 2,
         finishing / math.prod(image.shape[2:]),
+        reused,
     )
 
 

@@ -50,6 +50,8 @@ class ValidationSampling(Settings):
     """Denoising steps in validation."""
     guidance_scale: Annotated[Finite | None, default_is("the candidates'")] = None
     """Guidance in validation."""
+    scheduler: Annotated[str | None, default_is("the candidates'")] = None
+    """Scheduler of the samples in validation; --lr_scheduler is that of the learning rate."""
     align_method: Annotated[Literal["adain", "wavelet", "nofix"] | None, default_is("the candidates'")] = None
     """Colour fix in validation."""
     upscale: Annotated[Positive | None, default_is("the candidates'")] = None

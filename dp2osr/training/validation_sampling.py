@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from dp2osr.cli import field_names
-from dp2osr.sampling.settings import GenerateSettings
+from dp2osr.sampling.settings import LEVERS_OFF, GenerateSettings
 from dp2osr.training.settings import TrainSettings, ValidationSampling
 
 if TYPE_CHECKING:
@@ -53,6 +53,8 @@ def sampling_differences(options: GenerateSettings, settings: Mapping[str, Any],
     sampled, prompts = candidates_settings(settings, backbone), settings.get("prompt_source")
     pairs = {name: (getattr(options, name), value) for name, value in sampled.items() if name != "tiling"}
     lines = [f"--{name} {ours} as given, the candidates have {theirs}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+    used = {name: settings[name] for name, off in LEVERS_OFF.items() if settings.get(name) not in (None, off)}
+    lines += [f"samples without the candidates' --{name} {value}" for name, value in used.items()]
     if prompts in ("ram", "file", "text") and not options.prompt_file:
         lines.append("samples with empty prompts, the candidates have tags; give --validation_prompt_file")
     return lines
