@@ -21,7 +21,7 @@ program() {
 
 bash scripts/quickstart.sh                        # its policies are the rows of the image tables
 bash scripts/quickstart.sh --backbone flux
-for name in table1 table2 table3 losses reward_sets aggregation groups_per_step degradation fig1b fig1b_flux fig4 fig5 rounds; do
+for name in table1 table2 table3 cheap losses reward_sets aggregation groups_per_step degradation fig1b fig1b_flux fig4 fig5 rounds; do
     program scripts/reproduce.py "$name"
 done
 program studies/predict_nm.py
