@@ -3,5 +3,5 @@
 # each registers its cases when it is imported; the table has them in this order
 MODULES = (
     "users_files", "silence", "bad_files", "yaml_and_flags", "paths_and_models", "going_on", "metrics_and_names", "odd_names",
-    "restoring",
+    "restoring", "sharing_and_levers",
 )  # fmt: skip

@@ -172,7 +172,7 @@ def _two_steps(folder):
     return "" if max(steps) == 2 else f"steps {steps}"
 
 
-TRAINED = ("out/config.json", "out/*.safetensors", "out/checkpoint*", "out/*.pt")
+TRAINED = ("out/README.md", "out/config.json", "out/*.safetensors", "out/checkpoint*", "out/*.pt")
 
 
 @case(9, "one step is trained, two are wanted", TRAIN, done(check=_two_steps, replaces=TRAINED, note="goes on"))
