@@ -16,16 +16,23 @@ from dp2osr.experiments.run import run_experiment
 from dp2osr.experiments.settings import ExperimentSettings
 
 
-def reproduce(*words, check=True):
-    """`scripts/reproduce.py` with these words, in this process; the programs that it starts are forks. Returns a `CompletedProcess`."""
+@contextlib.contextmanager
+def programs_as_forks():
+    """Within, the programs that an experiment starts are forks; relative paths are of the repository."""
 
     def start(script, settings, jobs, stdout=None, **_):
         return ForkedProgram([ROOT / script, "--config", settings], stdout.name if stdout else os.devnull)
 
-    out, err, code = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(steps, "start", start)
         patch.chdir(ROOT)
+        yield
+
+
+def reproduce(*words, check=True):
+    """`scripts/reproduce.py` with these words, in this process; returns a `CompletedProcess`."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with programs_as_forks(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             run_experiment(parse(ExperimentSettings, [str(word) for word in words]))
         except UserError as error:

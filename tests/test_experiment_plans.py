@@ -10,7 +10,7 @@ import torch.nn.functional as F
 import yaml
 from conftest import ROOT, assert_one_clear_line, run_program
 from PIL import Image
-from small_experiment import experiment
+from small_experiment import experiment, programs_as_forks
 
 from dp2osr.cli import parse
 from dp2osr.errors import UserError
@@ -257,12 +257,12 @@ def experiment_without_sample(folder):
     return path
 
 
-def test_another_degradation_makes_its_own_lr_images(tmp_path, monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def test_another_degradation_makes_its_own_lr_images(tmp_path):
     path = experiment(tmp_path, arms={"clean": {"at": 1, "degradation": "bicubic"}})
     [clean] = planned(path, tmp_path / "out").shared
     assert [step.name for step in clean] == ["pairs", "sample", "label"]
-    run_alone(clean)
+    with programs_as_forks():
+        run_alone(clean)
     assert all(step.is_done() for step in clean)
     folder = clean[-1].output.parent
     assert read_scores(folder / "scores.parquet").scores["gmsd"].shape == (3, 4)
