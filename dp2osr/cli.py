@@ -7,6 +7,7 @@ import difflib
 import sys
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, make_dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -204,12 +205,24 @@ def _words(name: str, hint: Any, value: Any, where: str) -> list[str]:
 
 def _check_word(hint: Any, word: str, where: str) -> None:
     """Raise `UserError` unless tyro takes a word for a field with this type."""
+    reason = _reason_against(hint, word)
+    if reason is not None:
+        raise UserError(f"{where}: {reason}")
+
+
+@lru_cache(maxsize=4096)  # an experiment checks the same words for each of its programs
+def _reason_against(hint: Any, word: str) -> str | None:
+    """Why tyro does not take a word for a field with this type, or None."""
 
     def refuse(event: _errors.ParseErrorEvent) -> None:
-        raise UserError(f"{where}: {_reason(event)}")
+        raise UserError(_reason(event))
 
-    with _errors.on_parse_error(refuse):
-        tyro.cli(make_dataclass("One", [("value", hint)]), args=[f"--value={word}"], config=(tyro.conf.DisallowNone,))
+    try:
+        with _errors.on_parse_error(refuse):
+            tyro.cli(make_dataclass("One", [("value", hint)]), args=[f"--value={word}"], config=(tyro.conf.DisallowNone,))
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _wrong_value(settings: type[Any], argv: Sequence[str]) -> str | None:
