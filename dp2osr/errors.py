@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
+from dp2osr.threads import sleep_soon
+
 PARENT = "DP2OSR_PARENT"  # process id of a launcher whose end is this process's end
 FULL_DISK = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed writing")
 OUT_OF_MEMORY = (
@@ -112,6 +114,7 @@ def made_of(given: str) -> Iterator[None]:
 def run(main: Callable[[], object]) -> None:
     """Call a script's `main()`; what a user can mend is one line and exit code 2, an interrupt one line and 130."""
     end_with_parent()
+    sleep_soon()
     warnings.filterwarnings("ignore", category=FutureWarning, module="diffusers")  # of one of its modules to another
     try:
         main()

@@ -1,4 +1,4 @@
-"""On a CPU, freed memory stays in the process: counted in pages that the kernel hands out, not in seconds."""
+"""On a CPU, freed memory stays in the process, and waiting threads sleep soon: by pages and by settings, not in seconds."""
 
 import ctypes
 import os
@@ -42,3 +42,16 @@ def test_a_cpus_freed_memory_is_used_again():
 @pytest.mark.parametrize("name, value", [("MALLOC_MMAP_THRESHOLD_", "65536"), ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=65536")])
 def test_a_users_own_settings_of_the_allocator_stay(name, value):
     assert pages_taken("told", **{name: value}) > 0.8
+
+
+@pytest.mark.parametrize(
+    ("own", "spins"),
+    [({}, "5000"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None"), ({"GOMP_SPINCOUNT": "9"}, "9")],
+    ids=["none", "policy", "count"],
+)
+def test_waiting_threads_of_a_program_sleep_soon_unless_the_user_says_how(own, spins):
+    code = "import os; from dp2osr.errors import run; run(lambda: print(os.environ.get('GOMP_SPINCOUNT')))"
+    kept = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    environment = {**kept, "PYTHONPATH": str(ROOT), **own}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == spins
