@@ -147,8 +147,7 @@ def scan(folder: str | Path, recursive: bool = False, leave_out: Callable[[Path]
     elif os.path.lexists(folder):
         root, paths = folder.parent, [folder]
     else:
-        where = "" if folder.is_absolute() else f" in {Path.cwd()}"
-        raise UserError(f"{folder}: no such folder of images, and no image{where}; give the path of one")
+        raise UserError(f"{folder}: no such folder of images; put the path of yours in its place")
     results = [path for path in paths if leave_out and leave_out(path)]
     if results:
         passed_over.append(f"results of an earlier run are no inputs: {listed([path.name for path in results], 8)}")
