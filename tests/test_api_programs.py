@@ -93,10 +93,10 @@ def test_restore_writes_the_images_that_the_program_writes_and_either_goes_on_wi
     run_program(*program, "--output_dir", tmp_path / "program")
     written = files_of(tmp_path / "python", "*.png")
     assert len(written) == 6 and written == files_of(tmp_path / "program", "*.png")
-    assert "0 images written, 3 kept" in run_program(*program, "--output_dir", tmp_path / "python").stdout
+    assert "0 images written, 3 already there" in run_program(*program, "--output_dir", tmp_path / "python").stdout
     capsys.readouterr()
     dp2osr.restore(replace(settings, output_dir=tmp_path / "program"))
-    assert "0 images written, 3 kept" in capsys.readouterr().out
+    assert "0 images written, 3 already there" in capsys.readouterr().out
 
 
 def test_evaluate_writes_the_table_that_the_program_writes(photographs, protocol, tmp_path):

@@ -91,7 +91,7 @@ def test_a_stopped_run_goes_on_and_leaves_nothing_half_written(kind, images, mon
     assert not list((images / "out").rglob("*.part")) and not (images / "out/best.csv").exists()
     monkeypatch.undo()
     out = best(kind, images)
-    assert "1 images written, 1 kept" in capsys.readouterr().out and first.stat().st_mtime_ns == written
+    assert "1 image written, 1 already there" in capsys.readouterr().out and first.stat().st_mtime_ns == written
     once = (best(kind, images, out="once") / "best.csv").read_text()
     assert (out / "best.csv").read_text() == once and len(rows(out)) == 2 * M
     (out / "best.csv").unlink()
@@ -109,7 +109,7 @@ def test_another_reward_or_gt_makes_other_results(kind, images, capsys):
     name = sorted(path.name for path in out.glob("*.png"))[0]
     Image.open(images / "gt" / name).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(images / "gt" / name)
     best(kind, images, *hybrid)
-    assert "1 images written, 1 kept" in capsys.readouterr().out
+    assert "1 image written, 1 already there" in capsys.readouterr().out
     record = json.loads((out / f".records/{name}.json").read_text())
     assert record["choice"]["sample"] == next(int(row["sample"]) for row in rows(out) if row["image"] == name[:-4] and row["kept"] == "1")
 
@@ -122,7 +122,7 @@ def test_results_from_before_there_was_a_choice_are_kept(kind, images, capsys):
         assert content.get("settings", content).pop("keep") == "all"
         path.write_text(json.dumps(content))
     restored(kind, images)
-    assert "0 images written, 2 kept" in capsys.readouterr().out
+    assert "0 images written, 2 already there" in capsys.readouterr().out
 
 
 @one_kind

@@ -56,7 +56,7 @@ def test_the_winners_are_the_images_that_were_scored(kind, folder, capsys):
     assert len(list(out.glob("*.png"))) == 3 and len(list(several.glob("*.png"))) == 9
     capsys.readouterr()
     export(folder)
-    assert "0 images written, 3 kept" in capsys.readouterr().out
+    assert "0 images written, 3 already there" in capsys.readouterr().out
 
 
 @one_kind

@@ -59,7 +59,7 @@ def test_images_of_both_layouts_become_the_same_candidates_near_the_originals(ki
     ones = bring_in(kind, lr_folder, tmp_path / "ones", "--images", pictures / "folders")
     told = capsys.readouterr().out
     others = bring_in(kind, lr_folder, tmp_path / "others", "--images", pictures / "flat", "--first_number", 1)
-    assert "3 groups written, 0 kept" in told and "with a PSNR of" in told
+    assert "3 groups written, 0 already there" in told and "with a PSNR of" in told
     decoder = load_decoder(ones.settings)
     for image_id in ones.ids():
         latents = ones.read(image_id).latents
@@ -81,7 +81,7 @@ def test_an_imported_folder_says_so_and_gen_candidates_refuses_it(kind, sampled,
         bring_in(kind, lr_folder, sampled, *flags)
     capsys.readouterr()
     bring_in(kind, lr_folder, output, *flags)
-    assert "0 groups written, 3 kept" in capsys.readouterr().out
+    assert "0 groups written, 3 already there" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in (output / "groups").rglob("*.safetensors")}
 
 
@@ -96,7 +96,7 @@ def test_a_candidate_that_was_replaced_is_imported_anew(kind, pictures, lr_folde
     Image.new("RGB", (128, 128), "red").save(theirs / first / "002.png")
     capsys.readouterr()
     bring_in(kind, lr_folder, tmp_path / "out", "--images", theirs)
-    assert "1 groups written, 2 kept" in capsys.readouterr().out
+    assert "1 group written, 2 already there" in capsys.readouterr().out
     same = (store.read(first).latents == before).flatten(1).all(1)
     assert same.tolist() == [True, True, False, True, True, True]
 

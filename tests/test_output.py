@@ -71,7 +71,7 @@ def test_formats_hold_the_same_picture(folder):
 def test_another_format_or_quality_is_another_setting(folder, capsys):
     restored(folder, "--format", "jpg")
     restored(folder, "--format", "jpg", "--quality", 95)
-    assert "0 images written, 1 kept" in capsys.readouterr().out
+    assert "0 images written, 1 already there" in capsys.readouterr().out
     with pytest.raises(UserError, match="quality is 95 there and 50 here"):
         restored(folder, "--format", "jpg", "--quality", 50)
     with pytest.raises(UserError, match="--quality: would do nothing with --format png"):
@@ -90,7 +90,7 @@ def test_results_from_before_there_were_formats_are_kept(folder, capsys):
         assert (settings.pop("format"), settings.pop("quality")) == ("png", None)
         path.write_text(json.dumps(content))
     restored(folder)
-    assert "0 images written, 1 kept" in capsys.readouterr().out
+    assert "0 images written, 1 already there" in capsys.readouterr().out
 
 
 def test_results_too_large_for_a_format_are_refused_before_anything_is_sampled(folder, monkeypatch):
@@ -199,7 +199,7 @@ def test_the_last_line_says_what_was_done_and_how_long_it_took(folder, capsys):
     (folder / "in/broken.png").write_bytes(b"no image")
     restored(folder, "--skip_unreadable")
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert re.fullmatch(r".*/out: 1 images written, 0 kept, in \d+ s; 1 inputs skipped: broken.png \(.*\)", last)
+    assert re.fullmatch(r".*/out: 1 image written, 0 already there, in \d+ s; 1 inputs skipped: broken.png \(.*\)", last)
 
 
 def test_heic_is_read_where_its_package_is_installed(folder):

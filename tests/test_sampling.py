@@ -256,7 +256,7 @@ def test_a_rerun_keeps_results_and_other_settings_are_refused(kind, tmp_path):
     words = [kind.test_program, *kind.model_flags, "--image_path", folder, "--output_dir", out, "--num_inference_steps", "1"]
     run_program(*words)
     first, written = (out / "a.png").read_bytes(), (out / "a.png").stat().st_mtime_ns
-    assert "0 images written, 1 kept" in run_program(*words).stdout
+    assert "0 images written, 1 already there" in run_program(*words).stdout
     assert_one_clear_line(run_program(*words, "--seed", "1", check=False), "seed is 0 there and 1 here", "--overwrite")
     assert ((out / "a.png").read_bytes(), (out / "a.png").stat().st_mtime_ns) == (first, written)
     run_program(*words, "--seed", "1", "--suffix", "_other")  # beside them, under another name

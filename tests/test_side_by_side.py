@@ -110,18 +110,20 @@ def test_a_long_title_is_cut_and_a_large_one_is_larger():
 def test_a_second_run_does_what_is_left(kind, policies, folder, capsys):
     out = restored(kind, folder, "--compare_with", policies[0])
     before, told = files_below(out), capsys.readouterr().out
-    assert told.count("2 images written, 0 kept") == 2 and f"{out}/comparison: 2 comparisons written, 0 kept" in told
+    assert told.count("2 images written, 0 already there") == 2 and f"{out}/comparison: 2 comparisons written, 0 already there" in told
     restored(kind, folder, "--compare_with", policies[0])
     told = capsys.readouterr().out
-    assert told.count("0 images written, 2 kept") == 2 and "0 comparisons written, 2 kept" in told
+    assert told.count("0 images written, 2 already there") == 2 and "0 comparisons written, 2 already there" in told
     (out / "first/a.png").unlink()
     (out / "comparison/b.png").unlink()
     restored(kind, folder, "--compare_with", policies[0])
     told = capsys.readouterr().out
-    assert "first: 1 images written, 1 kept" in told and "1 comparisons written, 1 kept" in told and files_below(out) == before
+    assert (
+        "first: 1 image written, 1 already there" in told and "1 comparison written, 1 already there" in told and files_below(out) == before
+    )
     restored(kind, folder, "--compare_with", *policies)  # one more: it alone is sampled, and the pictures have a column more
     told = capsys.readouterr().out
-    assert told.count("0 images written, 2 kept") == 2 and "second: 2 images written" in told and "2 comparisons written" in told
+    assert told.count("0 images written, 2 already there") == 2 and "second: 2 images written" in told and "2 comparisons written" in told
     assert Image.open(out / "comparison/a.png").width > Image.open(out / "second/a.png").width * 4
 
 

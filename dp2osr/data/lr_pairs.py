@@ -139,7 +139,7 @@ def report_line(folder: str | Path, report: PairReport) -> str:
     short = f"; {report.missing} crops fewer than asked for, for want of size or detail" if report.missing else ""
     skipped = listed([f"{path.name} ({why})" for path, why in report.skipped.items()], 40)
     more = f"; {len(report.skipped)} inputs skipped: {skipped}" if report.skipped else ""
-    return f"{folder}: {report.written} pairs written, {report.kept} were there already{short}{more}"
+    return f"{folder}: {report.written} {'pair' if report.written == 1 else 'pairs'} written, {report.kept} already there{short}{more}"
 
 
 def _names(pair_id: str) -> list[str]:

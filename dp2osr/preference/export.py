@@ -68,7 +68,8 @@ def export_candidates(args: ExportSettings) -> None:
                         tensor_to_pil(image).save(part, format="PNG")
     left_out = [image_id for image_id, good in zip(table.image_ids, finite) if not good]
     told = f"; {len(left_out)} groups have a NaN or infinite score and are passed over: {listed(left_out)}" if left_out else ""
-    print(f"{results.folder}: {len(missing)} images written, {len(wanted) - len(missing)} kept{told}")
+    images = "image" if len(missing) == 1 else "images"
+    print(f"{results.folder}: {len(missing)} {images} written, {len(wanted) - len(missing)} already there{told}")
 
 
 def check_count(args: ExportSettings, scored: int) -> None:

@@ -90,7 +90,8 @@ class LaunchBar:
 
 def summary(folder: str | Path, what: str, made: int, kept: int, skipped: Mapping[Path, str], begun: float) -> str:
     """The last line of a program: what was written, kept and passed over, and how long it took since `begun`, by `time.monotonic`."""
-    line = f"{folder}: {made} {what} written, {kept} kept, in {in_words(time.monotonic() - begun)}"
+    what = what.removesuffix("s") if made == 1 else what
+    line = f"{folder}: {made} {what} written, {kept} already there, in {in_words(time.monotonic() - begun)}"
     if skipped:
         line += f"; {len(skipped)} inputs skipped: {listed([f'{path.name} ({why})' for path, why in skipped.items()], 40)}"
     return line

@@ -134,7 +134,10 @@ def _(place):
 
 @case(
     9, "the best of several once more, one result gone", TEST,
-    done("1 images written, 1 kept", there=("out/a.png", "out/best.csv"), replaces=("out/best.csv",), note="made anew, the other kept"),
+    done(
+        "1 image written, 1 already there",
+        there=("out/a.png", "out/best.csv"), replaces=("out/best.csv",), note="made anew, the other kept",
+    ),  # fmt: skip
 )  # fmt: skip
 def _(place):
     place.shared(two_images)
