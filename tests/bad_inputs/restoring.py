@@ -60,7 +60,7 @@ def _(place):
     return command(place, *BEST, "--reward_config", "psnr.yaml", "--gt_path", "gt")
 
 
-@case(10, "a photograph whose EXIF is broken", TEST, done("1 images written", there=("out/a.png",), note="restored"))
+@case(10, "a photograph whose EXIF is broken", TEST, done("1 image written", there=("out/a.png",), note="restored"))
 def _(place):
     place.image("in/a.jpg", format="JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x0f\0\x02\xff\xff\xff\xff")
     return command(place)
