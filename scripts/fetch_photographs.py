@@ -34,7 +34,7 @@ def main():
     check_output(args.work_dir, "--work_dir")
     rows = read_manifest(args.manifest)
     written, kept = fetch_photographs(rows, args.output_dir, args.work_dir, progress=partial(tqdm, unit="photo"))
-    print(f"{args.output_dir}: {written} photographs written, {kept} were there already")
+    print(f"{args.output_dir}: {written} photographs written, {kept} already there")
     if args.find_duplicates:
         paths = [Path(args.output_dir) / row["split"] / f"{row['stem']}.png" for row in rows]
         across = [pair for pair in near_duplicates(paths) if pair[0].parent != pair[1].parent]

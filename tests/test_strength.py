@@ -87,7 +87,7 @@ def test_results_of_another_strength_are_other_results_and_those_without_one_are
     assert "1 image written" in run_program(*words, "--policy_strength", "0.5", "--overwrite").stdout
     record = json.loads(paths[1].read_text())["settings"]
     assert (record["policy_strength"], record["base_controlnet"]) == (0.5, kind.controlnet) and record["base_controlnet_hash"]
-    assert "1 kept" in run_program(*words, "--policy_strength", "0.5", FLAG, kind.controlnet).stdout
+    assert "1 already there" in run_program(*words, "--policy_strength", "0.5", FLAG, kind.controlnet).stdout
     assert_one_clear_line(run_program(*words, check=False), "policy_strength is 0.5 there and 1.0 here")
 
 
