@@ -1,6 +1,6 @@
 """What a candidate costs with each lever of docs/cheap.md, counted: no weights and no time, so on any machine.
 
-python bench/levers.py                      # Markdown: the two tiny models and the two of full size, from a minute to some
+python bench/levers.py                      # Markdown: the two tiny models and the two of full size, some minutes
 python bench/levers.py --models flux_dev
 python bench/levers.py --models sd2_base --set "--num_inference_steps 20 --scheduler dpm --cache_interval 2"
 """

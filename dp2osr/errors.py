@@ -155,6 +155,11 @@ def stop(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 image`, `2 images`."""
+    return f"{count} {noun}" + ("" if count == 1 else "s")
+
+
 def listed(names: Sequence[str], at_most: int = 8) -> str:
     """`a, b, c and 5 more`."""
     rest = f" and {len(names) - at_most} more" if len(names) > at_most else ""

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dp2osr.errors import UserError
 from dp2osr.files import read_json, read_text
@@ -15,7 +19,7 @@ from dp2osr.hub.upload import Destination, check_destination, open_repository, p
 from dp2osr.provenance import weights_hash
 from dp2osr.rewards.data_card import LABELS, OF_GT, data_card
 from dp2osr.rewards.label_import import open_labels
-from dp2osr.rewards.table import SCORES, read_columns, sidecar_path
+from dp2osr.rewards.table import METADATA_KEY, SCORES, read_columns, sidecar_path, sidecar_text
 from dp2osr.sampling.pruned import RECORD as PRUNED
 from dp2osr.sampling.store import CandidateStore, reading
 from dp2osr.training.model_card import TrainedControlNet, model_card
@@ -166,15 +170,8 @@ def of_candidates(folder: Path) -> Parcel:
 
 def scores_for_others(path: Path, metadata: dict[str, Any]) -> tuple[bytes, str]:
     """(a score table, its sidecar) with the settings that the uploaded candidates have, and no place of this machine."""
-    import json
-
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from dp2osr.rewards.table import METADATA_KEY
-
     about = without_places(metadata)
     table = pq.read_table(path).replace_schema_metadata({METADATA_KEY: json.dumps(about, sort_keys=True)})
     written = io.BytesIO()
     pq.write_table(table, pa.PythonFile(written))
-    return written.getvalue(), json.dumps(about, sort_keys=True, indent=1) + "\n"
+    return written.getvalue(), sidecar_text(about)

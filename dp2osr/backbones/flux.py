@@ -44,10 +44,8 @@ class FluxBackbone:
 
     kind = "flux"
     default_scheduler = "flow_euler"
-    schedulers = {
-        **SCHEDULERS,
-        **dict.fromkeys(MULTISTEP, SCHEDULERS["flow_euler"]),
-    }  # as diffusers' pipeline has it
+    # for lines of plain diffusers, whose FLUX pipeline does not give the multistep solvers the model's noise levels
+    schedulers = {**SCHEDULERS, **dict.fromkeys(MULTISTEP, SCHEDULERS["flow_euler"])}
     published_sampling = {"num_inference_steps": 25, "guidance_scale": 2.5}  # of the paper's test code
     encodes_control = True
     text_parts = ("text_encoder", "text_encoder_2")

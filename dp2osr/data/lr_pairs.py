@@ -15,7 +15,7 @@ from dp2osr.data.degradation_settings import DegradationConfig, load_degradation
 from dp2osr.data.images import read_image
 from dp2osr.data.inputs import ImageFile, find_inputs
 from dp2osr.data.settings import PairsSettings
-from dp2osr.errors import UserError, listed
+from dp2osr.errors import UserError, counted, listed
 from dp2osr.files import as_json, check_same_program, clear_parts, keep_settings, read_json, write_json
 from dp2osr.outputs import check_output
 from dp2osr.parallel import process_map
@@ -139,7 +139,7 @@ def report_line(folder: str | Path, report: PairReport) -> str:
     short = f"; {report.missing} crops fewer than asked for, for want of size or detail" if report.missing else ""
     skipped = listed([f"{path.name} ({why})" for path, why in report.skipped.items()], 40)
     more = f"; {len(report.skipped)} inputs skipped: {skipped}" if report.skipped else ""
-    return f"{folder}: {report.written} {'pair' if report.written == 1 else 'pairs'} written, {report.kept} already there{short}{more}"
+    return f"{folder}: {counted(report.written, 'pair')} written, {report.kept} already there{short}{more}"
 
 
 def _names(pair_id: str) -> list[str]:

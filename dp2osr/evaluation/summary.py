@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from dp2osr.errors import counted
 from dp2osr.evaluation.compare import BICUBIC, REWARD
-from dp2osr.evaluation.tables import aligned, counted, interval, markdown, with_direction, with_spread
+from dp2osr.evaluation.tables import aligned, interval, markdown, with_direction, with_spread
 
 if TYPE_CHECKING:
     from dp2osr.stats import Estimate

@@ -37,10 +37,6 @@ def fraction(place: float) -> str:
     return f"1/{1 / place:g}" if place < 1 and float(1 / place).is_integer() else f"{place:g}"
 
 
-def counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" + ("" if count == 1 else "s")
-
-
 def bold_if_clear(text: str, estimate: Estimate) -> str:
     """Markdown: bold where the estimate's interval leaves zero out."""
     return f"**{text}**" if estimate.verdict != "unclear" else text

@@ -18,8 +18,6 @@ def reason_of(error: BaseException) -> str:
         return "it is gated: ask for access on its page, then log in with `hf auth login` or set HF_TOKEN"
     if isinstance(error, errors.RevisionNotFoundError):
         return "the hub has no such revision of it"
-    if status == 401 and "token" in str(error).lower() and not isinstance(error, errors.RepositoryNotFoundError):
-        return "the hub refuses the token; log in again with `hf auth login`, or give another"
     if isinstance(error, errors.RepositoryNotFoundError):
         return "the hub has none of that id, or a private one: check the id; for a private one log in with `hf auth login` or set HF_TOKEN"
     if status == 401:

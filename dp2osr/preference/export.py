@@ -13,7 +13,7 @@ from tqdm import tqdm
 from dp2osr.data.images import tensor_to_pil
 from dp2osr.device import compute_device
 from dp2osr.digests import digest
-from dp2osr.errors import UserError, listed
+from dp2osr.errors import UserError, counted, listed
 from dp2osr.files import clear_parts
 from dp2osr.outputs import check_output, refuse_inputs
 from dp2osr.preference.groups import check_same_candidates
@@ -68,8 +68,7 @@ def export_candidates(args: ExportSettings) -> None:
                         tensor_to_pil(image).save(part, format="PNG")
     left_out = [image_id for image_id, good in zip(table.image_ids, finite) if not good]
     told = f"; {len(left_out)} groups have a NaN or infinite score and are passed over: {listed(left_out)}" if left_out else ""
-    images = "image" if len(missing) == 1 else "images"
-    print(f"{results.folder}: {len(missing)} {images} written, {len(wanted) - len(missing)} already there{told}")
+    print(f"{results.folder}: {counted(len(missing), 'image')} written, {len(wanted) - len(missing)} already there{told}")
 
 
 def check_count(args: ExportSettings, scored: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +21,6 @@ from dp2osr.rewards.reward import finite_groups_of, hybrid_reward
 from dp2osr.rewards.table import (
     GT_CANDIDATE,
     IDS,
-    METADATA_KEY,
     ScoreTable,
     own_columns,
     read_metadata,
@@ -82,19 +80,11 @@ def check_place(output: Path) -> None:
         if not path.exists():
             continue
         try:
-            metadata = read_json(path) if name.endswith(".json") else read_json_of(path)
-            mine = "exported" in metadata
-        except (UserError, OSError, ValueError, TypeError):
+            mine = "exported" in (read_json(path) if name.endswith(".json") else read_metadata(path))
+        except (UserError, TypeError):
             pass
         if not mine:
             raise UserError(f"{path}: is there and no export of labels; give another --output_dir")
-
-
-def read_json_of(path: Path) -> dict[str, Any]:
-    """The metadata in a parquet file's schema."""
-    import json
-
-    return json.loads((pq.read_schema(path).metadata or {})[METADATA_KEY])
 
 
 def seeds_of(store: CandidateStore, rows: pa.Table) -> list[int | None]:

@@ -53,9 +53,14 @@ def sidecar_path(path: str | Path) -> Path:
     return Path(path).with_name(f"{Path(path).name}.json")
 
 
+def sidecar_text(metadata: dict[str, Any]) -> str:
+    """What such a file holds."""
+    return json.dumps(metadata, sort_keys=True, indent=1) + "\n"
+
+
 def write_sidecar(path: str | Path, metadata: dict[str, Any]) -> None:
     """Write the metadata of the score table at `path` beside it."""
-    write_text(sidecar_path(path), json.dumps(metadata, sort_keys=True, indent=1) + "\n")
+    write_text(sidecar_path(path), sidecar_text(metadata))
 
 
 def write_scores(

@@ -63,7 +63,7 @@ def generate_candidates(args: GenerateSettings) -> CandidateStore:
         store.clear_parts(have)
         store.locks.leave()
         made = launch.add("made", 0)
-        print(summary(args.output_dir, "groups", made, len(files) - made, skipped, begun))
+        print(summary(args.output_dir, "group", made, len(files) - made, skipped, begun))
     return store
 
 

@@ -74,7 +74,7 @@ def import_candidates(args: ImportSettings) -> CandidateStore:
     write_groups(importer, [file for file in files if file.id in set(todo)], launch)
     if launch.is_last("importing"):
         store.locks.leave()
-        print(summary(args.output_dir, "groups", len(todo), len(files) - len(todo), {}, begun))
+        print(summary(args.output_dir, "group", len(todo), len(files) - len(todo), {}, begun))
     return store
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from dp2osr.data.inputs import ImageFile
-from dp2osr.errors import listed
+from dp2osr.errors import counted, listed
 from dp2osr.sampling.defaults import describe_defaults
 from dp2osr.sampling.estimate import check_cost
 from dp2osr.sampling.memory import passes
@@ -88,10 +88,9 @@ class LaunchBar:
         self.bar.update(passed - self.bar.n)
 
 
-def summary(folder: str | Path, what: str, made: int, kept: int, skipped: Mapping[Path, str], begun: float) -> str:
+def summary(folder: str | Path, noun: str, made: int, kept: int, skipped: Mapping[Path, str], begun: float) -> str:
     """The last line of a program: what was written, kept and passed over, and how long it took since `begun`, by `time.monotonic`."""
-    what = what.removesuffix("s") if made == 1 else what
-    line = f"{folder}: {made} {what} written, {kept} already there, in {in_words(time.monotonic() - begun)}"
+    line = f"{folder}: {counted(made, noun)} written, {kept} already there, in {in_words(time.monotonic() - begun)}"
     if skipped:
         line += f"; {len(skipped)} inputs skipped: {listed([f'{path.name} ({why})' for path, why in skipped.items()], 40)}"
     return line

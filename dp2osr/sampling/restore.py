@@ -70,7 +70,7 @@ def restore_folder(args: RestoreSettings, chooser: Chooser | None = None) -> Non
     restoration.survey(GroupSampler(args, compute_device(), process_size=args.process_size))
     made = restoration.make()
     if made is not None:
-        print(summary(output, "images", made, len(files) - made, skipped, begun))
+        print(summary(output, "image", made, len(files) - made, skipped, begun))
 
 
 def read_inputs(args: RestoreSettings, launch: Launch, leave_out: Callable[[Path], bool]) -> tuple[list[ImageFile], dict[Path, str]]:

@@ -60,11 +60,11 @@ def restore_side_by_side(args: RestoreSettings, others: Sequence[str], chooser: 
         sampler.controlnet = load_controlnet(run.args, sampler.backbone, run.args.expected_layers())
         begun_here, made = time.monotonic(), run.make()
         if made is not None:
-            print(summary(run.output, "images", made, len(files) - made, {}, begun_here))
+            print(summary(run.output, "image", made, len(files) - made, {}, begun_here))
         sampler.controlnet = None
     if launch.is_last("side by side"):
         made = strips.draw()
-        print(summary(strips.folder, "comparisons", made, len(files) - made, skipped, begun))
+        print(summary(strips.folder, "comparison", made, len(files) - made, skipped, begun))
 
 
 def labelled(controlnets: Sequence[str]) -> dict[str, str]:
