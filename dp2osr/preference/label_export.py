@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -79,10 +80,8 @@ def check_place(output: Path) -> None:
         path, mine = output / name, False
         if not path.exists():
             continue
-        try:
+        with suppress(UserError, TypeError):
             mine = "exported" in (read_json(path) if name.endswith(".json") else read_metadata(path))
-        except (UserError, TypeError):
-            pass
         if not mine:
             raise UserError(f"{path}: is there and no export of labels; give another --output_dir")
 
