@@ -76,6 +76,11 @@ class Launch:
         self._counters[name] = self._counters.get(name, 0) + amount
         return self._counters[name]
 
+    def total(self, name: str, otherwise: int) -> int:
+        """A counter's value over all ranks, or `otherwise`: when the store is gone, so is what the others have added."""
+        here = self.add(name, 0)
+        return otherwise if self.size > 1 and self._is_alone else here
+
     def take(self, name: str, count: int) -> Iterator[int]:
         """Yield the numbers below `count` that this rank gets, each of which goes to one rank: the next one whenever it asks."""
         last, shared = -1, not self._is_alone

@@ -62,7 +62,7 @@ def generate_candidates(args: GenerateSettings) -> CandidateStore:
     if launch.is_last("sampling"):
         store.clear_parts(have)
         store.locks.leave()
-        made = launch.add("made", 0)
+        made = launch.total("made", len(todo))
         print(summary(args.output_dir, "group", made, len(files) - made, skipped, begun))
     return store
 

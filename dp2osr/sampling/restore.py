@@ -152,7 +152,7 @@ class Restoration:
         locks.leave()
         if self.chooser:
             print(self.chooser.finish(self.results))
-        return launch.add("made", 0)
+        return launch.total("made", len(todo))
 
     def _lacking(self, file: ImageFile) -> list[str]:
         """The results of an image that are still to be made: another job may have made them meanwhile."""
