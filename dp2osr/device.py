@@ -137,6 +137,20 @@ def without_tf32() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def without_cudnn_attention() -> Iterator[None]:
+    """Within, also as a decorator, PyTorch takes no attention of cuDNN's but flash, memory-efficient or plain attention.
+
+    cuDNN's backward pass has bugs on Hopper, where it is PyTorch's first choice (docs/check_gpu.md).
+    """
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+@contextlib.contextmanager
 def tf32_kept() -> Iterator[None]:
     """Within, `torch.backends.cudnn.flags` leaves TF32 as it is, unless it is told otherwise.
 

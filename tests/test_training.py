@@ -132,6 +132,23 @@ def test_micro_batches_and_gradient_checkpointing_give_the_same_gradient(kind, l
         assert (other - gradients[0]).norm() <= 1e-8 * gradients[0].norm()
 
 
+def test_a_visit_does_without_cudnns_attention(kind, labelled, monkeypatch):
+    objective, groups = double_objective(kind, labelled)
+    attend, backward, seen = torch.nn.functional.scaled_dot_product_attention, objective.accelerator.backward, []
+
+    def noted(call):
+        def noted_call(*args, **kwargs):
+            seen.append((call, torch.backends.cuda.cudnn_sdp_enabled()))
+            return call(*args, **kwargs)
+
+        return noted_call
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted(attend))
+    monkeypatch.setattr(objective.accelerator, "backward", noted(backward))
+    objective.visit(0, double_group(groups, objective), 1.0)
+    assert set(seen) == {(attend, False), (backward, False)} and torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_several_timesteps_and_drawn_pairs_equal_the_sum_over_pairs(kind, labelled):
     """Each pair of each visit by itself, with its own passes, in float64; the drawn pairs differ from visit to visit."""
     objective, groups = double_objective(kind, labelled, pairs_per_group=3)

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 GRADIENT_SUMS = {"fp32": torch.float32, "fp64": torch.float64}
 ATTENTIONS = {  # what PyTorch may choose of; the next one is tried where the device was lost with the one before
-    "any": nullcontext,
-    "without cuDNN's": lambda: sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]),
+    "without cuDNN's": nullcontext,  # the objective's own choice
     "math alone": lambda: sdpa_kernel(SDPBackend.MATH),
 }
 LARGEST_MARGIN = 1e-3  # at step 0: the trainer's own limit

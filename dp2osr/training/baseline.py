@@ -24,7 +24,7 @@ from dp2osr.backbones.loading import cast, find_model_index
 from dp2osr.data.collection import open_collection
 from dp2osr.data.degradation_settings import load_degradation
 from dp2osr.data.stream import BatchPlan, PairStream, StreamSettings, pair_batches
-from dp2osr.device import DTYPES, compute_device, set_tf32, usable_precision
+from dp2osr.device import DTYPES, compute_device, set_tf32, usable_precision, without_cudnn_attention
 from dp2osr.divergence import Divergence
 from dp2osr.errors import UserError, memory_advice
 from dp2osr.files import save_model, write_text
@@ -225,6 +225,7 @@ class BaselineTrainer:
         if self.main:
             self.skipped.sum_up(self.output)
 
+    @without_cudnn_attention()
     def train_step(self, step: int, batches: Iterator[Batch], request: StopRequest) -> tuple[float, bool]:
         """One optimizer step over all micro-batches: (the mean loss of the whole batch, whether a signal has come to any process)."""
         args, accelerator = self.args, self.accelerator

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dp2osr.device import without_cudnn_attention
 from dp2osr.preference.loss import LOSSES, anchor_loss, pair_margins, prediction_errors, reads
 from dp2osr.sampling.seeds import stable_seed
 from dp2osr.training.visits import Visit
@@ -108,6 +109,7 @@ class GroupObjective:
             found.append(prediction_errors(predictions[0], predictions[1].detach()))
         return found
 
+    @without_cudnn_attention()
     def visit(
         self, step: int, group: PreferenceGroup, scale: float, visit: int = 0, of_step: Visit | None = None,
         taken: Callable[[], object] = lambda: None,
