@@ -3,6 +3,8 @@
 import random
 import tempfile
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -23,6 +25,11 @@ def clip_rn50(*_, **__):
 
 
 def clip_vit_b_32():
+    return deepcopy(drawn_clip_vit_b_32())
+
+
+@cache
+def drawn_clip_vit_b_32():
     from pyiqa.archs import afineclip_model
 
     return afineclip_model.AFINECLIP(512, 224, 12, 768, 32, 77, 49408, 512, 8, 12).eval()
@@ -83,7 +90,9 @@ def random_weights(seed=0):
         replace(
             clipiqa_arch.torch,
             "load",
-            lambda path, *args, **kwargs: torch.randn(2, 16, 512) * 0.02 if path == "" else load(path, *args, **kwargs),
+            lambda path, *args, **kwargs: (
+                torch.randn(2, 16, 512) * 0.02 if path == "" else load(path, *args, **{"mmap": str(path).startswith(folder), **kwargs})
+            ),  # pyiqa reads A-FINE's file once for each of its parts
         )
         replace(afine_arch, "load", lambda *_, **__: (clip_vit_b_32(), None))
         replace(afine_arch, "load_file_from_url", lambda url: afine_file(folder))

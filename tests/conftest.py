@@ -1,9 +1,9 @@
-"""Shared fixtures: the embedded tiny models, a small candidate store, a shell around the programs."""
+"""Shared fixtures: small models, a small candidate store, a shell around the programs."""
 
 import json
 import os
 import signal
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,18 +21,22 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Kind:
-    """One of the two kinds of backbone, by its embedded tiny model and its programs."""
+    """One of the two kinds of backbone, by a small model of it and its programs.
+
+    models: the folder of its model: `tests/models` has random ones (make_models.py), `preset/models` those that are shipped.
+    """
 
     name: str
     test_program: str
+    models: str = "tests/models"
 
     @property
     def model(self):
-        return str(ROOT / f"preset/models/tiny-{self.name}")
+        return str(ROOT / self.models / f"tiny-{self.name}")
 
     @property
     def controlnet(self):
-        return str(ROOT / f"preset/models/c-tiny-{self.name}")
+        return str(ROOT / self.models / f"c-tiny-{self.name}")
 
     @property
     def model_flags(self):
@@ -48,6 +52,7 @@ class Kind:
 
 
 KINDS = {kind.name: kind for kind in (Kind("sd2", "test_sd2b_controlnet.py"), Kind("flux", "test_flux_controlnet.py"))}
+SHIPPED = {name: replace(kind, models="preset/models") for name, kind in KINDS.items()}
 MODEL, CONTROLNET, MODEL_FLAGS = KINDS["sd2"].model, KINDS["sd2"].controlnet, KINDS["sd2"].model_flags
 
 
@@ -76,6 +81,12 @@ def kind(request):
     return KINDS[request.param]
 
 
+@pytest.fixture(params=list(SHIPPED))
+def shipped_kind(request):
+    """The same, with the embedded tiny models: of tests that look at what a model makes."""
+    return SHIPPED[request.param]
+
+
 @pytest.fixture(scope="session")
 def backbone(kind):
     from dp2osr.backbones import load_backbone
@@ -93,6 +104,13 @@ def sd2():
     from dp2osr.backbones import load_backbone
 
     return load_backbone(MODEL)
+
+
+@pytest.fixture(scope="session")
+def shipped_sd2():
+    from dp2osr.backbones import load_backbone
+
+    return load_backbone(SHIPPED["sd2"].model)
 
 
 @pytest.fixture(scope="session")
@@ -131,7 +149,11 @@ def lr_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sampled(kind, tmp_path_factory, lr_folder):
     """A candidate folder: 3 images, M = 6, two denoising steps."""
-    folder = tmp_path_factory.mktemp("candidates") / "store"
+    return sample(kind, lr_folder, tmp_path_factory.mktemp("candidates") / "store")
+
+
+def sample(kind, lr_folder, folder):
+    """The same into `folder`."""
     run_program("gen_candidates.py", *kind.model_flags, *SAMPLING, "--image_path", lr_folder, "--output_dir", folder)
     return folder
 

@@ -118,6 +118,14 @@ def run_ranks(count, *words, more=None, cwd=ROOT):
     return done
 
 
+def is_alive(pid):
+    """Whether a process runs still; one that has ended stays in the table where nobody waits for it, as under a container's first."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 _SERVER = []
 
 

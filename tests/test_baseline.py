@@ -81,11 +81,11 @@ def test_the_linear_start_of_a_controlnet_shows_the_unet_the_colours_of_the_lr(s
     assert torch.allclose(down[0][:, :3], torch.nn.functional.avg_pool2d(control, 4) - 0.5, atol=1e-5)
 
 
-def test_the_embedded_autoencoder_keeps_light_and_colour(sd2):
+def test_the_embedded_autoencoder_keeps_light_and_colour(shipped_sd2):
     from studies.autoencoder import evaluate_autoencoder
 
     crops = to_tensor([crop for _, crop in CropSource(ROOT / "preset/test/gt", 128, 0).draw(0, 26)])
-    scores = evaluate_autoencoder(sd2.vae, crops)
+    scores = evaluate_autoencoder(shipped_sd2.vae, crops)
     assert scores["psnr"] > 28 and scores["ciede2000"] < 4
 
 
@@ -156,8 +156,8 @@ def test_a_guidance_range_upside_down_is_one_line(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(kind, tmp_path):
-    trainer = made_trainer(tmp_path, kind, "--pool_size", 3, "--resolution", 128, "--window", 16, "--drop_share", 0)
+def test_a_pool_window_of_the_latents_is_the_same_window_of_the_control(shipped_kind, tmp_path):
+    trainer = made_trainer(tmp_path, shipped_kind, "--pool_size", 3, "--resolution", 128, "--window", 16, "--drop_share", 0)
     numbers, latents, control, prompts = next(trainer.batches(0))
     backbone = trainer.backbone
     assert list(numbers) == [0, 1, 2, 3] and latents.shape == (4, backbone.latent_channels, 16, 16) and prompts == [0] * 4

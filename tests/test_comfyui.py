@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from conftest import CONTROLNET, KINDS, MODEL, ROOT
+from conftest import CONTROLNET, KINDS, MODEL, ROOT, SHIPPED
 from PIL import Image
 
 import dp2osr
@@ -99,7 +99,7 @@ def example():
 def test_the_example_workflow_saves_the_pixels_of_the_python_api(nodes):
     SaveImage.saved = []
     execute(example(), {**nodes.NODE_CLASS_MAPPINGS, "LoadImage": LoadImage, "SaveImage": SaveImage})
-    expected = dp2osr.load(MODEL, CONTROLNET).restore(PICTURE, upscale=4, samples=2, seed=0)
+    expected = dp2osr.load(SHIPPED["sd2"].model, SHIPPED["sd2"].controlnet).restore(PICTURE, upscale=4, samples=2, seed=0)
     assert len(SaveImage.saved) == 2
     for saved, image in zip(SaveImage.saved, expected, strict=True):
         assert saved.tobytes() == image.tobytes() and saved.shape == (128, 128, 3)

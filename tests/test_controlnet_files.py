@@ -22,12 +22,12 @@ def test_a_controlnet_of_another_width_is_refused_in_one_line_however_it_is_give
     from dp2osr.training.checkpoints import save_checkpoint
 
     narrow = tmp_path / "narrow"
-    policy = ControlNetModel.from_config({**sd2_controlnet.config, "block_out_channels": [8, 16, 32]})
+    policy = ControlNetModel.from_config({**sd2_controlnet.config, "block_out_channels": [8, 16, 24]})
     policy.save_pretrained(narrow)
     cache_model(hub, "someone/narrow", narrow)
     save_checkpoint(tmp_path, 3, {"policy": policy}, 1)
     for path in (narrow, f"{narrow}/diffusion_pytorch_model.safetensors", tmp_path / "checkpoint-3.pt", "someone/narrow"):
-        with pytest.raises(UserError, match=f"is a ControlNet of 8, 16, 32 channels, the base {MODEL} has 32, 64, 128; give the"):
+        with pytest.raises(UserError, match=f"is a ControlNet of 8, 16, 24 channels, the base {MODEL} has 8, 16, 32; give the"):
             sd2.load_controlnet(path)
 
 

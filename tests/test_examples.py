@@ -12,8 +12,8 @@ SHORTER = {
     "gen_candidates.py": "--max_images 3 --num_candidates 12 --num_inference_steps 1",
     "train_sd2_dpo.py": "--max_train_steps 1 --groups_per_step 1",
     "train_flux_dpo.py": "--max_train_steps 1 --groups_per_step 1 --num_candidates 12",
-    "test_sd2b_controlnet.py": "--num_inference_steps 1",
-    "test_flux_controlnet.py": "--num_inference_steps 1",
+    "test_sd2b_controlnet.py": "--num_inference_steps 1 --max_images 6",
+    "test_flux_controlnet.py": "--num_inference_steps 1 --max_images 6",
     "scripts/evaluate.py --images": "--bootstrap 20 --exclude_metrics vif ssim",
     "scripts/validate_reward.py": "--num_crops 2",
 }

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import CONTROLNET, KINDS, MODEL, assert_one_clear_line, read_log, run_program, write_made_up_scores
+from conftest import CONTROLNET, KINDS, MODEL, SHIPPED, assert_one_clear_line, read_log, run_program, write_made_up_scores
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -206,7 +206,7 @@ def test_a_single_file_tells_its_layers_and_another_kind_is_refused(flux, folder
 
 @pytest.mark.parametrize("as_file", [False, True])
 def test_a_controlnet_of_another_base_is_refused_with_both_sides(flux, folder, as_file):
-    path = KINDS["flux"].controlnet + ("/diffusion_pytorch_model.safetensors" if as_file else "")
+    path = SHIPPED["flux"].controlnet + ("/diffusion_pytorch_model.safetensors" if as_file else "")
     with pytest.raises(UserError) as error:
         flux.load_controlnet(path)
     theirs, ours = "6 attention heads and 32 channels in a head", f"the base {folder} has 2 and 16"

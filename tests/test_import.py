@@ -5,13 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import SAMPLING, assert_one_clear_line, one_kind, run_program, write_made_up_scores
-from PIL import Image
+from conftest import ROOT, SAMPLING, SHIPPED, assert_one_clear_line, one_kind, run_program, write_made_up_scores
+from PIL import Image, ImageEnhance
 from safetensors.torch import save_file
 from trainings import run_training, weights
 
 from dp2osr.cli import parse
-from dp2osr.data.images import tensor_to_pil
 from dp2osr.errors import UserError
 from dp2osr.sampling.decode import decode_group, load_decoder
 from dp2osr.sampling.importing import import_candidates, mean_psnr
@@ -26,15 +25,15 @@ def bring_in(kind, lr, output, *more):
 
 @pytest.fixture(scope="module")
 def pictures(sampled, tmp_path_factory):
-    """Two folders of the sampled candidates' images, one a layout."""
+    """Two folders of six pictures an image, one a layout: its GT, darker and darker."""
     folder, store = tmp_path_factory.mktemp("theirs"), CandidateStore(sampled)
-    decoder = load_decoder(store.settings)
     for image_id in store.ids():
         (folder / "folders" / image_id).mkdir(parents=True)
         (folder / "flat").mkdir(exist_ok=True)
-        for number, image in enumerate(decode_group(decoder, store.read(image_id), store.settings["align_method"])):
-            tensor_to_pil(image).save(folder / "folders" / image_id / f"{number:03d}.png")
-            tensor_to_pil(image).save(folder / "flat" / f"{image_id}_{number + 1:02d}.png")
+        for number in range(6):
+            image = ImageEnhance.Brightness(Image.open(ROOT / f"preset/train/gt/{image_id}.png").convert("RGB")).enhance(1 - 0.1 * number)
+            image.save(folder / "folders" / image_id / f"{number:03d}.png")
+            image.save(folder / "flat" / f"{image_id}_{number + 1:02d}.png")
     return folder
 
 
@@ -56,6 +55,7 @@ def test_training_on_imported_latents_gives_the_weights_of_training_on_the_sampl
 
 
 def test_images_of_both_layouts_become_the_same_candidates_near_the_originals(kind, sampled, pictures, lr_folder, tmp_path, capsys):
+    kind = SHIPPED[kind.name]
     ones = bring_in(kind, lr_folder, tmp_path / "ones", "--images", pictures / "folders")
     told = capsys.readouterr().out
     others = bring_in(kind, lr_folder, tmp_path / "others", "--images", pictures / "flat", "--first_number", 1)

@@ -199,7 +199,7 @@ def test_the_last_line_says_what_was_done_and_how_long_it_took(folder, capsys):
     (folder / "in/broken.png").write_bytes(b"no image")
     restored(folder, "--skip_unreadable")
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert re.fullmatch(r".*/out: 1 image written, 0 already there, in \d+ s; 1 inputs skipped: broken.png \(.*\)", last)
+    assert re.fullmatch(r".*/out: 1 image written, 0 already there, in \d+ s; 1 input skipped: broken.png \(.*\)", last)
 
 
 def test_heic_is_read_where_its_package_is_installed(folder):

@@ -8,22 +8,11 @@ import time
 
 import pytest
 from conftest import ROOT
+from parallel_work import die, refuse, square
+from programs import is_alive
 
 from dp2osr.errors import UserError
 from dp2osr.parallel import process_map
-
-
-def square(number):
-    time.sleep(0.01 * (4 - number))  # the first takes longest
-    return number * number
-
-
-def refuse(number):
-    raise UserError(f"{number} is refused")
-
-
-def die(number):
-    os._exit(1)
 
 
 def test_results_come_in_the_items_order():
@@ -40,16 +29,11 @@ def test_a_users_mistake_and_a_dead_worker_are_user_errors():
 
 PARENT = """
 from dp2osr.parallel import process_map
-from test_parallel import tell
+from parallel_work import tell
 
 if __name__ == "__main__":
     list(process_map(tell, [1, 2], 2, disable=True))
 """
-
-
-def tell(number):
-    os.write(1, f"{os.getpid()}\n".encode())  # in one piece: the workers share the pipe
-    time.sleep(600)
 
 
 def test_no_worker_outlives_a_killed_parent(tmp_path):
@@ -63,11 +47,3 @@ def test_no_worker_outlives_a_killed_parent(tmp_path):
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(is_alive, workers))
-
-
-def is_alive(pid):
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8") as file:
-            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ from conftest import ROOT
 from small_experiment import experiment
 
 from dp2osr.errors import UserError
-from studies import predict_nm
+from studies import cheap_candidates, predict_nm
 
 
 def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, capsys):
@@ -64,3 +65,18 @@ def test_a_probe_is_compared_with_nothing_but_a_sweep_over_m_and_n(tmp_path, mon
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match="differ in more than M and N"):
         predict_nm.main()
+
+
+def test_candidates_beside_themselves_have_the_same_order_level_spread_and_errors(labelled, monkeypatch, capsys):
+    words = ["cheap_candidates.py", "--candidates", f"dear={labelled}", f"cheap={labelled}", "--num_candidates", "4", "--top_n", "1"]
+    monkeypatch.setattr(sys, "argv", [*words, "--reward_config", str(labelled / "reward.yaml")])
+    monkeypatch.chdir(ROOT)
+    cheap_candidates.main()
+    said = capsys.readouterr().out.splitlines()
+    (beside,) = [line for line in said if line.startswith("| cheap | 1.00")]
+    assert re.sub(r" \[.*?\]", "", beside) == "| cheap | 1.00 | +0.00 | 1.00 |"
+    dear, cheap = (
+        [line.removeprefix(f"| {name} |") for line in said if re.match(rf"\| {name} \| (winners|losers)", line)]
+        for name in ("dear", "cheap")
+    )
+    assert len(dear) == 2 and dear == cheap and all(line.count("(1.00)") == 5 for line in dear) and dear[0] != dear[1]

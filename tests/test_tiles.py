@@ -75,12 +75,12 @@ def pictures():
 
 
 @pytest.mark.parametrize("name", ["grey", "gradient", "photograph"])
-def test_no_seam_in_a_tiled_autoencoder(sd2, name, monkeypatch):
+def test_no_seam_in_a_tiled_autoencoder(shipped_sd2, name, monkeypatch):
     image = pictures()[name][None]
-    whole = sd2.decode_latents(sd2.encode_images(image))
+    whole = shipped_sd2.decode_latents(shipped_sd2.encode_images(image))
     tiling = Tiling(32, 8)
-    monkeypatch.setattr(sd2, "vae_tiling", tiling)
-    tiled = sd2.decode_latents(sd2.encode_images(image))
+    monkeypatch.setattr(shipped_sd2, "vae_tiling", tiling)
+    tiled = shipped_sd2.decode_latents(shipped_sd2.encode_images(image))
     assert not torch.equal(tiled, whole)
     assert (tiled - whole).abs().mean() <= 0.02
     starts = [4 * start for start in tiling.cut(80)[0]]

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_program
+from conftest import ROOT, assert_one_clear_line, one_kind, read_log, run_program, sample, write_made_up_scores
 from safetensors.torch import load_file
 from trainings import STEPS, FallingRewards, copy_validation_images, run_training, weights, words
 
@@ -215,13 +215,16 @@ def test_flags_that_would_do_nothing_are_one_line(kind, tmp_path, more, mention)
         checks.check_given(kind.training_settings(argv), given(TrainSettings, argv))
 
 
-def test_the_trajectory_is_the_saved_one(kind, trained):
+def test_the_trajectory_is_the_saved_one(shipped_kind, lr_folder, tmp_path):
     """Loss and gradient norm of six steps: a change of code that is to change nothing changes nothing here.
 
-    Where a change is meant, `SAVE_TRAJECTORY=1 pytest tests/test_training.py -k trajectory` saves the new ones.
+    Where a change is meant, `SAVE_TRAJECTORY=1 pytest tests/test_training_runs.py -k trajectory` saves the new ones.
     """
-    path = ROOT / "tests/trajectory.json"
-    found = [[record["loss"], record["grad_norm"]] for record in read_log(trained / "train_log.jsonl")]
+    path, kind = ROOT / "tests/trajectory.json", shipped_kind
+    sample(kind, lr_folder, tmp_path / "candidates")
+    write_made_up_scores(tmp_path / "candidates")
+    run_training(kind, tmp_path / "candidates", tmp_path / "run")
+    found = [[record["loss"], record["grad_norm"]] for record in read_log(tmp_path / "run/train_log.jsonl")]
     saved = read_json(path) if path.exists() else {}
     if "SAVE_TRAJECTORY" in os.environ:
         saved[kind.name] = found

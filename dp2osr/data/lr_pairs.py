@@ -138,7 +138,7 @@ def report_line(folder: str | Path, report: PairReport) -> str:
     """What was written, kept and passed over, for the user."""
     short = f"; {report.missing} crops fewer than asked for, for want of size or detail" if report.missing else ""
     skipped = listed([f"{path.name} ({why})" for path, why in report.skipped.items()], 40)
-    more = f"; {len(report.skipped)} inputs skipped: {skipped}" if report.skipped else ""
+    more = f"; {counted(len(report.skipped), 'input')} skipped: {skipped}" if report.skipped else ""
     return f"{folder}: {counted(report.written, 'pair')} written, {report.kept} already there{short}{more}"
 
 

@@ -85,8 +85,8 @@ def read_recommended(path: str, revision: str | None = None) -> tuple[dict[str, 
 
 
 def describe_defaults(filled: Mapping[str, tuple[Any, str]]) -> str:
-    """`num_inference_steps 3, guidance_scale 1.0 (preset/…/sampling_settings.json); …` of what `with_defaults` filled in."""
+    """`not given, so num_inference_steps 3, guidance_scale 1 (preset/…/sampling_settings.json); …` of what `with_defaults` filled in."""
     by_origin: dict[str, list[str]] = {}
     for name, (value, where) in filled.items():
         by_origin.setdefault(where, []).append(f"{name} {value!r}" if isinstance(value, str) else f"{name} {value:g}")
-    return "; ".join(f"{', '.join(values)} (by {where})" for where, values in by_origin.items())
+    return "not given, so " + "; ".join(f"{', '.join(values)} ({where})" for where, values in by_origin.items())

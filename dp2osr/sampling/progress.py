@@ -88,9 +88,13 @@ class LaunchBar:
         self.bar.update(passed - self.bar.n)
 
 
-def summary(folder: str | Path, noun: str, made: int, kept: int, skipped: Mapping[Path, str], begun: float) -> str:
-    """The last line of a program: what was written, kept and passed over, and how long it took since `begun`, by `time.monotonic`."""
-    line = f"{folder}: {counted(made, noun)} written, {kept} already there, in {in_words(time.monotonic() - begun)}"
+def summary(folder: str | Path, noun: str, made: int, kept: int, skipped: Mapping[Path, str], begun: float, each: int = 1) -> str:
+    """The last line of a program: what was written, kept and passed over, and how long it took since `begun`, by `time.monotonic`.
+
+    each: samples that are written of an image.
+    """
+    of_each = f" ({each} samples each)" if made and each > 1 else ""
+    line = f"{folder}: {counted(made, noun)} written{of_each}, {kept} already there, in {in_words(time.monotonic() - begun)}"
     if skipped:
-        line += f"; {len(skipped)} inputs skipped: {listed([f'{path.name} ({why})' for path, why in skipped.items()], 40)}"
+        line += f"; {counted(len(skipped), 'input')} skipped: {listed([f'{path.name} ({why})' for path, why in skipped.items()], 40)}"
     return line

@@ -12,7 +12,7 @@ from dp2osr.data.images import read_image_and_alpha, tensor_to_pil
 from dp2osr.data.inputs import ImageFile, find_inputs
 from dp2osr.data.part import part_of
 from dp2osr.device import compute_device
-from dp2osr.errors import UserError, listed
+from dp2osr.errors import UserError, counted, listed
 from dp2osr.files import LONGEST_NAME, check_same_program, clear_parts, differences, read_json, write_json
 from dp2osr.locks import Locks
 from dp2osr.outputs import check_output
@@ -70,7 +70,7 @@ def restore_folder(args: RestoreSettings, chooser: Chooser | None = None) -> Non
     restoration.survey(GroupSampler(args, compute_device(), process_size=args.process_size))
     made = restoration.make()
     if made is not None:
-        print(summary(output, "image", made, len(files) - made, skipped, begun))
+        print(summary(output, "image", made, len(files) - made, skipped, begun, 1 if chooser else args.sample_times))
 
 
 def read_inputs(args: RestoreSettings, launch: Launch, leave_out: Callable[[Path], bool]) -> tuple[list[ImageFile], dict[Path, str]]:
@@ -303,4 +303,4 @@ def sizes_line(files: Sequence[ImageFile], args: RestoreSettings) -> str:
     before = " x ".join(map(str, files[0].size))
     after = " x ".join(str(round(side * args.upscale)) for side in files[0].size)
     more = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""
-    return f"{args.output_dir}: {len(files)} images, {before} -> {after}{more} (--upscale {args.upscale:g})"
+    return f"{args.output_dir}: {counted(len(files), 'image')}, {before} -> {after}{more} (--upscale {args.upscale:g})"

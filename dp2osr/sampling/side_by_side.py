@@ -60,7 +60,7 @@ def restore_side_by_side(args: RestoreSettings, others: Sequence[str], chooser: 
         sampler.controlnet = load_controlnet(run.args, sampler.backbone, run.args.expected_layers())
         begun_here, made = time.monotonic(), run.make()
         if made is not None:
-            print(summary(run.output, "image", made, len(files) - made, {}, begun_here))
+            print(summary(run.output, "image", made, len(files) - made, {}, begun_here, 1 if chooser else args.sample_times))
         sampler.controlnet = None
     if launch.is_last("side by side"):
         made = strips.draw()
