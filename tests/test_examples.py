@@ -12,8 +12,8 @@ SHORTER = {
     "gen_candidates.py": "--max_images 3 --num_candidates 12 --num_inference_steps 1",
     "train_sd2_dpo.py": "--max_train_steps 1 --groups_per_step 1",
     "train_flux_dpo.py": "--max_train_steps 1 --groups_per_step 1 --num_candidates 12",
-    "test_sd2b_controlnet.py": "--num_inference_steps 1 --max_images 6",
-    "test_flux_controlnet.py": "--num_inference_steps 1 --max_images 6",
+    "test_sd2b_controlnet.py": "--num_inference_steps 1",
+    "test_flux_controlnet.py": "--num_inference_steps 1",
     "scripts/evaluate.py --images": "--bootstrap 20 --exclude_metrics vif ssim",
     "scripts/validate_reward.py": "--num_crops 2",
 }
@@ -47,8 +47,18 @@ def test_examples_name_programs_and_flags_that_exist(path):
             assert re.search(rf"{flag}\b", told), (flag, words)
 
 
+def with_few_test_images(folder, count=6):
+    """The first of `preset/test` in its place."""
+    (folder / "preset/test").unlink()
+    for side in ("lr", "gt"):
+        (folder / "preset/test" / side).mkdir(parents=True)
+        for path in sorted((ROOT / "preset/test" / side).glob("*.png"))[:count]:
+            (folder / "preset/test" / side / path.name).symlink_to(path)
+
+
 def test_the_examples_run_one_after_the_other(tmp_path):
     like_a_clone(tmp_path)
+    with_few_test_images(tmp_path)
     for name in CHAIN:
         for words in docstring_commands(ROOT / name):
             if not beginning_of(words, NOT_HERE):
