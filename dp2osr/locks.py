@@ -7,18 +7,20 @@
 
 import contextlib
 import errno
+import hashlib
+import json
 import os
 import random
 import secrets
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dp2osr.errors import UserError
-from dp2osr.files import LONGEST_NAME, short_name
+from dp2osr.files import LONGEST_NAME, as_json, short_name
 
 LOCKS = ".locks"  # the folder of locks in a folder of results
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # a file system that has none
@@ -26,6 +28,7 @@ ASK_AGAIN = 1.0  # seconds between two tries of a lock that another job has
 PATIENCE = 60.0  # seconds in which a lock must be had in a folder that others remove
 DOOR = "settings.json"  # who begins to work in a folder, or to read it, holds this lock for a moment; who is alone there, to its end
 ALONE = "alone"  # the lock that says that
+CLAIM = "claim-"  # beginning of locks that say by which settings a process works: claim-WHAT-SETTINGS-PROCESS, digests
 
 
 class Locks:
@@ -38,7 +41,7 @@ class Locks:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder) / LOCKS
         self.are_there = True
-        self._inside: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+        self._inside = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def held(self, name: str, wait: bool = False) -> Iterator[bool]:
@@ -108,7 +111,7 @@ class Locks:
         with contextlib.ExitStack() as held:
             held.callback(self._sweep)
             free = held.enter_context(self.held(DOOR))
-            busy = [name for name in self.busy() if name != DOOR] if free else []
+            busy = [name for name in self.busy() if name != DOOR and not name.startswith(CLAIM)] if free else []
             if busy or not free:
                 shown = f" ({', '.join(busy[:3])})" if busy else ""
                 raise UserError(
@@ -149,15 +152,35 @@ class Locks:
             return not free
 
     def enter(self) -> bool:
-        """Hold a lock that says that this process works in the folder, until it ends; returns whether it is the only one."""
-        self._inside.__exit__(None, None, None)
+        """Hold a lock that says that this process works in the folder, until it leaves; returns whether it is the only one."""
+        self._inside.close()
         alone = True
         for path in self._files("job-*.lock"):
             with self.held(path.stem) as mine:
                 alone &= mine
-        self._inside = self.held(f"job-{_this_process('-')}", wait=True)
-        self._inside.__enter__()
+        self._inside.enter_context(self.held(f"job-{_this_process('-')}", wait=True))
         return alone
+
+    def claim(self, settings: Mapping[str, Any]) -> None:
+        """Hold locks that say by which `settings` this process works here, until it leaves. To be asked with the lock `DOOR` held.
+
+        Args:
+            settings: {what is worked on: all that must be one for all who work on it}.
+
+        Raises:
+            UserError: another process works on one of them by other settings.
+        """
+        claims = {what: CLAIM + _digest(what) for what in settings}
+        for what, name in claims.items():
+            for path in self._files(f"{name}-*.lock"):
+                if path.stem.split("-")[2] != _digest(settings[what]):
+                    with self.held(path.stem) as free:
+                        if not free:
+                            raise UserError(
+                                f"{self.folder.parent}: another job makes {what} with other settings; wait for its end, or use the same"
+                            )
+        for what, name in claims.items():
+            self._inside.enter_context(self.held(f"{name}-{_digest(settings[what])}-{_this_process('-')}", wait=True))
 
     def _warn(self, error: OSError) -> None:
         if self.are_there:
@@ -175,7 +198,7 @@ class Locks:
 
     def leave(self) -> None:
         """This process has done its work in the folder; the folder of locks goes with the last one."""
-        self._inside.__exit__(None, None, None)
+        self._inside.close()
         self._sweep()
 
     def _sweep(self) -> None:
@@ -185,6 +208,10 @@ class Locks:
                 pass
         with contextlib.suppress(OSError):
             self.folder.rmdir()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(as_json(content), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _this_process(between: str) -> str:

@@ -29,6 +29,7 @@ from dp2osr.files import as_json
 from dp2osr.locks import Locks
 
 Item = TypeVar("Item")
+STALL = timedelta(hours=1)  # that the ranks of a training wait for one, which saves a checkpoint or pictures: then a hang shows
 START_UP = timedelta(hours=6)  # that ranks wait for the first one's checks; a rank that dies ends its launch at once
 
 

@@ -198,7 +198,7 @@ def train_autoencoder(vae, args):
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        divergence.see(step + 1, loss.item())
+        divergence.see(step + 1, math.isfinite(loss.item()))
         if (step + 1) % args.checkpointing_steps == 0 or step + 1 == args.max_train_steps:
             record = {"step": step + 1, "seconds": round(time.time() - started), "loss": loss.item(), **evaluate_autoencoder(vae, held_out)}
             bar.set_postfix(psnr=f"{record['psnr']:.2f}", dE=f"{record['ciede2000']:.2f}")

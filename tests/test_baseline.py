@@ -14,6 +14,7 @@ import pytest
 import torch
 from baselines import BASELINE, made_trainer, train_controlnet
 from conftest import CONTROLNET, MODEL, MODEL_FLAGS, ROOT, SAMPLING, assert_one_clear_line, read_log, run_program, save_noise, settings_with
+from programs import run_ranks
 from safetensors.torch import load_file
 
 from dp2osr.cli import parse
@@ -148,6 +149,18 @@ def test_two_processes_train_one_baseline(tmp_path):
     run_program("-m", "dp2osr.launch", *words, env={"OMP_NUM_THREADS": "2"})
     assert [record["step"] for record in read_log(tmp_path / "two/train_log.jsonl")] == [2]
     assert json.loads((tmp_path / "two/settings.json").read_text())["num_processes"] == 2
+
+
+def test_a_rank_with_another_flag_or_other_photographs_says_so_before_the_first_step(tmp_path):
+    words = [*BASELINE, "--max_train_steps", "2"]
+    done = run_ranks(2, *words, "--output_dir", tmp_path / "rate", more={1: ["--learning_rate", "5e-3"]})
+    assert_one_clear_line(done[1], "rank 1 of 2", "learning_rate is 0.005 here and 0.001 on rank 0")
+    (tmp_path / "few").mkdir()
+    for path in sorted((ROOT / "preset/train/gt").glob("*.png"))[:5]:
+        shutil.copy(path, tmp_path / "few")
+    done = run_ranks(2, *words, "--output_dir", tmp_path / "few_photographs", more={1: ["--train_dir", tmp_path / "few"]})
+    assert_one_clear_line(done[1], "rank 1 of 2", "photographs is '5 photographs")
+    assert not list(tmp_path.glob("*/checkpoint-*"))
 
 
 def test_a_guidance_range_upside_down_is_one_line(tmp_path):

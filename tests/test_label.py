@@ -45,6 +45,20 @@ def test_one_and_two_processes_write_the_same_bytes(store, suites, gt_path, tmp_
     assert (tmp_path / "one.parquet").read_bytes() == (tmp_path / "two.parquet").read_bytes()
 
 
+def test_a_second_job_that_scores_a_metric_otherwise_is_refused(store, suites, gt_path, tmp_path):
+    first, same, more, other = (labeller(store, suites[name], gt_path, tmp_path / "scores.parquet") for name in ("nr", "nr", "full", "nr"))
+    other.wanted = {name: {**about, "precision": "bf16"} for name, about in other.wanted.items()}
+    for job in (first, same, more):
+        job.claim()
+    with pytest.raises(UserError, match="another job makes piqe in scores.parquet with other settings; wait for its end"):
+        other.claim()
+    for job in (first, same, more):
+        job.locks.leave()
+    other.claim()
+    other.locks.leave()
+    assert not (tmp_path / ".locks").exists()
+
+
 def test_an_interrupted_run_continues_and_a_complete_one_does_nothing(store, suites, gt_path, tmp_path):
     output = tmp_path / "scores.parquet"
     with pytest.raises(KeyboardInterrupt):

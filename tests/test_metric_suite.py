@@ -1,10 +1,12 @@
 """Rewards: metric suite."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 
 from bench.random_metrics import watching_draws
 from dp2osr.errors import UserError
@@ -257,3 +259,15 @@ def test_validation_names_the_metric_that_fails():
     results = validate_reward(MetricSuite([MetricSpec("gmsd"), MetricSpec("entropy")]), crops)
     assert results["gmsd"].failures == [] and "noise" in results["entropy"].failures
     assert "FAILS: entropy on noise" in format_table(results)
+
+
+def test_a_rank_metric_that_has_no_finite_loss_is_not_written(tmp_path):
+    from dp2osr.rewards.rank_metric import train_rank_metric
+
+    args = SimpleNamespace(
+        train_dir=ROOT / "preset/train/gt", val_dir=ROOT / "preset/test/gt", output=tmp_path / "rank.safetensors",
+        max_train_steps=20, train_batch_size=2, crop_size=32, learning_rate=1e36, seed=0,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="no finite loss in three steps in a row"):
+        train_rank_metric(args)
+    assert not args.output.exists()

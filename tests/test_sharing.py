@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from test_sampling import digest
 from dp2osr.cli import parse
 from dp2osr.errors import UserError
 from dp2osr.locks import Locks
+from dp2osr.results import Results
 from dp2osr.sampling.generate import generate_candidates
+from dp2osr.sampling.restore import begin_folder
 from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.sharing import Launch, WorkLog, share
@@ -246,6 +249,24 @@ def test_a_second_job_with_other_settings_is_refused_before_the_first_group(kind
         CandidateStore(tmp_path / "shared", {**settings, "seed": 4}).begin()
     first.locks.leave()
     CandidateStore(tmp_path / "shared", {**settings, "seed": 4}).begin()  # nobody works there, and there is no group yet
+
+
+def test_a_second_job_that_restores_with_other_settings_into_the_same_results_is_refused(tmp_path):
+    args, jobs = SimpleNamespace(overwrite=False, adopt=False), [Locks(tmp_path) for _ in range(4)]
+
+    def begin(job, name="settings.json", **settings):
+        results = Results(tmp_path, {"sample_times": 1, **settings}, ("controlnet",))
+        begin_folder(tmp_path / name, results, [], jobs[job], args)
+
+    begin(0, upscale=4, controlnet="a")
+    begin(1, upscale=4, controlnet="the same by another path")
+    begin(2, "settings_x2.json", upscale=2)  # results of another --suffix
+    with pytest.raises(UserError, match="another job makes results of settings.json with other settings"):
+        begin(3, upscale=2)
+    assert json.loads((tmp_path / "settings.json").read_text())["upscale"] == 4
+    for job in jobs[:2]:
+        job.leave()
+    begin(3, upscale=2)
 
 
 def groups(folder):

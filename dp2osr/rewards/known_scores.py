@@ -14,7 +14,7 @@ import numpy as np
 from dp2osr.digests import digest
 from dp2osr.errors import UserError, listed
 from dp2osr.files import LONGEST_NAME, short_name
-from dp2osr.locks import Locks
+from dp2osr.locks import DOOR, Locks
 from dp2osr.rewards.chosen import record_reward
 from dp2osr.rewards.metrics import MetricSuite, bad_score, pyiqa_version
 from dp2osr.rewards.table import GT_CANDIDATE, own_columns, read_columns, sidecar_path, write_scores, write_sidecar
@@ -49,6 +49,15 @@ class KnownScores:
 
     def _lock(self, image_id: str) -> str:
         return f"{self.output.name} {image_id}"
+
+    def claim(self) -> None:
+        """Say by which options and precision each metric is scored here, until the locks are left.
+
+        Raises:
+            UserError: another job scores one of them otherwise.
+        """
+        with self.locks.held(DOOR, wait=True):
+            self.locks.claim({f"{name} in {self.output.name}": about for name, about in self.wanted.items()})
 
     def _known(self, image_id: str, provenance: Provenance) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         """Columns and metric descriptions of a group that were made of these latents and this GT."""

@@ -96,7 +96,8 @@ def label_candidates(args: LabelSettings) -> None:
     launch.agree("scoring", {"metrics": labeller.wanted, "groups": image_ids})
     if config.columns and launch.is_first:
         print(f"{', '.join(config.columns)}: not computed here; must be in {output} as a column of your own (docs/rewards.md)")
-    with reading([args.candidates_dir], "scoring"):
+    with reading([args.candidates_dir], "scoring"), labeller.locks.leaving():
+        launch.of_first("claims", labeller.claim)
         if (args.compile or tf32 or args.precision != "fp32") and launch.is_first:
             labeller.compare_with_exact(image_ids[0])
         scored = labeller.score_missing(image_ids, launch)
@@ -104,7 +105,6 @@ def label_candidates(args: LabelSettings) -> None:
             labeller.report_draws(image_ids[0])
         if launch.is_last("scoring"):
             report(labeller, labeller.merge(), len(image_ids))
-            labeller.locks.leave()
 
 
 def report(labeller: Labeller, written: bool, count: int) -> None:

@@ -6,6 +6,7 @@ one distortion or chain of distortions (the idea of RankIQA: Liu, van de Weijer,
 """
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -151,7 +152,7 @@ def train_rank_metric(args: Any) -> dict[str, Any]:
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
         scheduler.step()
-        divergence.see(step + 1, loss.item())
+        divergence.see(step + 1, math.isfinite(loss.item()))
         if (step + 1) % 100 == 0:
             bar.set_postfix(loss=f"{loss.item():.4f}", held_out=pair_accuracy(network, held_out, batches=1))
     record = {

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +15,7 @@ from dp2osr.data.part import part_of
 from dp2osr.device import compute_device
 from dp2osr.errors import UserError, counted, listed
 from dp2osr.files import LONGEST_NAME, check_same_program, clear_parts, differences, read_json, write_json
-from dp2osr.locks import Locks
+from dp2osr.locks import DOOR, Locks
 from dp2osr.outputs import check_output
 from dp2osr.results import RECORDS, Results
 from dp2osr.sampling.progress import LaunchBar, say, say_cost, say_settings, summary
@@ -136,7 +137,7 @@ class Restoration:
         say(launch, self.chooser.announce() if self.chooser and todo else None)
         sampler.prepare(todo)
         if launch.is_first and todo:
-            begin_folder(self.settings_path, self.results, self.wanted, locks)
+            begin_folder(self.settings_path, self.results, self.wanted, locks, args)
         log = WorkLog(self.output / RECORDS, "restore", launch)
         with locks.leaving(), LaunchBar(launch, sampler, todo, counts, "restore") as bar:
             for file in share(launch, "restore", todo, locks, lambda file: file.id):
@@ -176,12 +177,21 @@ def results_of(output: Path, sampler: GroupSampler, chooser: Chooser | None) -> 
     return Results(output, record, (*settings_not_compared(sampler), "reward_config"), also, FLAGS)
 
 
-def begin_folder(settings_path: Path, results: Results, wanted: Iterable[str], locks: Locks) -> None:
-    """Write the settings of the results, and remove what runs that are gone left half-written."""
+def begin_folder(settings_path: Path, results: Results, wanted: Iterable[str], locks: Locks, args: RestoreSettings) -> None:
+    """Write the settings of the results, and remove what runs that are gone left half-written.
+
+    Another job may have begun meanwhile: its settings are compared again.
+    """
     output = results.folder
     output.mkdir(parents=True, exist_ok=True)
-    locks.enter()
-    write_json(settings_path, results.settings)
+    with ExitStack() as refused, locks.held(DOOR, wait=True):
+        refused.callback(locks.leave)
+        check_folder(settings_path, results, args)
+        locks.enter()
+        compared = {name: value for name, value in results.settings.items() if name not in results.not_compared}
+        locks.claim({f"results of {settings_path.name}": compared})
+        write_json(settings_path, results.settings)
+        refused.pop_all()
     for folder in {(output / name).parent for name in wanted} | {output / RECORDS}:
         clear_parts(folder)
 

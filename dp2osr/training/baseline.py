@@ -29,7 +29,8 @@ from dp2osr.divergence import Divergence
 from dp2osr.errors import UserError, memory_advice
 from dp2osr.files import save_model, write_text
 from dp2osr.hub.settings import without_hub
-from dp2osr.training.baseline_checks import FREE_SETTINGS, POOL, baseline_memory_flags, check_baseline, check_sizes
+from dp2osr.sharing import STALL, Launch
+from dp2osr.training.baseline_checks import ELSEWHERE, FREE_SETTINGS, POOL, baseline_memory_flags, check_baseline, check_sizes
 from dp2osr.training.checkpoints import check_agreement, restore_checkpoint, save_checkpoint
 from dp2osr.training.folder import clear_parts, keep_run_settings
 from dp2osr.training.log import TrainingLog, start_tracker
@@ -64,10 +65,10 @@ class BaselineTrainer:
 
     def __init__(self, args: BaselineSettings) -> None:
         from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 
         check_baseline(args)
-        self.args, self.output, device = args, Path(args.output_dir), compute_device()
+        self.args, self.output, device, self.launch = args, Path(args.output_dir), compute_device(), Launch()
         self.accelerator = Accelerator(
             cpu=device.type == "cpu",  # told, or several processes on a CPU take themselves for one each
             mixed_precision=usable_precision(args.mixed_precision, device),
@@ -75,14 +76,17 @@ class BaselineTrainer:
             log_with=None if args.report_to == "none" else args.report_to,
             project_dir=args.output_dir,
             # a model may have parameters without a gradient, as those of text that leaves its last block and is read by nobody
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=args.train_backbone)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=args.train_backbone),
+                InitProcessGroupKwargs(timeout=STALL),
+            ],
         )
         self.main = self.accelerator.is_main_process
         set_tf32(device, args.disable_tf32)
         validation = read_validation(args.validation_image, args.validation_prompt)
         self.load_networks()
         self.open_data()
-        self.settle()
+        self.keep_settings()
         self.prompts = self.embed_prompts([prompt for _, _, prompt in validation])
         self.pictures = None
         if validation and self.main:
@@ -119,7 +123,7 @@ class BaselineTrainer:
         degradation = load_degradation(args.degradation)
         if args.resolution % degradation.scale:
             raise UserError(f"--resolution {args.resolution}: must be a multiple of the degradation's scale {degradation.scale}")
-        with self.accelerator.main_process_first():  # the others find the shards' index remembered
+        with self.launch.first("photographs"):  # the others find the shards' index remembered
             collection = open_collection(args.train_dir, args.recursive)
         self.skipped = Skipped(args.train_dir, args.strict)
         check_photographs(collection, args, self.main)
@@ -136,16 +140,21 @@ class BaselineTrainer:
             window, args.resolution, args.max_train_steps, small,
         )  # fmt: skip
 
-    def settle(self) -> None:
-        """Write the run's settings, or compare them with those that are there."""
+    def keep_settings(self) -> None:
+        """Write the run's settings, or compare them with those that are there, on all ranks with the first one's.
+
+        Raises:
+            UserError: a rank with other flags, photographs or code; settings of another run.
+        """
         args, plan = self.args, self.plan
+        used = {
+            "mixed_precision": self.accelerator.mixed_precision,
+            "num_processes": self.accelerator.num_processes,
+            "samples_per_step": sorted({plan.step_size(0), plan.step_size(plan.steps - 1)}),
+            "photographs": self.stream.collection.fingerprint(),
+        }
+        self.launch.agree("training", {**{name: value for name, value in without_hub(args).items() if name not in ELSEWHERE}, **used})
         if self.main:
-            used = {
-                "mixed_precision": self.accelerator.mixed_precision,
-                "num_processes": self.accelerator.num_processes,
-                "samples_per_step": sorted({plan.step_size(0), plan.step_size(plan.steps - 1)}),
-                "photographs": self.stream.collection.fingerprint(),
-            }
             steady = args.lr_scheduler in STEADY_SCHEDULES and args.full_window_share in (0, 1)
             keep_run_settings(self.output, {**without_hub(args), **used}, FREE_SETTINGS, steady)
             clear_parts(self.output)

@@ -27,6 +27,12 @@ FREE_SETTINGS = (
 )  # fmt: skip
 
 
+# Settings that may differ between the nodes of one run, where its files lie in other places, or cores are fewer.
+ELSEWHERE = (
+    "output_dir", "pretrained_model_name_or_path", "pretrained_vae_model_name_or_path", "tokenizer_name",
+    "controlnet_model_name_or_path", "train_dir", "prompt_file", "validation_image", "text_cache_gb", "dataloader_num_workers",
+    "dataloader_prefetch_factor",
+)  # fmt: skip
 OF_PICTURES = ("validation_prompt", "validation_steps", "num_validation_images", "num_inference_steps", "guidance_scale")
 
 

@@ -11,7 +11,6 @@ import math
 import sys
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +33,7 @@ from dp2osr.rewards.chosen import as_dict, read_with_reward
 from dp2osr.sampling.decode import stored_tiling
 from dp2osr.sampling.defaults import NAMES
 from dp2osr.sampling.store import CandidateStore, reading
-from dp2osr.sharing import Launch
+from dp2osr.sharing import STALL, Launch
 from dp2osr.training.adapters import distance, merged
 from dp2osr.training.checkpoints import check_agreement, restore_checkpoint, save_checkpoint, save_controlnet
 from dp2osr.training.checks import (
@@ -95,7 +94,7 @@ class PreferenceTrainer:
             log_with=trackers,
             project_dir=args.output_dir,
             cpu=device.type == "cpu",
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=6))],
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=STALL)],
         )
         self.request = StopRequest()
         check_processes(args, self.accelerator.num_processes)
