@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "scripts"))
 def test_samples_are_paired_with_their_image(photographs):
     folders = parse_folders([f"soft={photographs / 'soft'}", f"sharp={photographs / 'sharp'}", f"sharp={photographs / 'gt'}"])
     methods, _ = pair_images(folders, photographs / "gt")
-    assert [method.num_samples for method in methods] == [2, 2]
+    assert [len(next(iter(method.samples.values()))) for method in methods] == [2, 2]
     assert [path.parent.name for path in methods[1].samples["image3"]] == ["sharp", "gt"]
     assert [path.name for path in methods[0].samples["image3"]] == ["image3_00.png", "image3_01.png"]
 
@@ -34,9 +34,9 @@ def test_of_some_images_alone_another_image_is_no_sample(tmp_path):
 
 def test_without_gt_the_lr_images_tell_samples_from_images(photographs):
     [method], gt = pair_images({"soft": [photographs / "soft"]}, lr_path=photographs / "gt")
-    assert method.num_samples == 2 and len(method.samples) == 20 and not gt
+    assert {len(paths) for paths in method.samples.values()} == {2} and len(method.samples) == 20 and not gt
     [method], _ = pair_images({"soft": [photographs / "soft"]})
-    assert method.num_samples == 1 and len(method.samples) == 40
+    assert {len(paths) for paths in method.samples.values()} == {1} and len(method.samples) == 40
 
 
 def test_names_that_do_not_match_are_listed_on_both_sides(photographs, tmp_path):

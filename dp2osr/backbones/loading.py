@@ -16,7 +16,6 @@ from dp2osr.backbones.locate import (
     locate,
     part_files,
     used_weights,
-    weight_files,
 )
 from dp2osr.backbones.quantization import quantized
 from dp2osr.errors import UserError, listed
@@ -162,26 +161,6 @@ def read_tensors(path: str | Path) -> dict[str, torch.Tensor]:
     except Exception as error:  # SafetensorError, FileNotFoundError, OSError; of torch.load RuntimeError, KeyError, UnpicklingError
         kind = "checkpoint of a training" if Path(path).suffix == ".pt" else "safetensors file"
         raise UserError(f"{path}: not a readable {kind} ({' '.join(str(error).split())[:200]})") from None
-
-
-def count_parameters(path: str | Path) -> int:
-    """How many numbers the weights of a diffusers folder, hub model or one file hold, by its header; `UserError` if there are none."""
-    from safetensors import SafetensorError, safe_open
-
-    if Path(path).suffix == ".pt":
-        return sum(tensor.numel() for tensor in read_tensors(path).values())
-    found = locate(path)
-    files = [found] if found and not found.is_dir() else list(weight_files(path).values())
-    if not files:
-        raise UserError(f"{path}: its parameters cannot be counted (it has no weights)")
-    count = 0
-    for file in files:
-        try:
-            with safe_open(file, "pt") as tensors:
-                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"{file}: its parameters cannot be counted ({' '.join(str(error).split())[:200]})") from None
-    return count
 
 
 def _policy_of_checkpoint(path: str | Path) -> dict[str, torch.Tensor]:

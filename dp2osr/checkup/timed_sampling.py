@@ -36,7 +36,7 @@ class SampledModel:
     """
 
     def __init__(self, case: Case, precision: str, device: torch.device) -> None:
-        self.case, self.precision, self.device = case, precision, device
+        self.precision, self.device = precision, device
         self.held_before = held(device)
         self.prompt, self.negative = case.prompts(precision, device)
         self.backbone: Backbone = case.load(("vae", "denoiser"), precision, device)

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 REWARD, BICUBIC = "reward", "bicubic"
 FEW = 10  # photographs; with fewer a percentile bootstrap's 95 % hold the truth in 90 % of cases or less
-KEYS = ["method", "training", "image", "candidate", "metric"]
 Key = tuple[str, int]
 Owner = TypeVar("Owner", bound=str | Key)
 
@@ -33,7 +32,7 @@ class Results:
     """Raw scores and what is known of them.
 
     Attributes:
-        values: columns `KEYS` and value; a training is a number, 0 where a method has only one.
+        values: columns method, training, image, candidate, metric and value; a training is a number, 0 where a method has only one.
         metrics: by metric: lower_better, mode ("FR", "NR" or ""), rewarded (whether the reward has it); in the order of the tables.
         photographs: {image: the photograph that it was cropped from}, in the order of the images.
     """
@@ -149,13 +148,11 @@ class Change:
     Attributes:
         estimate: the change with its interval; in units of the reference's spread + is better, else the plain difference.
         by_training: (S,) of each training; by_image: (G,) mean over trainings, in the metric's own unit.
-        draws: (B,) of each resample, None without an interval.
     """
 
     estimate: Estimate
     by_training: np.ndarray
     by_image: np.ndarray
-    draws: np.ndarray | None = None
 
 
 class Comparison:
@@ -176,10 +173,6 @@ class Comparison:
         self.results, self.reference, self.in_sigma, self.resamples, self.seed = results, reference, in_sigma, resamples, seed
         self._kept: dict[str, np.ndarray] = {}
         self._weights: dict[bytes, np.ndarray | None] = {}
-
-    @property
-    def others(self) -> list[str]:
-        return [method for method in self.results.methods if method != self.reference]
 
     def kept(self, metric: str) -> np.ndarray:
         """(G,) images that count for a metric."""
@@ -218,10 +211,10 @@ class Comparison:
             return None
         differences, spread = own - other, self.spread(metric)
         of_trainings = stats.seed_weights(len(differences), self.resamples, self.seed)
-        estimate, draws = stats.mean_gain(differences, spread, self.weights(metric), of_trainings)
+        estimate, _ = stats.mean_gain(differences, spread, self.weights(metric), of_trainings)
         with np.errstate(divide="ignore", invalid="ignore"):
             by_training = differences.mean(axis=1) / spread.mean()
-        return Change(estimate, by_training, differences.mean(axis=0), draws)
+        return Change(estimate, by_training, differences.mean(axis=0))
 
     def level(self, method: str, metric: str) -> Estimate:
         """The `Estimate` of a method's mean, raw."""

@@ -21,10 +21,6 @@ class ImageMethod:
     name: str
     samples: dict[str, list[Path]]
 
-    @property
-    def num_samples(self) -> int:
-        return len(next(iter(self.samples.values())))
-
 
 def parse_folders(arguments: Iterable[str]) -> dict[str, list[Path]]:
     """`["ours=DIR", "ours=DIR2", "SeeSR=DIR"]` → {"ours": [Path, Path], "SeeSR": [Path]}: a further folder has further samples."""

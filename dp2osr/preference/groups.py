@@ -48,7 +48,7 @@ class PreferenceGroups:
         config: reward config.
         num_candidates: M, a prefix of the candidates; None takes all.
         top_n: N.
-        weighting: one of `WEIGHTINGS`.
+        weighting: of `hpo_weights`.
 
     Attributes:
         left_out: ids of the groups with a NaN or infinite score of the reward.

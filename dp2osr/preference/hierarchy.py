@@ -2,8 +2,6 @@
 
 import numpy as np
 
-WEIGHTINGS = ("none", "intra", "inter", "both")
-
 
 def intra_weights(rewards: np.ndarray, winners: np.ndarray, losers: np.ndarray) -> np.ndarray:
     """w_intra = |R_w − R_l| + (1 − μ_gap), μ_gap the mean gap over the N² pairs of the group.
@@ -29,7 +27,7 @@ def inter_weights(rewards: np.ndarray) -> np.ndarray:
 
 
 def hpo_weights(rewards: np.ndarray, winners: np.ndarray, losers: np.ndarray, weighting: str = "both") -> np.ndarray:
-    """(G, N, N) pair weights; `weighting` is one of `WEIGHTINGS`, the rows of the paper's ablation."""
+    """(G, N, N) pair weights; `weighting` is "none", "intra", "inter" or "both", the rows of the paper's ablation."""
     rewards = np.asarray(rewards, dtype=np.float64)
     weights = np.ones((len(rewards), winners.shape[1], losers.shape[1]))
     if weighting in ("intra", "both"):

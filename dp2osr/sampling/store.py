@@ -230,9 +230,6 @@ class CandidateStore:
             raise UserError(f"{self.groups}: {listed(strange, 30)}: no candidate groups (no group.json); move them away")
         return names
 
-    def has(self, image_id: str) -> bool:
-        return (self.groups / image_id).is_dir()
-
     def has_prompt(self, image_id: str) -> bool:
         """Whether the embedding of the group's prompt is there."""
         return (self.groups / image_id / "prompt.safetensors").is_file()
