@@ -6,8 +6,8 @@
 The programs are the real ones. The model has Stable Diffusion's classes, a few thousand random parameters, latents of 8 × 8 and one
 denoising step; the reward is one metric that takes no time. Candidates are sampled by two jobs of two ranks each on one folder; each job
 is killed once, with all its ranks, and started again. Labels are written by two jobs. Training goes ten steps, and is run again for ten
-more. Each program is started once more on finished work: what that takes is its start-up. A folder of `--model_gb` of sparse files stands
-for a large model's weights.
+more. Sampling and scoring are started once more on finished work: what that takes is their start-up, as the resume of training is its
+own. A folder of `--model_gb` of sparse files stands for a large model's weights.
 """
 
 import argparse

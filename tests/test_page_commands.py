@@ -37,7 +37,9 @@ SHORTER = {
     "label_rewards.py --config": "--reward_config embedded",
     "train_sd2_dpo.py": f"{GROUP} --max_train_steps 1 --groups_per_step 1 --report_to none",
     "train_sd2_dpo.py --validation_image_path": "--validation_candidates 2",
+    "train_sd2_dpo.py --config --collapse_patience": "--output_dir runs/sd2_policy_2",  # scale.md has trained another
     "train_sd2_dpo.py --config": "--mixed_precision no --reward_config embedded",
+    "train_flux_dpo.py": f"{GROUP} --max_train_steps 1 --groups_per_step 1 --report_to none --mixed_precision no --reward_config embedded",
     "test_sd2b_controlnet.py": "--num_inference_steps 1 --upscale 1",
     "test_sd2b_controlnet.py --keep": "--sample_times 2",
     "test_flux_controlnet.py": "--num_inference_steps 1 --upscale 1",
@@ -57,6 +59,7 @@ SHORTER = {
     "scripts/train_controlnet.py": "--resolution 128 --train_batch_size 1 --gradient_accumulation_steps 1 --max_train_steps 1"
     " --dataloader_num_workers 0 --mixed_precision no --report_to none",
     "scripts/train_controlnet.py configs/flux_dev/baseline.yaml": "--num_double_layers 2",
+    "scripts/train_controlnet.py configs/flux_dev/baseline.yaml data/photographs": "--output_dir runs/c_flux_2",  # baselines.md has made it
 }
 LAUNCH = "accelerate launch --config_file configs/accelerate/8gpu.yaml"
 INCOMPLETE, TRAIN, NETWORK = "its flags are left out", "train.md runs the same", "a network"
@@ -81,7 +84,6 @@ NOT_RUN = {  # commands by their beginnings, and why they do not run here
     "scripts/evaluate.py --candidates base=runs/quickstart": TRAIN,
     "scripts/evaluate.py --candidates base=runs/held_out": TRAIN,
     "scripts/inspect_rewards.py --candidates_dir runs/candidates --gt_path preset": TRAIN,
-    "test_sd2b_controlnet.py --image_path RealSR/lr": INCOMPLETE,
     "gen_candidates.py --ram_path preset/models/ram_dape.safetensors ...": INCOMPLETE,
     f"{LAUNCH} train_sd2_dpo.py ...": INCOMPLETE,
     f"{LAUNCH} test_sd2b_controlnet.py ...": INCOMPLETE,

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import ROOT, SAMPLING, one_kind
-from programs import HERE, ForkedProgram
+from programs import HERE, ForkedProgram, run_ranks
 from test_sampling import digest
 
 from dp2osr.cli import parse
@@ -249,6 +249,33 @@ def test_a_second_job_with_other_settings_is_refused_before_the_first_group(kind
         CandidateStore(tmp_path / "shared", {**settings, "seed": 4}).begin()
     first.locks.leave()
     CandidateStore(tmp_path / "shared", {**settings, "seed": 4}).begin()  # nobody works there, and there is no group yet
+
+
+WITHOUT_A_GROUP = """
+import runpy, sys
+import torch.distributed
+
+def refuse(*_, **__):
+    raise AssertionError("a process group is opened")
+
+torch.distributed.init_process_group = refuse
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@one_kind
+def test_ranks_that_sample_score_and_restore_open_no_process_group_that_could_time_out(kind, lr_folder, tmp_path):
+    (tmp_path / "without_a_group.py").write_text(WITHOUT_A_GROUP, encoding="utf-8")
+    (tmp_path / "reward.yaml").write_text("nr: [piqe]\n", encoding="utf-8")
+    sampling = [*kind.model_flags, "--image_path", lr_folder, "--num_inference_steps", 1, "--guidance_scale", 1]
+    for words in (
+        ["gen_candidates.py", *sampling, "--num_candidates", 2, "--output_dir", tmp_path / "candidates"],
+        ["label_rewards.py", "--candidates_dir", tmp_path / "candidates", "--reward_config", tmp_path / "reward.yaml"],
+        [kind.test_program, *sampling, "--output_dir", tmp_path / "restored"],
+    ):
+        done = run_ranks(2, tmp_path / "without_a_group.py", *words)
+        assert [process.returncode for process in done] == [0, 0], done[0].stderr[-1000:] + done[1].stderr[-1000:]
 
 
 def test_a_second_job_that_restores_with_other_settings_into_the_same_results_is_refused(tmp_path):
