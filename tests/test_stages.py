@@ -274,7 +274,7 @@ def test_a_backbone_that_is_none_is_one_line(tmp_path):
 
 @pytest.mark.parametrize(
     "path",
-    sorted([*ROOT.glob("configs/tiny_*/*/*.yaml"), *ROOT.glob("configs/flux_dev/*.yaml"), *ROOT.glob("configs/sd2_base/*.yaml")]),
+    sorted([*ROOT.glob("configs/tiny_*/*/*.yaml"), *ROOT.glob("configs/flux_dev/**/*.yaml"), *ROOT.glob("configs/sd2_base/**/*.yaml")]),
     ids=name_of,
 )
 def test_stage_settings_are_flags_of_their_program(path):

@@ -10,7 +10,7 @@ from conftest import ROOT
 from small_experiment import experiment
 
 from dp2osr.errors import UserError
-from studies import cheap_candidates, predict_nm
+from studies import cheap_candidates, frontier, predict_nm
 
 
 def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, capsys):
@@ -80,3 +80,25 @@ def test_candidates_beside_themselves_have_the_same_order_level_spread_and_error
         for name in ("dear", "cheap")
     )
     assert len(dear) == 2 and dear == cheap and all(line.count("(1.00)") == 5 for line in dear) and dear[0] != dear[1]
+
+
+def test_the_frontier_is_what_no_cheaper_arm_gains_as_much_as(tmp_path, monkeypatch, capsys):
+    assert frontier.frontier([(1, 0.5), (2, 0.4), (3, 0.6), (4, 0.6)]) == [(1, 0.5), (3, 0.6)]
+    arms = {name: {"at": at} for name, at in (("dear", 1), ("cheap", 0.3), ("harmful", 0.6))}
+    path = experiment(tmp_path, arms=arms)
+    results = tmp_path / "results.csv"
+    results.write_text("arm,metric,change,low,high\ndear,reward,0.5,0.4,0.6\ncheap,reward,0.45,0.2,0.7\n", encoding="utf-8")
+    words = ["frontier.py", "--experiment", str(path), "--results", str(results), "--output", str(tmp_path / "frontier.png")]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(UserError, match="results.csv: has no results of harmful"):
+        frontier.main()
+    with results.open("a", encoding="utf-8") as file:
+        file.write("harmful,reward,0.1,0,0.2\n")
+    frontier.main()
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[4] for line in said] == ["cheap", "harmful", "dear"] and ["on the frontier" in line for line in said] == [
+        True,
+        False,
+        True,
+    ]
+    assert (tmp_path / "frontier.png").stat().st_size > 1000
