@@ -3,16 +3,21 @@
 import json
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import KINDS, settings_with
-from trainings import run_training
+from conftest import KINDS, settings_with, write_made_up_scores
+from trainings import run_training, words
 
 from dp2osr.backbones import kinds
+from dp2osr.backbones.snippets import snippet
+from dp2osr.cli import parse
 from dp2osr.preference import loss
 from dp2osr.sampling.generate import generate_candidates
 from dp2osr.sampling.settings import GenerateSettings
+from dp2osr.training.settings import TrainSettings
+from dp2osr.training.trainer import train_preferences
 
 METRIC = """
 from pyiqa.default_model_configs import DEFAULT_CONFIGS
@@ -45,16 +50,22 @@ def toy_kind(tmp_path, monkeypatch):
     sys.modules.pop("toy_backbone", None)
 
 
-def test_a_backbone_is_a_file_and_a_line(toy_kind, lr_folder, tmp_path):
+def test_a_backbone_is_a_file_and_a_line_to_sample_and_to_train(toy_kind, lr_folder, tmp_path):
     model = tmp_path / "model"
     shutil.copytree(KINDS["sd2"].model, model)
     index = json.loads((model / "model_index.json").read_text())
     (model / "model_index.json").write_text(json.dumps({**index, "_class_name": "ToyPipeline"}))
     settings = settings_with(
         GenerateSettings, pretrained_model_name_or_path=str(model), controlnet_model_name_or_path=KINDS["sd2"].controlnet, backbone="toy",
-        image_path=str(lr_folder), output_dir=str(tmp_path / "out"), num_inference_steps=1, num_candidates=1, upscale=1,
+        image_path=str(lr_folder), output_dir=str(tmp_path / "out"), num_inference_steps=1, num_candidates=6, upscale=1,
     )  # fmt: skip
     assert generate_candidates(settings).settings["backbone"] == "toy"
+    write_made_up_scores(tmp_path / "out")
+    toy = SimpleNamespace(training_program="", model_flags=["--pretrained_model_name_or_path", str(model), *KINDS["sd2"].model_flags[2:]])
+    flags = words(toy, tmp_path / "out", tmp_path / "policy", "--max_train_steps", "1")[1:]
+    train_preferences(parse(TrainSettings, flags, backbone="toy"))
+    assert "# policy" in (tmp_path / "policy/README.md").read_text(encoding="utf-8")
+    assert snippet("toy", "policy", "model", {}, 4) == ""  # of which the card leaves out what needs a template
 
 
 def toy_of_pairs(winners, losers, weights, beta):

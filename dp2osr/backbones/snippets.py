@@ -14,7 +14,7 @@ DTYPES = {"no": "float32", "fp16": "float16", "bf16": "bfloat16"}  # by --mixed_
 
 
 def snippet(kind: str, controlnet: str, base: str, sampling: Mapping[str, Any], upscale: float, precision: str | None = None) -> str:
-    """Python that restores an image with diffusers' own pipeline.
+    """Python that restores an image with diffusers' own pipeline; empty for a kind that has no template.
 
     Args:
         controlnet, base: folders or hub ids.
@@ -22,8 +22,11 @@ def snippet(kind: str, controlnet: str, base: str, sampling: Mapping[str, Any], 
         upscale: size of the result over size of the image.
         precision: as --mixed_precision has it.
     """
+    template = TEMPLATES / f"{kind}.py.j2"
+    if not template.is_file():
+        return ""
     known = implementation_of(kind).schedulers
     named = {**sampling, "scheduler": known.get(sampling["scheduler"], sampling["scheduler"])}
     whole = int(upscale) if float(upscale).is_integer() else upscale
     values = {"dtype": DTYPES[precision or "no"], "upscale": whole}
-    return fill(TEMPLATES / f"{kind}.py.j2", controlnet=controlnet, base=base, **named, **values).rstrip("\n")
+    return fill(template, controlnet=controlnet, base=base, **named, **values).rstrip("\n")
