@@ -82,9 +82,12 @@ from types import SimpleNamespace
 from copy import deepcopy
 from dp2osr.backbones import load_backbone
 from dp2osr.preference.groups import PreferenceGroup
+from dp2osr.training.adapters import WithoutAdapters, add_adapters
+from dp2osr.training.baseline_settings import BaselineSettings
 from dp2osr.training.objective import GroupObjective
+from dp2osr.training.regression import Regression
 from dp2osr.training.settings import TrainSettings
-every, model, path = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
+(every, baseline), model, path = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
 
 def gigabytes(entry):
@@ -95,11 +98,23 @@ reference = backbone.load_controlnet(path, torch.float32).requires_grad_(False)
 accelerator = SimpleNamespace(autocast=lambda: torch.autocast("cpu", enabled=False), backward=lambda loss: loss.backward())
 prompt = backbone.encode_prompts([""])
 
+def growth_of(function, size):
+    function(1)  # what a process takes once, whatever the batch
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = gigabytes("VmRSS")
+    function(size)
+    return gigabytes("VmHWM") - before
+
 def growth(args):
-    policy = deepcopy(reference).requires_grad_(True).train()
+    if args.lora_rank:
+        policy = add_adapters(deepcopy(reference), args.lora_rank).train()
+        frozen = WithoutAdapters(policy)
+    else:
+        policy, frozen = deepcopy(reference).requires_grad_(True).train(), reference
     for network in (policy, backbone.denoiser):
         network.enable_gradient_checkpointing() if args.gradient_checkpointing else network.disable_gradient_checkpointing()
-    objective = GroupObjective(args, accelerator, backbone, policy, reference)
+    objective = GroupObjective(args, accelerator, backbone, policy, frozen)
 
     def visit(top_n):
         latents, control = torch.randn(2 * top_n, 4, 32, 32), torch.rand(1, 3, 128, 128)
@@ -107,14 +122,29 @@ def growth(args):
         for parameter in policy.parameters():
             parameter.grad = None
 
-    visit(1)  # what a process takes once, whatever the batch
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = gigabytes("VmRSS")
-    visit(args.top_n)
-    return gigabytes("VmHWM") - before
+    return growth_of(visit, args.top_n)
 
-print(json.dumps([growth(TrainSettings(**flags)) for flags in every]))
+def growth_of_baseline(args):
+    for network in (backbone.denoiser,):
+        network.disable_gradient_checkpointing()
+    names = ("conditioning_channels", "num_double_layers", "num_single_layers")
+    controlnet = backbone.new_controlnet(**{name: getattr(args, name) for name in names}).float().requires_grad_(True).train()
+    book = SimpleNamespace(embed=lambda numbers: {name: torch.cat([tensor] * len(numbers)) for name, tensor in prompt.items()})
+    metric = torch.eye(backbone.latent_channels)
+    regression = Regression(backbone, controlnet, torch.nn.ModuleDict({"controlnet": controlnet}), book, metric)
+
+    def micro_batch(count):
+        with torch.no_grad():
+            latents = backbone.encode_images(torch.rand(count, 3, args.resolution, args.resolution))
+            control = backbone.prepare_control(torch.rand(count, 3, args.resolution, args.resolution))
+        timesteps = backbone.draw_timesteps(count, torch.Generator(), **args.timestep_options())
+        regression(latents, control, range(count), torch.randn_like(latents), timesteps, torch.ones(count)).backward()
+        for parameter in controlnet.parameters():
+            parameter.grad = None
+
+    return growth_of(micro_batch, args.train_batch_size)
+
+print(json.dumps([*(growth(TrainSettings(**flags)) for flags in every), growth_of_baseline(BaselineSettings(**baseline))]))
 """
 
 
@@ -143,12 +173,16 @@ def memory_is_readable():
 
 
 @pytest.mark.skipif(not memory_is_readable(), reason="no peak of this process's memory in /proc")
-def test_the_planned_memory_is_what_a_visit_takes(kind):
-    """Within 15 %, the process's own memory as the kernel counts it, without and with gradient checkpointing."""
-    every = [training_args(kind, "--top_n", 16, *more) for more in ([], ["--gradient_checkpointing"])]
+def test_the_planned_memory_is_what_a_visit_or_a_micro_batch_takes(kind):
+    """Within 15 %, the process's own memory as the kernel counts it: plain, with gradient checkpointing, with LoRA, of the baseline."""
+    every = [training_args(kind, "--top_n", 16, *more) for more in ([], ["--gradient_checkpointing"], ["--lora_rank", 2])]
+    flags = ["--train_dir", "p", "--output_dir", "out", "--resolution", "128", "--train_batch_size", "32"]
+    baseline = parse(BaselineSettings, ["--pretrained_model_name_or_path", kind.model, *flags])
     model = PlannedModel(sampling_args(kind, "--num_candidates", 32), (32, 32))
     planned = [TrainingMemory(model, args)({}, 1)["activations, gradients"] / 1e9 for args in every]
-    words = [sys.executable, "-c", MEASURE, json.dumps([vars(args) for args in every]), kind.model, kind.controlnet]
+    planned.append(plan_baseline(model, baseline).memory["activations, gradients"] / 1e9)
+    shown = json.dumps([[vars(args) for args in every], vars(baseline)])
+    words = [sys.executable, "-c", MEASURE, shown, kind.model, kind.controlnet]
     # what is freed goes back to the system at once, so that its count is that of what is alive
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     measured = []

@@ -29,9 +29,10 @@ def baseline_controlnet(backbone: Any, args: BaselineSettings) -> torch.nn.Modul
 
 @dataclass(frozen=True)
 class BaselineSizes:
-    """Bytes of the frozen backbone, parameters of the ControlNet, bytes of a prompt's embedding, and what a micro-batch takes."""
+    """Bytes of the frozen backbone and of the text encoders, parameters of the ControlNet, bytes of a prompt's embedding, a micro-batch."""
 
     frozen: int
+    text: int
     trained: int
     prompt_bytes: int
     micro_batch: Cost
@@ -48,7 +49,8 @@ def count_baseline(model: PlannedModel, args: BaselineSettings, with_flops: bool
     count, side = args.train_batch_size, args.resolution
     with fake_tensors():
         networks = to_pretended_cpu(backbone, controlnet)
-        prompt = text_of(text)
+        encoders = to_pretended_cpu(text)
+        prompt = text.encode_prompts([""])
         known = weights_of(networks)
         if args.gradient_accumulation_steps > 1:  # those of the micro-batches before are there already
             for parameter in controlnet.parameters():
@@ -71,13 +73,7 @@ def count_baseline(model: PlannedModel, args: BaselineSettings, with_flops: bool
             cost = run(micro_batch, known, with_flops)
     each = sum(tensor.numel() * tensor.element_size() for tensor in prompt.values())
     trained = sum(parameter.numel() for parameter in controlnet.parameters())
-    return BaselineSizes(weight_bytes(backbone.vae, backbone.denoiser), trained, each, cost)
-
-
-def text_of(text: Any) -> dict[str, torch.Tensor]:
-    """One prompt's embedding, within `fake_tensors`."""
-    to_pretended_cpu(text)
-    return text.encode_prompts([""])
+    return BaselineSizes(weight_bytes(backbone.vae, backbone.denoiser), weight_bytes(*encoders), trained, each, cost)
 
 
 def baseline_memory(sizes: BaselineSizes, args: BaselineSettings, processes: int) -> dict[str, float]:
@@ -95,11 +91,19 @@ def baseline_memory(sizes: BaselineSizes, args: BaselineSettings, processes: int
 
 
 def plan_baseline(model: PlannedModel, args: BaselineSettings, machine: Machine | None = None) -> StagePlan:
-    """`train_controlnet.py` by its `BaselineSettings`: one micro-batch is run. Pictures of its validation are not counted."""
+    """`train_controlnet.py` by its `BaselineSettings`: one micro-batch is run. Pictures of its validation are not counted.
+
+    With prompts of photographs the cache of embeddings may be full; then the text encoders stay (`training.text.PromptBook`).
+    """
     machine, sizes = machine or Machine(1), count_baseline(model, args)
     trained, accumulated = sizes.trained, args.gradient_accumulation_steps
     checkpoint = (4 + ADAM_BYTES[args.use_8bit_adam] + (4 if args.use_ema else 0)) * trained
-    host = each_process(machine.processes_a_node, {"two embeddings": 2 * sizes.prompt_bytes})
+    memory = baseline_memory(sizes, args, machine.num_gpus)
+    moments = {"training": memory}
+    if args.prompt_file:
+        moments["training, more prompts than the cache holds"] = {**memory, "text encoders": sizes.text}
+    embeddings = args.text_cache_gb * 1e9 if args.prompt_file else 2 * sizes.prompt_bytes
+    host = each_process(machine.processes_a_node, {"embeddings of prompts, at most": embeddings})
     host["loaders"] = WORKER_BYTES * machine.processes_a_node * args.dataloader_num_workers
     host["resume from a mapped checkpoint"] = checkpoint
     return StagePlan(
@@ -107,7 +111,7 @@ def plan_baseline(model: PlannedModel, args: BaselineSettings, machine: Machine 
         amount=f"{args.max_train_steps:,} steps of {args.train_batch_size} × {accumulated} × {machine.num_gpus} samples, "
         f"{trained / 1e6:,.1f} M parameters",
         flops=args.max_train_steps * accumulated * machine.num_gpus * sizes.micro_batch.flops,
-        moments={"training": baseline_memory(sizes, args, machine.num_gpus)},
+        moments=moments,
         files={"checkpoints": (args.checkpoints_total_limit + 1) * checkpoint, "ControlNet": (2 if args.save_fp16 else 4) * trained},
         link_seconds=args.max_train_steps * machine.sum_seconds(4 * trained),
         host=host,
