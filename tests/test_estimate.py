@@ -66,7 +66,10 @@ def test_colour_fix_and_rounding_have_the_bits_of_the_plain_formulas():
 
 
 @pytest.mark.parametrize("size, upscale, count, batch_size", [((32, 32), 4, 3, 2), ((70, 33), 4, 2, 8), ((4, 24), 4, 1, 1)])
-def test_the_bar_makes_as_many_steps_as_were_told(kind, backbone, controlnet, size, upscale, count, batch_size):
+def test_the_bar_makes_as_many_steps_as_were_told(kind, backbone, controlnet, size, upscale, count, batch_size, monkeypatch):
+    if kind.name == "sd2":  # Heun's method is for schedules without zero SNR at their end
+        plain = type(backbone.noise_schedule).from_config(backbone.noise_schedule.config, rescale_betas_zero_snr=False)
+        monkeypatch.setattr(backbone, "noise_schedule", plain)
     schedulers = {"sd2": "HeunDiscreteScheduler", "flux": "flow_heun"}
     settings = settings_of(backbone, schedulers[kind.name], guidance=2.0)
     calls = []

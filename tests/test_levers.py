@@ -1,9 +1,11 @@
 """What makes candidates cheaper: each lever against an oracle, and the samples without it."""
 
 import json
+import shutil
 from dataclasses import replace
 from itertools import pairwise, product
 from math import inf
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -170,13 +172,23 @@ def test_a_step_with_another_number_of_passes_than_the_last_is_a_key_step(backbo
         ("sd2", {"guidance_interval": (50, 60)}, r"no step lies in it \(they are at .*\)"),
         ("sd2", {"branch_at": 4}, "branch_at 4: must be below --num_inference_steps, 4"),
         ("flux", {"branch_at": 2, "num_candidates": 1}, "branch_at 2: one sample of an image shares nothing"),
-        ("sd2", {"branch_at": 2, "scheduler": "PNDMScheduler"}, "branch_at 2: --scheduler PNDMScheduler cannot begin at a later step"),
+        ("sd2", {"scheduler": "PNDMScheduler"}, "PNDMScheduler does not know rescale_betas_zero_snr of this model's noise schedule"),
+        ("sd2", {"scheduler": "FlowMatchEulerDiscreteScheduler"}, "does not know beta_start, beta_end, beta_schedule, rescale"),
         ("flux", {"cache_interval": 5}, "cache_interval 5: must be at most --num_inference_steps, 4"),
     ],
 )
 def test_a_lever_that_does_not_fit_is_refused_at_the_door(name, changes, told):
     with pytest.raises(UserError, match=told):
         sampler_with(KINDS[name], **changes)
+
+
+def test_a_scheduler_that_cannot_begin_at_a_later_step_is_refused_at_the_door(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(KINDS["sd2"].model, model)
+    config = model / "scheduler/scheduler_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "rescale_betas_zero_snr": False}))
+    with pytest.raises(UserError, match="branch_at 2: --scheduler PNDMScheduler cannot begin at a later step"):
+        sampler_with(SimpleNamespace(model=str(model), controlnet=KINDS["sd2"].controlnet), branch_at=2, scheduler="PNDMScheduler")
 
 
 def test_the_programs_say_so_in_one_line(lr_folder, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -39,6 +40,7 @@ SCHEDULERS = {
     "dpm": "DPMSolverMultistepScheduler",
     "unipc": "UniPCMultistepScheduler",
 }
+OF_THE_NOISE = ("beta_start", "beta_end", "beta_schedule", "trained_betas", "num_train_timesteps", "rescale_betas_zero_snr")
 
 
 class SD2Backbone:
@@ -240,14 +242,21 @@ class SD2Backbone:
         """A diffusers scheduler with this model's noise schedule.
 
         Raises:
-            UserError: diffusers has no scheduler of that name.
+            UserError: diffusers has no scheduler of that name, or it cannot have this noise schedule (zero SNR at its end, for one).
         """
         import diffusers
 
         kind = getattr(diffusers, SCHEDULERS.get(name, name), None)
         if kind is None or not hasattr(kind, "set_timesteps"):
             raise UserError(f"--scheduler {name}: not known; take one of {', '.join(SCHEDULERS)} or a diffusers scheduler class")
-        return kind.from_config(self.noise_schedule.config)
+        config, known = self.noise_schedule.config, inspect.signature(kind.__init__).parameters
+        unknown = [key for key in OF_THE_NOISE if config.get(key) and key not in known]  # which diffusers would pass over in silence
+        if unknown:
+            raise UserError(
+                f"--scheduler {name}: {kind.__name__} does not know {', '.join(unknown)} of this model's noise schedule; "
+                f"take one of {', '.join(SCHEDULERS)}"
+            )
+        return kind.from_config(config)
 
     # -- ControlNets -------------------------------------------------------------------------------------------------
 
