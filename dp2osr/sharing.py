@@ -106,7 +106,7 @@ class Launch:
     def of_first(self, name: str, learn: Callable[[], Any]) -> Any:
         """`learn()` as the first rank has found it, for all: something that JSON holds."""
         if self.rank > 0:
-            return self._told(f"of_first/{name}")
+            return self._told(f"of_first/{name}", learn)
         with self._telling(f"of_first/{name}") as told:
             told.append(learn())
             return told[0]
@@ -118,15 +118,30 @@ class Launch:
         try:
             yield told
         finally:
-            if self.size > 1 and is_telling:
-                self.store.set(key, json.dumps(told))
+            if not self._is_alone and is_telling:
+                with contextlib.suppress(RuntimeError):  # the store is gone, and who would wait for it too
+                    self.store.set(key, json.dumps(told))
 
-    def _told(self, key: str) -> Any:
-        self.store.wait([key], START_UP)
-        told = json.loads(self.store.get(key))
+    def _told(self, key: str, alone: Callable[[], Any] = lambda: None) -> Any:
+        """What another rank has found; `alone()` where the rank that holds the store has ended with its work before this one began."""
+        told = self._read(key)
+        if told is None:
+            return alone()
         if not told:  # that rank says why
             sys.exit(2)
         return told[0]
+
+    def _read(self, key: str) -> Any:
+        """A key of the store, once it is there; None where the store is gone: then this rank goes on by itself."""
+        from torch.distributed import DistNetworkError
+
+        if not self._is_alone:
+            try:
+                self.store.wait([key], START_UP)
+                return json.loads(self.store.get(key))
+            except DistNetworkError:
+                self._is_alone = True
+        return None
 
     def agree(self, name: str, told: dict[str, Any]) -> None:
         """Compare what this rank knows with what the first one does, before the first item of work.
@@ -140,8 +155,9 @@ class Launch:
         if self.is_first:
             self.store.set(f"told/{name}", json.dumps(told))
             return
-        self.store.wait([f"told/{name}"], START_UP)
-        first = json.loads(self.store.get(f"told/{name}"))
+        first = self._read(f"told/{name}")
+        if first is None:
+            return
         differing = [key for key in {**first, **told} if first.get(key) != told.get(key)]
         if differing:
             shown = "; ".join(f"{key} is {_short(told.get(key))} here and {_short(first.get(key))} on rank 0" for key in differing)

@@ -251,6 +251,21 @@ def test_a_second_job_with_other_settings_is_refused_before_the_first_group(kind
     CandidateStore(tmp_path / "shared", {**settings, "seed": 4}).begin()  # nobody works there, and there is no group yet
 
 
+def test_a_rank_that_begins_when_the_one_that_held_the_store_has_ended_goes_on_by_itself():
+    class Gone:
+        def wait(self, *_):
+            raise torch.distributed.DistNetworkError("Connection was likely closed")
+
+        get = set = add = wait
+
+    launch = Launch({"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"})
+    launch.__dict__["store"] = Gone()
+    with launch.first("inputs"):
+        assert launch.of_first("settings", lambda: 5) == 5
+    launch.agree("sampling", {"seed": 1})
+    assert list(launch.take("work", 3)) == [0, 1, 2] and launch.total("made", 7) == 7 and launch.is_last("work")
+
+
 WITHOUT_A_GROUP = """
 import runpy, sys
 import torch.distributed
