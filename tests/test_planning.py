@@ -74,80 +74,6 @@ def test_the_flops_of_sampling_are_those_of_the_sampling_loop(shipped_kind, guid
     assert stage.disk == 5 * (4 * 4 * 32 * 40 * 2 + sum(4 * tensor.numel() for tensor in prompt.values()))
 
 
-MEASURE = """
-import ctypes, json, sys
-from pathlib import Path
-import torch
-from types import SimpleNamespace
-from copy import deepcopy
-from dp2osr.backbones import load_backbone
-from dp2osr.preference.groups import PreferenceGroup
-from dp2osr.training.adapters import WithoutAdapters, add_adapters
-from dp2osr.training.baseline_settings import BaselineSettings
-from dp2osr.training.objective import GroupObjective
-from dp2osr.training.regression import Regression
-from dp2osr.training.settings import TrainSettings
-(every, baseline), model, path = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
-torch.set_num_threads(1)
-
-def gigabytes(entry):
-    return next(int(line.split()[1]) for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry)) / 1e6
-
-backbone = load_backbone(model)
-reference = backbone.load_controlnet(path, torch.float32).requires_grad_(False)
-accelerator = SimpleNamespace(autocast=lambda: torch.autocast("cpu", enabled=False), backward=lambda loss: loss.backward())
-prompt = backbone.encode_prompts([""])
-
-def growth_of(function, size):
-    function(1)  # what a process takes once, whatever the batch
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = gigabytes("VmRSS")
-    function(size)
-    return gigabytes("VmHWM") - before
-
-def growth(args):
-    if args.lora_rank:
-        policy = add_adapters(deepcopy(reference), args.lora_rank).train()
-        frozen = WithoutAdapters(policy)
-    else:
-        policy, frozen = deepcopy(reference).requires_grad_(True).train(), reference
-    for network in (policy, backbone.denoiser):
-        network.enable_gradient_checkpointing() if args.gradient_checkpointing else network.disable_gradient_checkpointing()
-    objective = GroupObjective(args, accelerator, backbone, policy, frozen)
-
-    def visit(top_n):
-        latents, control = torch.randn(2 * top_n, 4, 32, 32), torch.rand(1, 3, 128, 128)
-        objective.visit(0, PreferenceGroup("x", list(range(2 * top_n)), latents, control, prompt, torch.rand(top_n, top_n)), 1.0)
-        for parameter in policy.parameters():
-            parameter.grad = None
-
-    return growth_of(visit, args.top_n)
-
-def growth_of_baseline(args):
-    for network in (backbone.denoiser,):
-        network.disable_gradient_checkpointing()
-    names = ("conditioning_channels", "num_double_layers", "num_single_layers")
-    controlnet = backbone.new_controlnet(**{name: getattr(args, name) for name in names}).float().requires_grad_(True).train()
-    book = SimpleNamespace(embed=lambda numbers: {name: torch.cat([tensor] * len(numbers)) for name, tensor in prompt.items()})
-    metric = torch.eye(backbone.latent_channels)
-    regression = Regression(backbone, controlnet, torch.nn.ModuleDict({"controlnet": controlnet}), book, metric)
-
-    def micro_batch(count):
-        with torch.no_grad():
-            latents = backbone.encode_images(torch.rand(count, 3, args.resolution, args.resolution))
-            control = backbone.prepare_control(torch.rand(count, 3, args.resolution, args.resolution))
-        timesteps = backbone.draw_timesteps(count, torch.Generator(), **args.timestep_options())
-        regression(latents, control, range(count), torch.randn_like(latents), timesteps, torch.ones(count)).backward()
-        for parameter in controlnet.parameters():
-            parameter.grad = None
-
-    return growth_of(micro_batch, args.train_batch_size)
-
-print(json.dumps([*(growth(TrainSettings(**flags)) for flags in every), growth_of_baseline(BaselineSettings(**baseline))]))
-"""
-
-
 def test_attention_is_counted_and_keeps_no_matrix():
     with fake_tensors():
         query, key, value = (torch.empty(2, 3, 100, 16, requires_grad=True) for _ in range(3))
@@ -182,7 +108,7 @@ def test_the_planned_memory_is_what_a_visit_or_a_micro_batch_takes(kind):
     planned = [TrainingMemory(model, args)({}, 1)["activations, gradients"] / 1e9 for args in every]
     planned.append(plan_baseline(model, baseline).memory["activations, gradients"] / 1e9)
     shown = json.dumps([[vars(args) for args in every], vars(baseline)])
-    words = [sys.executable, "-c", MEASURE, shown, kind.model, kind.controlnet]
+    words = [sys.executable, ROOT / "tests/measured_memory.py", shown, kind.model, kind.controlnet]
     # what is freed goes back to the system at once, so that its count is that of what is alive
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     measured = []
