@@ -74,6 +74,7 @@ def test_a_participant_votes_by_keyboard_and_mouse_goes_back_and_reloads(study, 
         press("\ue012")  # ←
         assert count() == "1 of 4" and candidates()[1].get_attribute("aria-pressed") == "true"
         press("1")  # a change of mind
+        assert count() == "2 of 4"  # the page has seen the key before it goes
         browser.refresh()
         assert count() == "2 of 4" and state()["votes"][0]["choice"] == first[0]
         for _ in range(3):
