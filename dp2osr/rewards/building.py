@@ -65,11 +65,20 @@ def _perceptual(form: str, network: str) -> Callable[..., LocalMetric]:
     return build
 
 
+def _dp2o_lr_psnr(scale: float = 4) -> LocalMetric:
+    from dp2osr.rewards.consistency import LrPsnr
+
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 1 < scale < float("inf"):
+        raise UserError(f"metric 'dp2o_lr_psnr': scale is {scale!r}, must be a number above 1, the factor of the super-resolution")
+    return LocalMetric(LrPsnr(scale), lower_better=False, mode="FR")
+
+
 LOCAL_METRICS: dict[str, Callable[..., LocalMetric]] = {
     "dp2o_rank": _dp2o_rank,
     "dp2o_naturalness": _dp2o_naturalness,
     "dp2o_lpips": _perceptual("lpips_form", "efficientnet_lite0"),
     "dp2o_dists": _perceptual("dists_form", "efficientnet_lite0"),
+    "dp2o_lr_psnr": _dp2o_lr_psnr,
     # On another network, for evaluation alone: a model that was trained with the two above is judged by others.
     "dp2o_lpips2": _perceptual("lpips_form", "efficientnet_lite2"),
     "dp2o_dists2": _perceptual("dists_form", "efficientnet_lite2"),
