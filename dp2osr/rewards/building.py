@@ -73,12 +73,21 @@ def _dp2o_lr_psnr(scale: float = 4) -> LocalMetric:
     return LocalMetric(LrPsnr(scale), lower_better=False, mode="FR")
 
 
+def _dp2o_grid(period: int = 8) -> LocalMetric:
+    from dp2osr.rewards.grid import Grid
+
+    if isinstance(period, bool) or not isinstance(period, int) or period < 4:
+        raise UserError(f"metric 'dp2o_grid': period is {period!r}, must be a whole number of pixels, 4 or more")
+    return LocalMetric(Grid(period), lower_better=True)
+
+
 LOCAL_METRICS: dict[str, Callable[..., LocalMetric]] = {
     "dp2o_rank": _dp2o_rank,
     "dp2o_naturalness": _dp2o_naturalness,
     "dp2o_lpips": _perceptual("lpips_form", "efficientnet_lite0"),
     "dp2o_dists": _perceptual("dists_form", "efficientnet_lite0"),
     "dp2o_lr_psnr": _dp2o_lr_psnr,
+    "dp2o_grid": _dp2o_grid,
     # On another network, for evaluation alone: a model that was trained with the two above is judged by others.
     "dp2o_lpips2": _perceptual("lpips_form", "efficientnet_lite2"),
     "dp2o_dists2": _perceptual("dists_form", "efficientnet_lite2"),
