@@ -1,6 +1,6 @@
-"""`dp2o_grid`: whether an image has a grid, by what its spectrum has at the frequencies of a period above what lies around them.
+"""`dp2o_grid`: whether an image has a grid, by what its spectrum has at a period above what lies around it.
 
-A transformer that sees p × p latents as a token, with a decoder that enlarges f times, can draw the borders of its tokens, every p f pixels.
+A transformer that sees p × p latents as a token, with a decoder that enlarges f times, can draw the borders of its tokens, p f pixels apart.
 Preference training can make that grid stronger: metrics of sharpness take it for detail (docs/results.md).
 """
 
