@@ -63,7 +63,9 @@ def cost_of(
     seconds = 0.0
     for size, images in Counter(map(tuple, sizes.values())).items():
         dearest = backbone.passes_a_step(settings.guidance_scale)
-        trunk, own = (work_of_steps(steps, dearest, speed.reused) for steps in trajectories(backbone, settings, works[size].latent))
+        trunk, own = (
+            work_of_steps(steps, dearest, speed.reused, speed.forecast) for steps in trajectories(backbone, settings, works[size].latent)
+        )
         seconds += images * speed.seconds(works[size], trunk + count * own, count, backbone.encodes_control, save_images)
     seconds /= processes
     lines = [f"{summary(sizes, seconds, processes)}, {memory_line(need.values(), free)}"]

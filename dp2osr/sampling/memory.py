@@ -161,7 +161,7 @@ def sampling_moment(
     held = 8 * FLOAT * numbers * work.together  # noisy ones, predictions, their sum over tiles, what a scheduler makes of them
     control = 3 * width * pixels if not backbone.encodes_control and (separate or width != FLOAT) else 0
     controlnet = controlnet or published_controlnet()
-    network = backbone.pass_bytes(controlnet, *work.tile, batch) * (1 if separate else CPU_CONVOLUTION)
+    network = backbone.pass_bytes(controlnet, *work.tile, batch, settings.taylorseer_interval > 1) * (1 if separate else CPU_CONVOLUTION)
     host: Parts = {CONTROL: RGB * pixels, LATENTS: 2 * 2 * numbers * count}  # float16, twice while they are joined
     return {CONTROL: control, LATENTS: held, NETWORK: network}, host
 

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from dp2osr.backbones.base import Backbone, Prompt
+from dp2osr.backbones.forecast import FORECAST_THIRD, forecasting
 from dp2osr.data.images import tensor_to_pil
 from dp2osr.device import wait_for_device
 from dp2osr.sampling.colour import ALIGN
@@ -28,6 +29,7 @@ class Speed:
     decoded_pixel: float
     finished_pixel: float  # colour fix and file
     reused: float = 1.0  # of a pass's seconds, where what steers it is that of an earlier step
+    forecast: float = 1.0  # where the network's blocks are forecast
 
     def seconds(self, work: Work, steps: float, count: int, encodes_control: bool, save_images: bool = True) -> float:
         """Of `count` samples of one image, whose steps are as much work as `steps` of the dearest ones, all samples together."""
@@ -92,10 +94,24 @@ def share_of_reuse(backbone: Backbone, controlnet: torch.nn.Module, settings: Lo
 
 
 @torch.no_grad()
+def share_of_forecast(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, tile: tuple[int, int]) -> float:
+    """Seconds of a pass whose blocks are forecast over those of a whole one, for one sample; the networks are warm."""
+    inputs = inputs_of_a_pass(backbone, settings, tile)(1)
+
+    def call() -> None:
+        backbone.predict([controlnet], *inputs, control_scale=settings.control_scale)
+
+    with forecasting(backbone.denoiser, *FORECAST_THIRD):
+        whole, _, forecast = (seconds_of(call) for _ in range(3))
+    return min(1.0, forecast / whole)
+
+
+@torch.no_grad()
 def measure_speed(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, work: Work, align_method: str) -> Speed:
     """The `Speed` by one pass over a tile of `work`, the decoding of a small image and its colour fix."""
     network = seconds_a_pass(backbone, controlnet, settings, work.tile, work.together)
     reused = share_of_reuse(backbone, controlnet, settings, work.tile) if settings.cache_interval > 1 else 1.0
+    forecast = share_of_forecast(backbone, controlnet, settings, work.tile) if settings.taylorseer_interval > 1 else 1.0
     side = min(backbone.native_size // backbone.vae_scale, *work.decode_tile)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn((1, backbone.latent_channels, side, side), generator=generator)
@@ -113,6 +129,7 @@ def measure_speed(backbone: Backbone, controlnet: torch.nn.Module, settings: Loo
         decoding / (side * backbone.vae_scale) ** 2,
         finishing / math.prod(image.shape[2:]),
         reused,
+        forecast,
     )
 
 
