@@ -61,6 +61,7 @@ def dashed(flags):
 def samples_of(args, flags):
     """{image id: its two samples by the flags, (2, 3, H, W) in levels of 255}, all from the same noise."""
     from dp2osr.data.images import read_image
+    from dp2osr.device import compute_device
     from dp2osr.sampling.decode import finish_images
     from dp2osr.sampling.sampler import GroupSampler
     from dp2osr.sampling.settings import GenerateSettings
@@ -74,7 +75,7 @@ def samples_of(args, flags):
         args.lr_path,
     ]
     words += ["--output_dir=-", "--num_candidates", "2", "--num_inference_steps", str(args.steps), "--guidance_scale", "1"]
-    sampler = GroupSampler(parse(GenerateSettings, [*words, "--align_method", "wavelet", *dashed(flags)]))
+    sampler = GroupSampler(parse(GenerateSettings, [*words, "--align_method", "wavelet", *dashed(flags)]), compute_device())
     files = sorted(Path(args.lr_path).glob("*.png"))
     samples = {}
     for path in files[:: max(1, len(files) // args.max_images)][: args.max_images]:

@@ -168,11 +168,8 @@ class StepCosts:
         inputs = noisy, torch.zeros(rows), self.prompt
         features = None if key else backbone.steer(self.controlnet, *inputs, self.control)
 
-        def step() -> None:
-            if key:
-                backbone.predict([self.controlnet], *inputs, self.control)
-            else:
-                backbone.denoise(*inputs, features)
+        def step() -> object:
+            return backbone.predict([self.controlnet], *inputs, self.control) if key else backbone.denoise(*inputs, features)
 
         whole = measure(step, self.known)
         if not forecast:
