@@ -22,6 +22,7 @@ PAGES = (
     "docs/hub",
 )
 OTHER_PAGES = {  # whose commands do not run here, and why
+    "docs/cheap": "they measure, for minutes; tests/test_studies.py runs them on little",
     "docs/check_gpu": "a GPU",
     "docs/docker": "Docker; tests/test_docker.py reads its file",
     "docs/reproduce": "released weights, data sets and hours; tests/test_experiment_plans.py checks what it runs",

@@ -6,11 +6,11 @@ import re
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import KINDS, ROOT
 from small_experiment import experiment
 
 from dp2osr.errors import UserError
-from studies import cheap_candidates, frontier, predict_nm
+from studies import cheap_candidates, frontier, predict_nm, solver_errors
 
 
 def test_a_probe_is_compared_with_the_sweep_that_was_run(tmp_path, monkeypatch, capsys):
@@ -102,3 +102,20 @@ def test_the_frontier_is_what_no_cheaper_arm_gains_as_much_as(tmp_path, monkeypa
         True,
     ]
     assert (tmp_path / "frontier.png").stat().st_size > 1000
+
+
+def test_samples_of_more_steps_lie_nearer_to_those_of_many_and_the_reference_itself_at_zero(lr_folder, monkeypatch, capsys):
+    kind = KINDS["flux"]
+    words = ["--model", kind.model, "--controlnet", kind.controlnet, "--lr_path", str(lr_folder), "--max_images", "2"]
+    many = "num_inference_steps 12 scheduler flow_dpm"
+    monkeypatch.setattr(sys, "argv", ["solver_errors.py", *words, "--reference", many, "--set", "num_inference_steps 2", "steps 6", many])
+    with pytest.raises(SystemExit):  # a flag that there is not
+        solver_errors.main()
+    sets = ["num_inference_steps 2", "num_inference_steps 6", many]
+    monkeypatch.setattr(sys, "argv", ["solver_errors.py", *words, "--reference", many, "--set", *sets])
+    capsys.readouterr()
+    solver_errors.main()
+    rows = [line.split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == [f"| `--{text.replace(' scheduler', ' --scheduler')}`" for text in sets]
+    errors = [float(row[1]) for row in rows]
+    assert errors[0] > errors[1] > errors[2] == 0
