@@ -29,10 +29,10 @@ class Speed:
     finished_pixel: float  # colour fix and file
     reused: float = 1.0  # of a pass's seconds, where what steers it is that of an earlier step
 
-    def seconds(self, work: Work, steps: float, count: int, encodes_control: bool, save_images: bool = True) -> float:
-        """Of `count` samples of one image, whose steps are as much work as `steps` of the dearest ones, all samples together."""
+    def seconds(self, work: Work, steps: float, encodes_control: bool, save_images: bool) -> float:
+        """Of the samples of one image, whose steps are as much work as `steps` of the dearest ones, all samples together."""
         seconds = steps * work.tiles * math.prod(work.tile) * self.latent_pixel
-        decoded = count if save_images else 0
+        decoded = work.count if save_images else 0
         coded = (decoded + (0.6 if encodes_control else 0)) * work.decode_tiles  # an encoder takes a little more than half of a decoder
         seconds += coded * math.prod(work.decode_tile) * (math.prod(work.padded) / math.prod(work.latent[1:])) * self.decoded_pixel
         return seconds + decoded * math.prod(work.asked) * self.finished_pixel
