@@ -76,16 +76,21 @@ LOCAL_METRICS: dict[str, Callable[..., LocalMetric]] = {
 }
 
 
-def _local_builder(spec: MetricSpec) -> Callable[..., LocalMetric] | None:
-    """The builder of a metric that needs no pyiqa weights: a name in `LOCAL_METRICS`, and `brisque` where its parameters are a file."""
-    if spec.name == "brisque":
-        return _brisque if "parameters" in spec.options else None
-    return LOCAL_METRICS.get(spec.name)
+def _of_this_repository(spec: MetricSpec) -> LocalMetric | None:
+    """A metric that needs no pyiqa weights: a name in `LOCAL_METRICS`, and `brisque` where its parameters are a file; else None."""
+    build = _brisque if spec.name == "brisque" and "parameters" in spec.options else LOCAL_METRICS.get(spec.name)
+    if build is None:
+        return None
+    known = inspect.signature(build).parameters
+    for option in spec.options:
+        if option not in known:
+            raise UserError(f"metric '{spec.name}' has no option '{option}'{nearest(option, known)}")
+    return build(**spec.options)
 
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Keep libraries' notices about optional packages off the screen; a first-time user reads them as a failure."""
+    """Keep libraries' notices about optional packages and deprecations off the screen; a first-time user reads them as a failure."""
     loggers = [logging.getLogger(name) for name in ("transformers", "pyiqa", "timm")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -103,9 +108,9 @@ def create_metric(spec: MetricSpec, device: str | torch.device, weights_dir: str
         problem = f"metric '{spec.name}' is a column of a score table ('better: {spec.better}' in the YAML) and cannot be computed"
         raise UserError(f"{problem}; leave it out here")
     import_modules(spec.imports)
-    builder = _local_builder(spec)
-    if builder:
-        return _check_options(spec, builder)(**spec.options).to(device)
+    local = _of_this_repository(spec)
+    if local:
+        return local.to(device)
     import pyiqa
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
@@ -123,7 +128,8 @@ def create_metric(spec: MetricSpec, device: str | torch.device, weights_dir: str
     except Exception as error:
         if is_full_disk(error):
             raise
-        told = _own_problem(spec, error) if registered(kind) else _problem(spec, kind, error, device)
+        own = f", a metric of your own, cannot be built with the options {spec.options}: {described(error)}"
+        told = own if registered(kind) else _problem(spec, kind, error, device)
         if told is None:
             raise
         raise UserError(f"metric '{spec.name}'{told}") from None
@@ -136,10 +142,6 @@ def _checked_entry(name: str, entry: Any) -> str:
         form = "{'metric_opts': {'type': CLASS}, 'metric_mode': 'FR' or 'NR', 'lower_better': True or False}"
         raise UserError(f"metric '{name}': its entry in pyiqa's DEFAULT_CONFIGS must be {form}; see docs/rewards.md")
     return kind
-
-
-def _own_problem(spec: MetricSpec, error: Exception) -> str:
-    return f", a metric of your own, cannot be built with the options {spec.options}: {described(error)}"
 
 
 def _problem(spec: MetricSpec, kind: str, error: Exception, device: str | torch.device) -> str | None:
@@ -174,11 +176,3 @@ def _ways_without(name: str, kind: str) -> str:
     if name == "fid":
         return ways
     return f"take --reward_config embedded (evaluate.py --images: --protocol offline), which needs no download, or {ways}"
-
-
-def _check_options(spec: MetricSpec, builder: Callable[..., LocalMetric]) -> Callable[..., LocalMetric]:
-    known = inspect.signature(builder).parameters
-    for option in spec.options:
-        if option not in known:
-            raise UserError(f"metric '{spec.name}' has no option '{option}'{nearest(option, known)}")
-    return builder

@@ -18,7 +18,7 @@ from dp2osr.outputs import check_no_input, check_output
 from dp2osr.rewards.chosen import record_reward
 from dp2osr.rewards.config import RewardConfig, load_reward_config, nearest
 from dp2osr.rewards.data_card import LABELS
-from dp2osr.rewards.table import GT_CANDIDATE, IDS, read_metadata, scores_path, write_scores
+from dp2osr.rewards.table import GT_CANDIDATE, IDS, images_with_gaps, read_metadata, scores_path, write_scores
 from dp2osr.sampling.store import CandidateStore
 
 if TYPE_CHECKING:
@@ -211,9 +211,6 @@ def check_place(output: Path) -> None:
 
 def report_gaps(columns: dict[str, np.ndarray], names: Sequence[str]) -> None:
     """Print which images have scores that are empty, NaN or infinite: training passes over them."""
-    bad = np.zeros(len(columns["candidate"]), bool)
-    for name in names:
-        bad |= ~np.isfinite(columns[name]) & (columns["candidate"] != GT_CANDIDATE)
-    ids = sorted(set(columns["image_id"][bad]))
+    ids = images_with_gaps(columns, names)
     if ids:
         print(f"{len(ids)} of them have an empty, NaN or infinite score; training passes over those whose reward needs it: {listed(ids)}")

@@ -17,7 +17,7 @@ from dp2osr.files import LONGEST_NAME, short_name
 from dp2osr.locks import DOOR, Locks
 from dp2osr.rewards.chosen import record_reward
 from dp2osr.rewards.metrics import MetricSuite, bad_score, pyiqa_version
-from dp2osr.rewards.table import GT_CANDIDATE, own_columns, read_columns, sidecar_path, write_scores, write_sidecar
+from dp2osr.rewards.table import GT_CANDIDATE, images_with_gaps, own_columns, read_columns, sidecar_path, write_scores, write_sidecar
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -155,11 +155,7 @@ class KnownScores:
     def bad_groups(self) -> list[str]:
         """Ids of the groups of the written table of which a candidate, or the GT, has a NaN or infinite score."""
         columns, _ = read_columns(self.output)
-        bad = np.zeros(len(columns["candidate"]), bool)
-        for name in self.wanted:
-            of_interest = columns["candidate"] != GT_CANDIDATE if self.suite.modes[name] == "FR" else True
-            bad |= ~np.isfinite(columns[name]) & of_interest
-        return sorted(set(columns["image_id"][bad].astype(str)))
+        return images_with_gaps(columns, self.wanted, with_gt=[name for name in self.wanted if self.suite.modes[name] == "NR"])
 
     def _provenance(self, image_id: str) -> Provenance:
         """What a group's scores were made from."""

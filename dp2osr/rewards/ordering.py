@@ -21,6 +21,7 @@ from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError
 from dp2osr.rewards.config import RewardConfig
 from dp2osr.rewards.distortions import LEVELS, distort
+from dp2osr.rewards.reward import mean_rank_correlation
 
 if TYPE_CHECKING:
     from dp2osr.rewards.metrics import MetricSuite
@@ -74,10 +75,7 @@ def _draw_crop(path: Path, image: np.ndarray, size: int, rng: np.random.Generato
 
 def spearman(strength: np.ndarray, score: np.ndarray) -> float:
     """Spearman's rank correlation of two (n,) arrays, ties by mean rank; 0 where one of them is constant."""
-    ranks = [np.array([(values < v).sum() + (values == v).sum() / 2 for v in values]) for values in (strength, score)]
-    centred = [r - r.mean() for r in ranks]
-    scale = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
-    return float((centred[0] * centred[1]).sum() / scale) if scale else 0.0
+    return float(np.nan_to_num(mean_rank_correlation(strength[None], score[None])))
 
 
 def distortion_series(crop: np.ndarray, seed: int) -> np.ndarray:
