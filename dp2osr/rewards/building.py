@@ -13,8 +13,14 @@ import torch
 
 from dp2osr.errors import UserError, is_full_disk
 from dp2osr.places import ROOT
+from dp2osr.rewards.brisque import Brisque
 from dp2osr.rewards.config import MetricSpec, nearest
+from dp2osr.rewards.efficientnet import content_hash
+from dp2osr.rewards.naturalness import load_naturalness
 from dp2osr.rewards.own import described, import_modules, registered
+from dp2osr.rewards.perceptual import dists_form, lpips_form
+from dp2osr.rewards.rank_metric import load_rank_metric
+from dp2osr.rewards.weight_files import FROM_HUB, metric_weights, metrics_folder
 
 BRISQUE_PARAMETERS = "preset/metrics/brisque.safetensors"
 
@@ -36,31 +42,21 @@ class LocalMetric(torch.nn.Module):
 
 
 def _brisque(parameters: str) -> LocalMetric:
-    from dp2osr.rewards.brisque import Brisque
-
     return LocalMetric(Brisque(ROOT / parameters), lower_better=True)
 
 
 def _dp2o_rank(weights: str = "preset/metrics/tiny_rank.safetensors") -> LocalMetric:
-    from dp2osr.rewards.rank_metric import load_rank_metric
-
     return LocalMetric(load_rank_metric(ROOT / weights), lower_better=False)
 
 
 def _dp2o_naturalness(weights: str = "preset/metrics/naturalness.safetensors") -> LocalMetric:
-    from dp2osr.rewards.efficientnet import content_hash
-    from dp2osr.rewards.naturalness import load_naturalness
-
     network = load_naturalness(ROOT / weights)
     return LocalMetric(network, lower_better=False, weights=content_hash(network.head.state_dict()))
 
 
-def _perceptual(form: str, network: str) -> Callable[..., LocalMetric]:
+def _perceptual(form: Callable[..., torch.nn.Module], network: str) -> Callable[..., LocalMetric]:
     def build(weights: str | None = None) -> LocalMetric:
-        from dp2osr.rewards import perceptual
-
-        path = weights and ROOT / weights
-        return LocalMetric(getattr(perceptual, form)(network, path), lower_better=True, mode="FR")
+        return LocalMetric(form(network, weights and ROOT / weights), lower_better=True, mode="FR")
 
     return build
 
@@ -68,11 +64,11 @@ def _perceptual(form: str, network: str) -> Callable[..., LocalMetric]:
 LOCAL_METRICS: dict[str, Callable[..., LocalMetric]] = {
     "dp2o_rank": _dp2o_rank,
     "dp2o_naturalness": _dp2o_naturalness,
-    "dp2o_lpips": _perceptual("lpips_form", "efficientnet_lite0"),
-    "dp2o_dists": _perceptual("dists_form", "efficientnet_lite0"),
+    "dp2o_lpips": _perceptual(lpips_form, "efficientnet_lite0"),
+    "dp2o_dists": _perceptual(dists_form, "efficientnet_lite0"),
     # On another network, for evaluation alone: a model that was trained with the two above is judged by others.
-    "dp2o_lpips2": _perceptual("lpips_form", "efficientnet_lite2"),
-    "dp2o_dists2": _perceptual("dists_form", "efficientnet_lite2"),
+    "dp2o_lpips2": _perceptual(lpips_form, "efficientnet_lite2"),
+    "dp2o_dists2": _perceptual(dists_form, "efficientnet_lite2"),
 }
 
 
@@ -113,8 +109,6 @@ def create_metric(spec: MetricSpec, device: str | torch.device, weights_dir: str
         return local.to(device)
     import pyiqa
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
-
-    from dp2osr.rewards.weight_files import metric_weights, metrics_folder
 
     if spec.name not in DEFAULT_CONFIGS:
         own = "for a metric of your own see docs/rewards.md"
@@ -164,8 +158,6 @@ def _problem(spec: MetricSpec, kind: str, error: Exception, device: str | torch.
 
 def _ways_without(name: str, kind: str) -> str:
     """What to do about a metric whose weights are not on this machine."""
-    from dp2osr.rewards.weight_files import FROM_HUB
-
     asked = "--fid" if name == "fid" else f"--extra_metrics {name}"
     fetched = f"python scripts/fetch_metrics.py {asked} --metrics_dir metrics"
     ways = f"run {fetched} on a machine with a network and pass --metrics_dir metrics"

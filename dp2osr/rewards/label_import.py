@@ -1,9 +1,7 @@
 """Labels that others published with scripts/export_labels.py, taken back as the score table of the same candidates."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,11 +12,9 @@ from dp2osr.digests import digest
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_json
 from dp2osr.rewards.data_card import LABELS, OF_GT
+from dp2osr.rewards.settings import ImportScoresSettings
 from dp2osr.rewards.table import GT_CANDIDATE, IDS, metadata_of, open_parquet, sidecar_path
-
-if TYPE_CHECKING:
-    from dp2osr.rewards.settings import ImportScoresSettings
-    from dp2osr.sampling.store import CandidateStore
+from dp2osr.sampling.store import CandidateStore
 
 KNOWN_ALREADY = ("lower_better", "fr", "metrics", "first_number", "reward_config")  # flags that a folder of labels answers itself
 

@@ -4,12 +4,9 @@ Not every metric means something on small images: entropy pays for noise, NIQE r
 A reward config is validated before it is trusted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,14 +17,11 @@ from dp2osr.data.images import read_image
 from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError
 from dp2osr.rewards.config import RewardConfig
-from dp2osr.rewards.distortions import LEVELS, distort
+from dp2osr.rewards.distortions import LEVELS, MIN_CONTRAST, distort
+from dp2osr.rewards.metrics import MetricSuite, check_modes
 from dp2osr.rewards.reward import mean_rank_correlation
 
-if TYPE_CHECKING:
-    from dp2osr.rewards.metrics import MetricSuite
-
 THRESHOLD = 0.5
-MIN_CONTRAST = 10.0  # standard deviation, 8-bit steps
 
 
 @dataclass(frozen=True)
@@ -119,8 +113,6 @@ def validate_config(
     config: RewardConfig, image_path: str | Path, resolution: int, num_crops: int, device: str | torch.device = "cpu"
 ) -> dict[str, MetricValidation]:
     """Build the config's suite and validate it on crops of a folder; see `validate_reward`."""
-    from dp2osr.rewards.metrics import MetricSuite, check_modes
-
     crops = held_out_crops(image_path, resolution, num_crops)
     suite = MetricSuite(config.computed, device)
     check_modes(config, suite)

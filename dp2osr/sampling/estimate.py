@@ -4,14 +4,12 @@ Memory is arithmetic: the images' and latents' own sizes, how often the code hol
 `dp2osr/backbones/footprint.py`. Time is measured, by one pass over one tile. Nothing of an image's size is allocated here.
 """
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
+import torch
 from PIL import Image
 
 from dp2osr.backbones.base import Backbone
@@ -21,9 +19,6 @@ from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.levers import check_tiles
 from dp2osr.sampling.memory import AUTOENCODER, LATENTS, NETWORK, RESULTS, Peaks, Work, free_bytes, peak_bytes, total, work_of
 from dp2osr.sampling.speed import in_words, measure_speed
-
-if TYPE_CHECKING:
-    import torch
 
 LONG = 600  # seconds from which on a warning is due
 

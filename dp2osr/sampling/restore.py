@@ -5,7 +5,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import torch
 
 from dp2osr.cli import refuse_ignored
 from dp2osr.data.image_output import LONGEST_SIDE, options_of, read_kept, save_result
@@ -22,9 +24,6 @@ from dp2osr.sampling.progress import LaunchBar, say, say_cost, say_settings, sum
 from dp2osr.sampling.sampler import GroupSampler, earlier_values, sampling_record, settings_not_compared
 from dp2osr.sampling.settings import RestoreSettings
 from dp2osr.sharing import Launch, WorkLog, share
-
-if TYPE_CHECKING:
-    import torch
 
 FLAGS = ("--output_dir", "--suffix", "--overwrite", "--adopt")  # the ways out of a folder with other results
 
@@ -45,7 +44,7 @@ class Chooser(Protocol):
     def made_of(self, file: ImageFile) -> dict[str, str]:
         """What the choice depends on beside the image."""
 
-    def __call__(self, image_id: str, images: "torch.Tensor", seeds: Sequence[int]) -> tuple[int, dict[str, Any]]:
+    def __call__(self, image_id: str, images: torch.Tensor, seeds: Sequence[int]) -> tuple[int, dict[str, Any]]:
         """(number of the sample that is written, what the result's record says of the choice)."""
 
     def check_table(self, results: Results) -> None:
@@ -138,11 +137,10 @@ class Restoration:
 
     def _inputs_of(self, file: ImageFile) -> dict[str, dict[str, Any]]:
         """{result of an image: what its input is}: its content and id, its prompt where a file names it, what chooses, the number."""
-        made_of = {"image": file.content, "id": file.id}
-        if self.sampler.prompts.kind == "file":
-            made_of["prompt"] = self.sampler.prompts.tags.get(file.id, "")
-        if self.chooser:
-            made_of |= self.chooser.made_of(file)
+        prompts = self.sampler.prompts.fixed([file.id])
+        prompt = {"prompt": prompts[file.id]} if prompts else {}
+        choice = self.chooser.made_of(file) if self.chooser else {}
+        made_of = {"image": file.content, "id": file.id, **prompt, **choice}
         return {name: {**made_of, "sample": index} for index, name in enumerate(self.names[file.id])}
 
     def _missing(self) -> list[str]:

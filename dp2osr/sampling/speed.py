@@ -72,30 +72,18 @@ def inputs_of_a_pass(backbone: Backbone, settings: LoopSettings, tile: tuple[int
 
 
 @torch.no_grad()
-def seconds_a_pass(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, tile: tuple[int, int], together: int) -> float:
-    """Of one `predict` for `together` samples on a tile of (h, w) latents, after a warm-up."""
-    inputs = inputs_of_a_pass(backbone, settings, tile)
-
-    def call(count: int) -> None:
-        backbone.predict([controlnet], *inputs(count), control_scale=settings.control_scale)
-
-    return probe(partial(call, 1), partial(call, together), together)
-
-
-@torch.no_grad()
-def share_of_reuse(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, tile: tuple[int, int]) -> float:
-    """Seconds of a pass that reuses what steers it over those of a whole one, for one sample; the networks are warm."""
-    noisy, time, prompt, control = inputs_of_a_pass(backbone, settings, tile)(1)
-    features = backbone.steer(controlnet, noisy, time, prompt, control, settings.control_scale)
-    whole = seconds_of(lambda: backbone.predict([controlnet], noisy, time, prompt, control, settings.control_scale))
-    return min(1.0, seconds_of(lambda: backbone.denoise(noisy, time, prompt, features)) / whole)
-
-
-@torch.no_grad()
 def measure_speed(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, work: Work, align_method: str) -> Speed:
     """The `Speed` by one pass over a tile of `work`, the decoding of a small image and its colour fix."""
-    network = seconds_a_pass(backbone, controlnet, settings, work.tile, work.together)
-    reused = share_of_reuse(backbone, controlnet, settings, work.tile) if settings.cache_interval > 1 else 1.0
+    inputs, reused = inputs_of_a_pass(backbone, settings, work.tile), 1.0
+
+    def predict(count: int) -> None:
+        backbone.predict([controlnet], *inputs(count), control_scale=settings.control_scale)
+
+    network = probe(partial(predict, 1), partial(predict, work.together), work.together)
+    if settings.cache_interval > 1:
+        noisy, time, prompt, control = inputs(1)
+        features = backbone.steer(controlnet, noisy, time, prompt, control, settings.control_scale)
+        reused = min(1.0, seconds_of(lambda: backbone.denoise(noisy, time, prompt, features)) / seconds_of(partial(predict, 1)))
     side = min(backbone.native_size // backbone.vae_scale, *work.decode_tile)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn((1, backbone.latent_channels, side, side), generator=generator)
