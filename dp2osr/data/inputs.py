@@ -269,13 +269,13 @@ def too_small(size: Sequence[int], least: int, flag: str = "") -> str | None:
     return f"{size[0]}x{size[1]} pixels, a side of at least {least} is needed{' by ' + flag if flag else ''}"
 
 
-def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+def list_images(folder: str | Path) -> list[Path]:
     """Image paths of a folder, of a manifest.csv or the one file named, sorted; none is opened.
 
     Raises:
         UserError: no such path, no image in it, images with one name (all are listed), or an unreadable manifest.
     """
-    listing = scan(folder, recursive)
+    listing = scan(folder)
     if listing.problems:
         what = listed([f"{path.name}: {why}" for path, why in listing.problems.items()], SHOWN)
         raise UserError(f"{folder}: {len(listing.problems)} images cannot be used: {what}")

@@ -158,19 +158,16 @@ def train_head(
     torch.manual_seed(seed)
     rng, allowed = np.random.default_rng(seed), material.of(*models)
     pairs = material.pairs[allowed[material.pairs].all(1)]
-    worse = np.array([material.sorts[place] for place in pairs[:, 1]])
-    chances = 1 / np.array([(worse == sort).sum() for sort in worse])
-    photographs = np.flatnonzero([sort == "photograph" for sort in material.sorts])
-    others = np.flatnonzero(allowed & np.array([sort != "photograph" for sort in material.sorts]))
-    other_sorts = np.array([material.sorts[place] for place in others])
-    other_chances = 1 / np.array([(other_sorts == sort).sum() for sort in other_sorts])
+    sorts = np.array(material.sorts)
+    photographs, others = np.flatnonzero(sorts == "photograph"), np.flatnonzero(allowed & (sorts != "photograph"))
+    chances, other_chances = even_chances(sorts[pairs[:, 1]]), even_chances(sorts[others])
     head = Head(material.pooled.shape[1])
     head.mean, head.spread = material.pooled[allowed].mean(0), material.pooled[allowed].std(0) + 1e-3
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
-        same = pairs[rng.choice(len(pairs), batch_size, p=chances / chances.sum())]
-        across = [rng.choice(photographs, batch_size), rng.choice(others, batch_size, p=other_chances / other_chances.sum())]
+        same = pairs[rng.choice(len(pairs), batch_size, p=chances)]
+        across = [rng.choice(photographs, batch_size), rng.choice(others, batch_size, p=other_chances)]
         better, lesser = np.concatenate([same, np.stack(across, 1)]).T
         scores = head(material.pooled[np.concatenate([better, lesser])])
         loss = F.softplus(scores[2 * batch_size :] - scores[: 2 * batch_size]).mean()
@@ -179,6 +176,13 @@ def train_head(
         optimizer.step()
         scheduler.step()
     return _scaled(head.eval(), material)
+
+
+def even_chances(sorts: np.ndarray) -> np.ndarray:
+    """(N,) chances of images, of which each sort is drawn as often."""
+    _, place, counts = np.unique(sorts, return_inverse=True, return_counts=True)
+    chances = 1 / counts[place]
+    return chances / chances.sum()
 
 
 @torch.no_grad()

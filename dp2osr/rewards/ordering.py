@@ -43,7 +43,7 @@ class MetricValidation:
         return [kind for kind, value in self.correlation.items() if not value >= THRESHOLD]
 
 
-def held_out_crops(folder: str | Path, resolution: int, count: int, seed: int = 0) -> list[np.ndarray]:
+def held_out_crops(folder: str | Path, resolution: int, count: int) -> list[np.ndarray]:
     """`count` random (s, s, 3) uint8 crops, spread evenly over the photographs of a folder that are large enough.
 
     A crop that is almost one colour (white background) cannot show a distortion and is drawn again.
@@ -55,7 +55,7 @@ def held_out_crops(folder: str | Path, resolution: int, count: int, seed: int = 
     images = [(path, image) for path, image in images if min(image.shape[:2]) >= resolution]
     if not images:
         raise UserError(f"{folder}: no image of at least {resolution} x {resolution} pixels; pass larger ones or a smaller --resolution")
-    return [_draw_crop(*images[index % len(images)], resolution, np.random.default_rng((seed, index))) for index in range(count)]
+    return [_draw_crop(*images[index % len(images)], resolution, np.random.default_rng((0, index))) for index in range(count)]
 
 
 def _draw_crop(path: Path, image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -109,12 +109,10 @@ def _summarise(badness: np.ndarray) -> MetricValidation:
     return MetricValidation(correlation, gt_wins)
 
 
-def validate_config(
-    config: RewardConfig, image_path: str | Path, resolution: int, num_crops: int, device: str | torch.device = "cpu"
-) -> dict[str, MetricValidation]:
+def validate_config(config: RewardConfig, image_path: str | Path, resolution: int, num_crops: int) -> dict[str, MetricValidation]:
     """Build the config's suite and validate it on crops of a folder; see `validate_reward`."""
     crops = held_out_crops(image_path, resolution, num_crops)
-    suite = MetricSuite(config.computed, device)
+    suite = MetricSuite(config.computed)
     check_modes(config, suite)
     with torch.inference_mode():
         return validate_reward(suite, crops)

@@ -185,15 +185,11 @@ def size(image: np.ndarray) -> str:
 
 
 def orders_of_config(
-    config: RewardConfig,
-    gt_path: str | Path,
-    sr_path: str | Path | None = None,
-    extra: Sequence[MetricSpec] = (),
-    device: str | torch.device = "cpu",
+    config: RewardConfig, gt_path: str | Path, sr_path: str | Path | None, extra: Sequence[MetricSpec]
 ) -> dict[str, dict[str, float]]:
     """Build the config's suite, with `extra` metrics (`MetricSpec`s) beside it, and validate it on a folder; see `validate_orders`."""
     crops = read_series(gt_path, sr_path)
-    suite = MetricSuite([*config.computed, *extra], device)
+    suite = MetricSuite([*config.computed, *extra])
     check_modes(config, suite)
     with torch.inference_mode():
         return validate_orders(suite, crops)

@@ -65,26 +65,11 @@ def import_candidates(args: ImportSettings) -> CandidateStore:
     importer = Importer(store, source, backbone, prompts, args)
     todo = launch.of_first("import", lambda: importer.missing(files))
     launch.of_first("settings", store.begin)
-    write_groups(importer, [file for file in files if file.id in set(todo)], launch)
+    importer.write([file for file in files if file.id in set(todo)], launch)
     if launch.is_last("importing"):
         store.locks.leave()
         print(summary(args.output_dir, "group", len(todo), len(files) - len(todo), {}, begun))
     return store
-
-
-def write_groups(importer: "Importer", todo: Sequence[ImageFile], launch: Launch) -> None:
-    """Import these images, shared with other ranks and jobs; of the first, what the autoencoder changes is printed."""
-    store, log = importer.store, WorkLog(importer.store.folder, "import", launch)
-    bar = tqdm(total=len(todo), desc="import", unit="group", disable=launch.local_rank > 0)
-    with store.locks.leaving(), bar:
-        for file in share(launch, "import", todo, store.locks, lambda file: file.id):
-            if importer.missing([file], held=True):
-                group = importer.group(file)
-                store.write(group, made_of=importer.made_of(file))
-                log.write(file.id)
-                if launch.is_first and file is todo[0]:
-                    importer.say_loss(group)
-            bar.update(launch.add("imported", 1) - bar.n)
 
 
 class Importer:
@@ -95,6 +80,20 @@ class Importer:
     ) -> None:
         self.store, self.source, self.backbone, self.prompts, self.args = store, source, backbone, prompts, args
         self.embedded: tuple[str, dict[str, torch.Tensor]] | None = None
+
+    def write(self, todo: Sequence[ImageFile], launch: Launch) -> None:
+        """Import these images, shared with other ranks and jobs; of the first, what the autoencoder changes is printed."""
+        log, locks = WorkLog(self.store.folder, "import", launch), self.store.locks
+        bar = tqdm(total=len(todo), desc="import", unit="group", disable=launch.local_rank > 0)
+        with locks.leaving(), bar:
+            for file in share(launch, "import", todo, locks, lambda file: file.id):
+                if self.missing([file], held=True):
+                    group = self.group(file)
+                    self.store.write(group, made_of=self.made_of(file))
+                    log.write(file.id)
+                    if launch.is_first and file is todo[0]:
+                        self.say_loss(group)
+                bar.update(launch.add("imported", 1) - bar.n)
 
     def made_of(self, file: ImageFile) -> dict[str, str]:
         """What a group is made of: hashes of the LR image and of the candidates' files."""
