@@ -156,10 +156,10 @@ def candidates_of(
 
 def training_candidates(experiment: Experiment, read: Mapping[str, dict[str, Any]], arm: Arm, output: Path) -> list[Step]:
     """The steps that sample and score the candidates of an arm's training, of LR images that they first make if the arm says so."""
-    sample, label = read["sample"] | arm.sample, read["label"]
+    sample, label = read["sample"] | arm.sample, read["label"] | arm.label
     if arm.rounds > 1 and not sample.get("max_images"):
         raise UserError(f"{experiment.name}, arm '{arm.name}': a further round samples other images: give max_images in its 'sample'")
-    differs = arm.sample | ({"degradation": arm.degradation} if arm.degradation else {})
+    differs = arm.sample | arm.label | ({"degradation": arm.degradation} if arm.degradation else {})
     folder = output / CANDIDATES / folder_name(experiment.stages, differs)
     if not arm.degradation:
         return candidates_of(folder, sample, label)
@@ -191,7 +191,7 @@ def training_of(
             policy = {"controlnet_model_name_or_path": str(folder / f"policy{round_suffix(number - 1)}")}
             sample = read["sample"] | arm.sample | further_round(number, 1000 * number + seed)
             sample |= {key: train[key] for key in ("num_candidates",) if key in train}
-            steps += candidates_of(folder, sample, read["label"], policy["controlnet_model_name_or_path"], suffix)
+            steps += candidates_of(folder, sample, read["label"] | arm.label, policy["controlnet_model_name_or_path"], suffix)
             sampled = folder / f"{CANDIDATES}{suffix}"
             train |= reference_of(arm.reference, read["train"] | arm.train) | policy
         target = folder / f"policy{suffix}"

@@ -31,6 +31,7 @@ class Arm:
         rounds: of sampling and training; a further one samples other images with the policy, scores them and starts from it.
         reference: of a further round, "moved" to the policy that it starts from, or "fixed", the base.
         degradation: that makes the training's LR images anew from the GT images of the experiment's label.yaml; None: those of sample.yaml.
+        label: flags of scoring the candidates that differ from the experiment's label.yaml.
         line, at: where an experiment has an axis, the curve that the arm belongs to, and its place on the axis.
         checkpoint: the training's step whose policy is looked at; None: the last.
     """
@@ -42,6 +43,7 @@ class Arm:
     rounds: Count = 1
     reference: Literal["moved", "fixed"] = "moved"
     degradation: str | None = None
+    label: dict = field(default_factory=dict)
     line: str = ""
     at: Positive | None = None
     name: str = field(default="", metadata=OURS)

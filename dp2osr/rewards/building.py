@@ -15,7 +15,9 @@ from dp2osr.errors import UserError, is_full_disk
 from dp2osr.places import ROOT
 from dp2osr.rewards.brisque import Brisque
 from dp2osr.rewards.config import MetricSpec, nearest
+from dp2osr.rewards.consistency import LrPsnr
 from dp2osr.rewards.efficientnet import content_hash
+from dp2osr.rewards.grid import Grid
 from dp2osr.rewards.naturalness import load_naturalness
 from dp2osr.rewards.own import described, import_modules, registered
 from dp2osr.rewards.perceptual import dists_form, lpips_form
@@ -61,11 +63,25 @@ def _perceptual(form: Callable[..., torch.nn.Module], network: str) -> Callable[
     return build
 
 
+def _dp2o_lr_psnr(scale: float = 4) -> LocalMetric:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 1 < scale < float("inf"):
+        raise UserError(f"metric 'dp2o_lr_psnr': scale is {scale!r}, must be a number above 1, the factor of the super-resolution")
+    return LocalMetric(LrPsnr(scale), lower_better=False, mode="FR")
+
+
+def _dp2o_grid(period: int = 8) -> LocalMetric:
+    if isinstance(period, bool) or not isinstance(period, int) or period < 4:
+        raise UserError(f"metric 'dp2o_grid': period is {period!r}, must be a whole number of pixels, 4 or more")
+    return LocalMetric(Grid(period), lower_better=True)
+
+
 LOCAL_METRICS: dict[str, Callable[..., LocalMetric]] = {
     "dp2o_rank": _dp2o_rank,
     "dp2o_naturalness": _dp2o_naturalness,
     "dp2o_lpips": _perceptual(lpips_form, "efficientnet_lite0"),
     "dp2o_dists": _perceptual(dists_form, "efficientnet_lite0"),
+    "dp2o_lr_psnr": _dp2o_lr_psnr,
+    "dp2o_grid": _dp2o_grid,
     # On another network, for evaluation alone: a model that was trained with the two above is judged by others.
     "dp2o_lpips2": _perceptual(lpips_form, "efficientnet_lite2"),
     "dp2o_dists2": _perceptual(dists_form, "efficientnet_lite2"),
