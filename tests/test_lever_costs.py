@@ -18,9 +18,8 @@ from dp2osr.sampling.settings import GenerateSettings
 
 def planned_args(kind, **changes):
     values = {"num_inference_steps": 6, "guidance_scale": 3.0, "batch_size": 4, "num_candidates": 4, "prompt_source": "none"}
-    return settings_with(
-        GenerateSettings, pretrained_model_name_or_path=kind.model, controlnet_model_name_or_path=kind.controlnet, **{**values, **changes}
-    )
+    values |= {"pretrained_model_name_or_path": kind.model, "controlnet_model_name_or_path": kind.controlnet}
+    return settings_with(GenerateSettings, **{**values, **changes})
 
 
 @pytest.mark.parametrize(

@@ -46,6 +46,7 @@ class Loop(Protocol):
     tiling: Tiling
     guidance_interval: tuple[float, float] | None
     cache_interval: int
+    taylorseer_interval: int
     branch_at: int
 
 
@@ -144,8 +145,9 @@ class Backbone(Protocol):
     def passes_a_step(self, guidance_scale: float) -> int:
         """How often a sampling step predicts for each candidate."""
 
-    def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int) -> float:
-        """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
+    def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int, forecast: bool = False) -> float:
+        """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width; `forecast`: with what
+        later steps are forecast from."""
 
     def sampling_schedule(self, settings: Loop, shape: Sequence[int]) -> SchedulerMixin:
         """A diffusers scheduler, set for sampling latents of `shape`: its `timesteps` are the steps that `sample` takes."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from dp2osr.backbones.forecast import forecasting
 from dp2osr.backbones.tiles import blend_tiles
 from dp2osr.backbones.trajectory import Step, branch_index, steps_of
 
@@ -84,8 +85,9 @@ def sample_candidates(
     network = SteeredNetwork(backbone, controlnet, texts, settings)
     extra = {"generator": generators} if "generator" in signature(scheduler.step).parameters else {}
     whole = settings.tiling.covers(*shape[1:])
-    assert whole or settings.cache_interval == 1, "features are kept of one tile"
-    with backbone.control_windows(controlnet, control, shape, whole) as part_of:
+    assert whole or settings.cache_interval == settings.taylorseer_interval == 1, "features are kept of one tile"
+    forecasts = forecasting(backbone.denoiser, len(steps), settings.taylorseer_interval)
+    with backbone.control_windows(controlnet, control, shape, whole) as part_of, forecasts:
         for step in steps:
             timestep = scheduler.timesteps[step.index]
             noisy = torch.cat([latents] * 2) if step.guided else latents

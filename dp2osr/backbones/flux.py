@@ -17,7 +17,7 @@ from dp2osr.backbones.denoising import sample_candidates
 from dp2osr.backbones.flow_schedule import MULTISTEP, SCHEDULERS, flow_scheduler, set_flow_timesteps
 from dp2osr.backbones.flux_files import count_layers, has_guidance, shape_of_config, shape_of_tensors
 from dp2osr.backbones.flux_tokens import image_ids, pack, unpack
-from dp2osr.backbones.footprint import transformer_numbers
+from dp2osr.backbones.footprint import forecast_numbers, transformer_numbers
 from dp2osr.backbones.loading import cast, check_finite, check_fit, check_latents, find_controlnet, load_denoiser, load_part, load_weights
 from dp2osr.backbones.tiles import cut_windows, decode_tiled, default_vae_tiling, encode_tiled
 from dp2osr.backbones.tokens import tokenize
@@ -234,10 +234,11 @@ class FluxBackbone:
         """What the transformer is told of a scheduler's timestep: the noise level σ."""
         return timestep.float() / 1000
 
-    def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int) -> float:
+    def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int, forecast: bool = False) -> float:
         """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
         blocks = controlnet.config.num_layers + controlnet.config.num_single_layers
-        return count * (height * width / 4 + self.text_length) * transformer_numbers(self.transformer.config, blocks) * self.dtype.itemsize
+        numbers = transformer_numbers(self.transformer.config, blocks) + (forecast_numbers(self.transformer.config) if forecast else 0)
+        return count * (height * width / 4 + self.text_length) * numbers * self.dtype.itemsize
 
     def sampling_schedule(self, settings: Loop, shape: Sequence[int]) -> SchedulerMixin:
         """The scheduler of `settings`, its timesteps set for latents of `shape`: what the network sees at a time decides their shift."""

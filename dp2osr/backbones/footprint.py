@@ -34,6 +34,12 @@ def transformer_numbers(config: Mapping[str, Any], blocks: int) -> int:
     return width * (12 + 2 * blocks)  # a single block: its input, queries, keys, values, an MLP of four, both joined; residuals twice
 
 
+def forecast_numbers(config: Mapping[str, Any]) -> int:
+    """Of a FLUX transformer, a token and sample: the last output of each part that is forecast, and its change."""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return 2 * width * (2 * config["num_layers"] + config["num_single_layers"])  # attention and feed-forward; what joins both
+
+
 def decoder_numbers(config: Mapping[str, Any]) -> float:
     """Of an autoencoder: a pixel that is decoded. The first block at a resolution still has the channels of the one below."""
     channels = config["block_out_channels"]

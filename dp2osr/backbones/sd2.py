@@ -227,7 +227,7 @@ class SD2Backbone:
         """What the UNet is told of a scheduler's timestep: itself."""
         return timestep
 
-    def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int) -> float:
+    def pass_bytes(self, controlnet: torch.nn.Module, height: int, width: int, count: int, forecast: bool = False) -> float:
         """Bytes that one `predict` for `count` samples holds at its peak, on a tile of latents of height × width."""
         a_sample, once = unet_numbers(self.unet.config, controlnet.config.conditioning_embedding_out_channels[0], self.vae_scale)
         return height * width * max(a_sample * count, once) * self.dtype.itemsize

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dp2osr.backbones.forecast import forecast_steps
+
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
@@ -22,11 +24,13 @@ class Step:
         index: of its timestep among the scheduler's.
         guided: whether it is made with the negative prompt too.
         key: whether what steers it is computed; else that of the last key step is used again.
+        forecast: whether the network's blocks are forecast from earlier steps.
     """
 
     index: int
     guided: bool
     key: bool = True
+    forecast: bool = False
 
 
 def steps_of(backbone: Backbone, settings: Loop, scheduler: SchedulerMixin, first: int = 0) -> list[Step]:
@@ -41,7 +45,8 @@ def steps_of(backbone: Backbone, settings: Loop, scheduler: SchedulerMixin, firs
         guided = [on and bool(low < level <= high) for on, level in zip(guided, levels, strict=True)]
     keys = [first + place for place in key_steps(len(guided) - first, settings.cache_interval)]
     keys += [index for index in range(first + 1, len(guided)) if guided[index] != guided[index - 1]]  # another number of passes
-    return [Step(index, guided[index], index in keys) for index in range(first, len(guided))]
+    forecasts = [False] * first + forecast_steps(len(guided) - first, settings.taylorseer_interval)
+    return [Step(index, guided[index], index in keys, forecasts[index]) for index in range(first, len(guided))]
 
 
 def branch_index(settings: Loop, scheduler: SchedulerMixin) -> int:
@@ -73,6 +78,10 @@ def key_steps(count: int, interval: int) -> list[int]:
     return keys
 
 
-def work_of_steps(steps: Iterable[Step], passes: int, reused: float = 1.0) -> float:
-    """How many of the dearest steps, with `passes` passes each, take as long as these; a step that is not key takes `reused` of one."""
-    return sum((2 if step.guided else 1) / passes * (1 if step.key else reused) for step in steps)
+def work_of_steps(steps: Iterable[Step], passes: int, reused: float = 1.0, forecast: float = 1.0) -> float:
+    """How many of the dearest steps, with `passes` passes each, take as long as these.
+
+    A step that is not key takes `reused` of one, one that is forecast takes `forecast` of it.
+    """
+    shares = ((1 if step.key else reused) * (forecast if step.forecast else 1) for step in steps)
+    return sum((2 if step.guided else 1) / passes * share for step, share in zip(steps, shares, strict=True))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dp2osr.backbones import load_backbone, set_text_length
 from dp2osr.backbones.base import Backbone, Prompt
+from dp2osr.backbones.forecast import FORECAST_THIRD, forecasting
 from dp2osr.backbones.loading import cast
 from dp2osr.backbones.tiles import Tiling, latent_tiling, samples_together
 from dp2osr.backbones.trajectory import Step, trajectories
@@ -155,20 +156,30 @@ class StepCosts:
 
     def __call__(self, steps: Iterable[Step], count: int) -> Cost:
         """FLOPs of these steps for `count` samples together, on one tile, and the peak of the dearest."""
-        kinds = Counter((step.guided, step.key) for step in steps)
-        costs = {kind: self.of_one(count * (2 if kind[0] else 1), kind[1]) for kind in kinds}
+        kinds = Counter((step.guided, step.key, step.forecast) for step in steps)
+        costs = {kind: self.of_one(count * (2 if kind[0] else 1), *kind[1:]) for kind in kinds}
         flops = sum(number * costs[kind].flops for kind, number in kinds.items())
         return Cost(flops, max((cost.peak_bytes for cost in costs.values()), default=0))
 
-    def of_one(self, rows: int, key: bool) -> Cost:
-        """Of one step: a whole prediction, or one from features that are there."""
+    def of_one(self, rows: int, key: bool, forecast: bool) -> Cost:
+        """Of one step: a whole prediction, or one from features that are there; the blocks computed, or forecast from earlier steps."""
         backbone = self.backbone
         noisy = torch.randn(rows, backbone.latent_channels, *self.tile, dtype=backbone.dtype)
         inputs = noisy, torch.zeros(rows), self.prompt
-        if key:
-            return measure(lambda: backbone.predict([self.controlnet], *inputs, self.control), self.known)
-        features = backbone.steer(self.controlnet, *inputs, self.control)
-        return measure(lambda: backbone.denoise(*inputs, features), self.known)
+        features = None if key else backbone.steer(self.controlnet, *inputs, self.control)
+
+        def step() -> None:
+            if key:
+                backbone.predict([self.controlnet], *inputs, self.control)
+            else:
+                backbone.denoise(*inputs, features)
+
+        whole = measure(step, self.known)
+        if not forecast:
+            return whole
+        with forecasting(backbone.denoiser, *FORECAST_THIRD):
+            three = measure(lambda: [step() for _ in range(3)], self.known)
+        return Cost(three.flops - 2 * whole.flops, three.peak_bytes)
 
 
 def plan_sampling(model: PlannedModel, num_images: int, processes_a_node: int = 1) -> StagePlan:

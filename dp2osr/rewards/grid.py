@@ -1,6 +1,6 @@
 """`dp2o_grid`: whether an image has a grid, by what its spectrum has at a period above what lies around it.
 
-A transformer that sees p × p latents as a token, with a decoder that enlarges f times, can draw the borders of its tokens, p f pixels apart.
+A transformer that sees p × p latents as a token can draw the borders of its tokens, p f pixels apart where the decoder enlarges f times.
 Preference training can make that grid stronger: metrics of sharpness take it for detail (docs/results.md).
 """
 

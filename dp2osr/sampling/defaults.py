@@ -28,6 +28,7 @@ class LoopSettings:
     tiling: Tiling = WHOLE  # of the latents
     guidance_interval: tuple[float, float] | None = None
     cache_interval: int = 1
+    taylorseer_interval: int = 1
     branch_at: int = 0
 
 

@@ -94,7 +94,9 @@ class Estimate:
         dearest, seconds = backbone.passes_a_step(settings.guidance_scale), 0.0
         for size, images in Counter(self.sizes.values()).items():
             work = self.works[size]
-            trunk, own = (work_of_steps(steps, dearest, speed.reused) for steps in trajectories(backbone, settings, work.latent))
+            trunk, own = (
+                work_of_steps(steps, dearest, speed.reused, speed.forecast) for steps in trajectories(backbone, settings, work.latent)
+            )
             seconds += images * speed.seconds(work, trunk + self.count * own, backbone.encodes_control, self.save_images)
         return seconds
 

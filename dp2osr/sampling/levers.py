@@ -4,22 +4,26 @@ import math
 from collections.abc import Collection
 
 from dp2osr.backbones.base import Backbone
+from dp2osr.backbones.forecast import can_forecast
 from dp2osr.backbones.trajectory import starts_anywhere, steps_of
 from dp2osr.errors import UserError, listed
 from dp2osr.sampling.defaults import LoopSettings
 
 
-def check_levers(backbone: Backbone, settings: LoopSettings, samples: int) -> None:
+def check_levers(backbone: Backbone, settings: LoopSettings, samples: int, compiled: bool = False) -> None:
     """Raise `UserError` where a lever is not this model's, has no effect, or goes against another setting.
 
     Args:
-        samples: of an image.
+        samples: of an image; compiled: whether the networks are.
     """
     if settings.guidance_interval is not None:
         check_interval(backbone, settings, *settings.guidance_interval)
     steps = settings.num_inference_steps
-    if settings.cache_interval > steps:
-        raise UserError(f"--cache_interval {settings.cache_interval}: must be at most --num_inference_steps, {steps}")
+    for name in ("cache_interval", "taylorseer_interval"):
+        if getattr(settings, name) > steps:
+            raise UserError(f"--{name} {getattr(settings, name)}: must be at most --num_inference_steps, {steps}")
+    if settings.taylorseer_interval > 1:
+        check_forecast(backbone, f"--taylorseer_interval {settings.taylorseer_interval}", compiled)
     flag = f"--branch_at {settings.branch_at}"
     if settings.branch_at >= steps:
         raise UserError(f"{flag}: must be below --num_inference_steps, {steps}")
@@ -31,11 +35,20 @@ def check_levers(backbone: Backbone, settings: LoopSettings, samples: int) -> No
 
 def check_tiles(settings: LoopSettings, tiled: Collection[str]) -> None:
     """Raise `UserError` if features are to be kept of the images that are `tiled`, by name: they are kept of one tile."""
-    if tiled and settings.cache_interval > 1:
-        raise UserError(
-            f"--cache_interval {settings.cache_interval}: keeps features of an image that is denoised whole; in tiles are "
-            f"{listed(list(tiled))}; give a larger --tile_size, or leave the flag out"
-        )
+    for name in ("cache_interval", "taylorseer_interval"):
+        if tiled and getattr(settings, name) > 1:
+            raise UserError(
+                f"--{name} {getattr(settings, name)}: keeps features of an image that is denoised whole; in tiles are "
+                f"{listed(list(tiled))}; give a larger --tile_size, or leave the flag out"
+            )
+
+
+def check_forecast(backbone: Backbone, flag: str, compiled: bool) -> None:
+    """`check_levers` of TaylorSeer."""
+    if not can_forecast(backbone.denoiser):
+        raise UserError(f"{flag}: forecasts the blocks of a transformer, and {backbone.kind} is denoised by a UNet; leave the flag out")
+    if compiled:
+        raise UserError(f"{flag}: what is computed changes from step to step, which --compile cannot take; leave one of the two out")
 
 
 def check_interval(backbone: Backbone, settings: LoopSettings, low: float, high: float) -> None:

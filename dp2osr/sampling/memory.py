@@ -145,7 +145,7 @@ class Held:
         noisy = 8 * FLOAT * numbers * work.together  # noisy ones, predictions, their sum over tiles, what a scheduler makes of them
         copied = not backbone.encodes_control and (self.separate or width != FLOAT)
         control = 3 * width * math.prod(work.padded) if copied else 0
-        network = backbone.pass_bytes(controlnet, *work.tile, batch) * self.convolution
+        network = backbone.pass_bytes(controlnet, *work.tile, batch, settings.taylorseer_interval > 1) * self.convolution
         host: Parts = {CONTROL: self.padded, LATENTS: 2 * 2 * numbers * work.count}  # float16, twice while they are joined
         return {CONTROL: control, LATENTS: noisy, NETWORK: network}, host
 

@@ -71,7 +71,8 @@ class GroupSampler:
         tiling = latent_tiling(backbone, args.tile_size, args.tile_overlap)
         self.settings = loop_settings(full, tiling)
         check_scheduler(backbone, self.settings)
-        check_levers(backbone, self.settings, args.num_candidates if isinstance(args, GenerateSettings) else args.sample_times)
+        samples = args.num_candidates if isinstance(args, GenerateSettings) else args.sample_times
+        check_levers(backbone, self.settings, samples, args.compile)
         if args.vae_tile_size:
             side = max(1, args.vae_tile_size // backbone.vae_scale)
             backbone.vae_tiling = Tiling(side, side // 4)

@@ -34,6 +34,9 @@ class LeverSettings(Settings):
     cache_interval: Count = 1
     """Of so many steps one computes the ControlNet (SD2: and the UNet's encoder), more of the first and fewer of the last; the others take
     what it gave. 1: all compute it."""
+    taylorseer_interval: Count = 1
+    """FLUX: of so many steps one computes the transformer's attention and feed-forward layers, the others forecast what they give
+    (TaylorSeer); the first eighth of the steps computes all. 1: all compute them."""
     branch_at: Natural = 0
     """The samples of an image begin at this step, 1 to steps - 1, with one shared sample noised to its level, each with its own noise.
     0: each has the whole trajectory."""

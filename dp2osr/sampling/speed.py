@@ -10,6 +10,7 @@ from functools import partial
 import torch
 
 from dp2osr.backbones.base import Backbone, Prompt
+from dp2osr.backbones.forecast import FORECAST_THIRD, forecasting
 from dp2osr.data.images import tensor_to_pil
 from dp2osr.device import wait_for_device
 from dp2osr.sampling.colour import ALIGN
@@ -28,6 +29,7 @@ class Speed:
     decoded_pixel: float
     finished_pixel: float  # colour fix and file
     reused: float = 1.0  # of a pass's seconds, where what steers it is that of an earlier step
+    forecast: float = 1.0  # where the network's blocks are forecast
 
     def seconds(self, work: Work, steps: float, encodes_control: bool, save_images: bool) -> float:
         """Of the samples of one image, whose steps are as much work as `steps` of the dearest ones, all samples together."""
@@ -71,19 +73,32 @@ def inputs_of_a_pass(backbone: Backbone, settings: LoopSettings, tile: tuple[int
     return inputs
 
 
+def share_of_reuse(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, inputs: PassInputs) -> float:
+    """Seconds of a pass that reuses what steers it over those of a whole one, for one sample; the networks are warm."""
+    noisy, time, prompt, _ = inputs
+    features = backbone.steer(controlnet, *inputs, settings.control_scale)
+    whole = seconds_of(lambda: backbone.predict([controlnet], *inputs, settings.control_scale))
+    return min(1.0, seconds_of(lambda: backbone.denoise(noisy, time, prompt, features)) / whole)
+
+
+def share_of_forecast(backbone: Backbone, predict: Callable[[], object]) -> float:
+    """Seconds of a pass, `predict`, whose blocks are forecast over those of a whole one; the networks are warm."""
+    with forecasting(backbone.denoiser, *FORECAST_THIRD):
+        whole, _, forecast = (seconds_of(predict) for _ in range(3))
+    return min(1.0, forecast / whole)
+
+
 @torch.no_grad()
 def measure_speed(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, work: Work, align_method: str) -> Speed:
     """The `Speed` by one pass over a tile of `work`, the decoding of a small image and its colour fix."""
-    inputs, reused = inputs_of_a_pass(backbone, settings, work.tile), 1.0
+    inputs = inputs_of_a_pass(backbone, settings, work.tile)
 
     def predict(count: int) -> None:
         backbone.predict([controlnet], *inputs(count), control_scale=settings.control_scale)
 
     network = probe(partial(predict, 1), partial(predict, work.together), work.together)
-    if settings.cache_interval > 1:
-        noisy, time, prompt, control = inputs(1)
-        features = backbone.steer(controlnet, noisy, time, prompt, control, settings.control_scale)
-        reused = min(1.0, seconds_of(lambda: backbone.denoise(noisy, time, prompt, features)) / seconds_of(partial(predict, 1)))
+    reused = share_of_reuse(backbone, controlnet, settings, inputs(1)) if settings.cache_interval > 1 else 1.0
+    forecast = share_of_forecast(backbone, partial(predict, 1)) if settings.taylorseer_interval > 1 else 1.0
     side = min(backbone.native_size // backbone.vae_scale, *work.decode_tile)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn((1, backbone.latent_channels, side, side), generator=generator)
@@ -101,6 +116,7 @@ def measure_speed(backbone: Backbone, controlnet: torch.nn.Module, settings: Loo
         decoding / (side * backbone.vae_scale) ** 2,
         finishing / math.prod(image.shape[2:]),
         reused,
+        forecast,
     )
 
 
