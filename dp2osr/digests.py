@@ -97,14 +97,9 @@ MEMORY = Memory()
 atexit.register(lambda: MEMORY.flush())
 
 
-def remember(path: str | Path, kind: str, learn: Callable[[str], Any]) -> Any:
-    """`learn(path)`, or what it was when the file was the same."""
-    return MEMORY.recall(path, kind, learn)
-
-
 def digest(path: str | Path) -> str:
     """SHA-256 of a file, hexadecimal, remembered."""
-    return remember(path, "sha256", sha256)
+    return MEMORY.recall(path, "sha256", sha256)
 
 
 def learn_digests(paths: Iterable[str | Path]) -> None:

@@ -36,29 +36,23 @@ def at_least(least: float, kind: type[int] | type[float] = int, most: int = LARG
     return checked(read, kind)
 
 
+def float_that(holds: Callable[[float], bool], must: str) -> PrimitiveConstructorSpec[Any]:
+    """A float for which `holds` is true, which `must` says in words."""
+
+    def read(word: str) -> float:
+        value = _number(word, float)
+        if not holds(value):
+            raise ValueError(f"must {must}, not {word}")
+        return value
+
+    return checked(read, float)
+
+
 def _number(word: str, kind: type[int] | type[float]) -> float:
     try:
         return kind(word)
     except ValueError:
         raise ValueError(f"{word!r} is not {'a whole number' if kind is int else 'a number'}") from None
-
-
-def _positive(word: str) -> float:
-    if not 0 < _number(word, float) < math.inf:
-        raise ValueError(f"must be a finite number above 0, not {word}")
-    return float(word)
-
-
-def _share(word: str) -> float:
-    if not 0 <= _number(word, float) <= 1:
-        raise ValueError(f"must lie between 0 and 1, not {word}")
-    return float(word)
-
-
-def _finite(word: str) -> float:
-    if not math.isfinite(_number(word, float)):
-        raise ValueError(f"must be a finite number, not {word}")
-    return float(word)
 
 
 def regular_expression(word: str) -> str:
@@ -77,29 +71,13 @@ def _part_of_a_name(word: str) -> str:
 
 
 Count = Annotated[int, at_least(1)]
-
-
-Tokens = Annotated[int, at_least(1, most=512)]  # of a prompt, for T5
-
-
 Natural = Annotated[int, at_least(0)]  # with zero
-
-
+Tokens = Annotated[int, at_least(1, most=512)]  # of a prompt, for T5
 NonNegative = Annotated[float, at_least(0, float)]
-
-
-Positive = Annotated[float, checked(_positive, float)]
-
-
-Share = Annotated[float, checked(_share, float)]
-
-
-Finite = Annotated[float, checked(_finite, float)]
-
-
+Positive = Annotated[float, float_that(lambda value: 0 < value < math.inf, "be a finite number above 0")]
+Share = Annotated[float, float_that(lambda value: 0 <= value <= 1, "lie between 0 and 1")]
+Finite = Annotated[float, float_that(math.isfinite, "be a finite number")]
 RegularExpression = Annotated[str, checked(regular_expression, str)]
-
-
 PartOfAName = Annotated[str, checked(_part_of_a_name, str)]
 
 

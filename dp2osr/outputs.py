@@ -50,8 +50,8 @@ def check_output(path: str | Path, flag: str = "--output_dir", is_file: bool = F
         raise UserError(f"{flag} {path}: cannot be written ({error.strerror}); give another {flag}") from None
 
 
-def check_no_input(output: str | Path, inputs: Iterable[str | Path], flag: str = "--output") -> None:
-    """Raise `UserError` if the file `output` is one of the `inputs`, also by a link or another spelling."""
+def check_no_input(output: str | Path, inputs: Iterable[str | Path]) -> None:
+    """Raise `UserError` if the file `output`, of --output, is one of the `inputs`, also by a link or another spelling."""
     for path in inputs:
         if os.path.exists(output) and os.path.exists(path) and os.path.samefile(output, path):
-            raise UserError(f"{flag} {output}: would overwrite the input {path}; give another {flag}")
+            raise UserError(f"--output {output}: would overwrite the input {path}; give another --output")

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from dp2osr.rewards.config import RewardConfig
-from dp2osr.rewards.reward import bounded, normalise, reward_parts, reward_shares
+from dp2osr.rewards.reward import Directions, Scores, bounded, normalise, reward_parts, reward_shares
 
 Key = TypeVar("Key")
 CROP_SUFFIX = r"_\d\d$"  # photo_00, photo_01 are crops of `photo`
@@ -39,10 +39,7 @@ class Estimate:
 
 
 def pooled_parts(
-    scores: Mapping[Key, Mapping[str, np.ndarray]],
-    lower_better: Mapping[str, bool],
-    config: RewardConfig,
-    gt_scores: Mapping[str, np.ndarray] | None = None,
+    scores: Mapping[Key, Scores], lower_better: Directions, config: RewardConfig, gt_scores: Scores | None = None
 ) -> dict[Key, dict[str, np.ndarray]]:
     """Each metric's part of the reward, normalised per LR image over the candidates of *all* methods together.
 
@@ -50,8 +47,6 @@ def pooled_parts(
 
     Args:
         scores: {method: {metric: (G, M) raw}}.
-        lower_better: {metric: bool}.
-        config: `RewardConfig`.
         gt_scores: {NR metric: (G,) raw} of the GT itself, for a config that is bounded by them.
 
     Returns:
@@ -67,11 +62,7 @@ def pooled_parts(
 
 
 def parts_of_outsider(
-    outsider: Mapping[str, np.ndarray],
-    scores: Mapping[Any, Mapping[str, np.ndarray]],
-    lower_better: Mapping[str, bool],
-    config: RewardConfig,
-    gt_scores: Mapping[str, np.ndarray] | None = None,
+    outsider: Scores, scores: Mapping[Any, Scores], lower_better: Directions, config: RewardConfig, gt_scores: Scores | None = None
 ) -> dict[str, np.ndarray]:
     """The reward's parts for an image outside the pool (bicubic), on the scale of the pool.
 

@@ -114,7 +114,7 @@ class Model:
         Example:
             seconds, lines = model.estimate("photo.jpg", upscale=2, samples=4)
         """
-        from dp2osr.sampling.estimate import cost_of
+        from dp2osr.sampling.estimate import Estimate
 
         of_restore = signature(Model.restore).parameters.keys() - {"self", "unknown"}
         refuse_unknown({name: value for name, value in options.items() if name not in of_restore}, Model.restore)
@@ -122,10 +122,11 @@ class Model:
         with in_python():
             args = replace(self._settings, upscale=plain(upscale), sample_times=plain(samples), **decisive)
             sampler, name = self._sampler(args), image_id_of(image, options.get("image_id"))
-            return cost_of(
+            made = Estimate(
                 {name: opened(image).size}, sampler.backbone, self._controlnet, sampler.settings, args.upscale, args.sample_times,
                 args.batch_size, sampler.args.align_method,
             )  # fmt: skip
+            return made.seconds, made.lines()
 
     def set_policy_strength(self, strength: float) -> None:
         """From now on restore between base (0) and policy (1), or beyond: as a model of `load(..., policy_strength=strength)`.
@@ -149,14 +150,14 @@ class Model:
     def _restore(
         self, image: Image.Image, name: str, args: RestoreSettings, prompt: str | None, progress: Callable[[int, int], object] | None
     ) -> list[Image.Image]:
-        from dp2osr.sampling.estimate import check_memory
+        from dp2osr.sampling.estimate import Estimate
         from dp2osr.sampling.memory import passes
 
         sampler, (lr, alpha) = self._sampler(args), split_alpha(image)
         given, count = sampler.args, args.sample_times
         of_work = sampler.backbone, sampler.settings
-        check_memory({name: lr.size}, sampler.backbone, self._controlnet, sampler.settings, args.upscale, count, args.batch_size,
-                     given.align_method)  # fmt: skip
+        Estimate({name: lr.size}, sampler.backbone, self._controlnet, sampler.settings, args.upscale, count, args.batch_size,
+                 given.align_method)  # fmt: skip  # refuses what memory does not hold
         sampler.prompts.tags = {} if prompt is None else {name: prompt}
         self._embed(sampler, [sampler.prompts(name, lr)] + [given.negative_prompt] * sampler.is_guided)
         total, done = passes(*of_work, lr.size, args.upscale, count, args.batch_size) if progress else 0, 0

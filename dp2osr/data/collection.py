@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dp2osr.data.images import read_image, why_unreadable
+from dp2osr.data.images import decode_image, on_white, why_unreadable
 from dp2osr.data.inputs import EXTENSIONS, READERS
 from dp2osr.digests import MEMORY
 from dp2osr.errors import UserError, listed
@@ -119,9 +119,7 @@ class Collection:
         """A photograph as an RGB `PIL.Image` whose sides have at least `least` pixels; `Unusable` where there is none."""
         content = io.BytesIO(self.read(index))
         try:
-            image = read_image(content)
-        except UserError as error:
-            raise Unusable(self.name(index), _reason(error, content)) from None
+            image = on_white(decode_image(content))
         except Exception as error:  # a decoder of Pillow may raise anything on a broken file
             raise Unusable(self.name(index), f"not a readable image ({why_unreadable(error)})") from None
         if min(image.size) < least:
@@ -145,10 +143,6 @@ class Collection:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "handles": {}}  # a file's position and life are a process's own
-
-
-def _reason(error: UserError, content: io.BytesIO) -> str:
-    return str(error).removeprefix(f"{content}: ").removesuffix("; replace or remove it").replace(f" {content}", "")
 
 
 def open_collection(where: str | Path, recursive: bool = False) -> Collection:

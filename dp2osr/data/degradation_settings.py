@@ -1,11 +1,12 @@
-"""Settings of a degradation: each field carries the check of its YAML value; a check returns the value or raises ValueError."""
+"""Settings of a degradation: each field's type carries the check of its YAML value, which returns the value or raises ValueError."""
 
 import difflib
 import math
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Annotated, Any, get_args, get_type_hints
 
 from dp2osr.data.degradation import RESIZE_MODES
 from dp2osr.errors import UserError
@@ -13,12 +14,12 @@ from dp2osr.files import read_yaml
 from dp2osr.places import CONFIGS
 
 CONFIG_DIR = CONFIGS / "degradation"
-
-
 KERNEL_KINDS = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso")
-
-
 RESIZE_DIRECTIONS = ("up", "down", "keep")
+
+Range = tuple[float, float]
+Names = tuple[str, ...]
+Distribution = tuple[tuple[str, float], ...]  # (kind, probability)
 
 
 def _number(value: Any) -> float:
@@ -33,16 +34,21 @@ def _probability(value: Any) -> float:
     return float(value)
 
 
-def _whole(value: Any, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"must be a whole number of at least {least}, not {value!r}")
-    return value
+def _whole(least: int) -> Callable[[Any], int]:
+    """A check for a whole number of at least `least`."""
+
+    def check(value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"must be a whole number of at least {least}, not {value!r}")
+        return value
+
+    return check
 
 
-def _range(least: float, most: float, around: float | None = None) -> Callable[[Any], tuple[float, float]]:
+def _range(least: float, most: float, around: float | None = None) -> Callable[[Any], Range]:
     """A check for `[low, high]` within [least, most]; if `around` is given, low ≤ around ≤ high."""
 
-    def check(value: Any) -> tuple[float, float]:
+    def check(value: Any) -> Range:
         if not isinstance(value, list) or len(value) != 2:
             raise ValueError(f"must be [low, high], not {value!r}")
         low, high = map(_number, value)
@@ -55,10 +61,10 @@ def _range(least: float, most: float, around: float | None = None) -> Callable[[
     return check
 
 
-def _choices(allowed: Collection[str]) -> Callable[[Any], tuple[str, ...]]:
+def _choices(allowed: Collection[str]) -> Callable[[Any], Names]:
     """A check for a list out of `allowed`, drawn from with equal probability."""
 
-    def check(value: Any) -> tuple[str, ...]:
+    def check(value: Any) -> Names:
         if not isinstance(value, list) or not value:
             raise ValueError(f"must be a list out of {', '.join(allowed)}, not {value!r}")
         for entry in value:
@@ -69,10 +75,10 @@ def _choices(allowed: Collection[str]) -> Callable[[Any], tuple[str, ...]]:
     return check
 
 
-def _distribution(allowed: Collection[str]) -> Callable[[Any], tuple[tuple[str, float], ...]]:
+def _distribution(allowed: Collection[str]) -> Callable[[Any], Distribution]:
     """A check for a mapping `kind: probability` over `allowed` with sum 1; a kind left out has probability 0."""
 
-    def check(value: Any) -> tuple[tuple[str, float], ...]:
+    def check(value: Any) -> Distribution:
         if not isinstance(value, dict) or not value:
             raise ValueError(f"must map {', '.join(allowed)} to probabilities, not {value!r}")
         for kind in value:
@@ -87,106 +93,102 @@ def _distribution(allowed: Collection[str]) -> Callable[[Any], tuple[tuple[str, 
 
 
 def _odd_sizes(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, list) or not value or any(_whole(size, 3) % 2 == 0 for size in value):
+    if not isinstance(value, list) or not value or not all(type(size) is int and size >= 3 and size % 2 for size in value):
         raise ValueError(f"must be a list of odd kernel sizes of at least 3, not {value!r}")
     return tuple(value)
 
 
-def _value(check: Callable[[Any], Any]) -> Any:
-    return field(metadata={"check": check})
-
-
-def _section(kind: type, optional: bool = False) -> Any:
-    return field(metadata={"section": kind, "optional": optional})
+Probability = Annotated[float, _probability]
+KernelSizes = Annotated[tuple[int, ...], _odd_sizes]
 
 
 @dataclass(frozen=True)
 class BlurConfig:
     """One blur: with `sinc_prob` a sinc kernel, else one of `kernel_probs`."""
 
-    prob: float = _value(_probability)
-    kernel_sizes: tuple = _value(_odd_sizes)
-    kernel_probs: tuple = _value(_distribution(KERNEL_KINDS))
-    sigma: tuple = _value(_range(1e-3, 100))  # pixels, each axis
-    rotation: tuple = _value(_range(-360, 360))  # degrees, anisotropic kernels
-    betag: tuple = _value(_range(1e-2, 20, around=1))  # shape of the generalized Gaussian; half of the draws lie below 1
-    betap: tuple = _value(_range(1e-2, 20, around=1))  # shape of the plateau kernel
-    sinc_prob: float = _value(_probability)
-    sinc_large_from: int = _value(lambda value: _whole(value, 3))  # kernel size from which `sinc_cutoff_large` holds
-    sinc_cutoff_small: tuple = _value(_range(1e-2, 1))  # units of pi
-    sinc_cutoff_large: tuple = _value(_range(1e-2, 1))
+    prob: Probability
+    kernel_sizes: KernelSizes
+    kernel_probs: Annotated[Distribution, _distribution(KERNEL_KINDS)]
+    sigma: Annotated[Range, _range(1e-3, 100)]  # pixels, each axis
+    rotation: Annotated[Range, _range(-360, 360)]  # degrees, anisotropic kernels
+    betag: Annotated[Range, _range(1e-2, 20, around=1)]  # shape of the generalized Gaussian; half of the draws lie below 1
+    betap: Annotated[Range, _range(1e-2, 20, around=1)]  # shape of the plateau kernel
+    sinc_prob: Probability
+    sinc_large_from: Annotated[int, _whole(3)]  # kernel size from which `sinc_cutoff_large` holds
+    sinc_cutoff_small: Annotated[Range, _range(1e-2, 1)]  # units of pi
+    sinc_cutoff_large: Annotated[Range, _range(1e-2, 1)]
 
 
 @dataclass(frozen=True)
 class ResizeConfig:
     """One random resize; the factor is drawn from [1, high] when up, [low, 1] when down."""
 
-    probs: tuple = _value(_distribution(RESIZE_DIRECTIONS))
-    range: tuple = _value(_range(1e-2, 10, around=1))
-    modes: tuple = _value(_choices(RESIZE_MODES))
+    probs: Annotated[Distribution, _distribution(RESIZE_DIRECTIONS)]
+    range: Annotated[Range, _range(1e-2, 10, around=1)]
+    modes: Annotated[Names, _choices(RESIZE_MODES)]
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
     """Gaussian noise with `gaussian_prob`, else Poisson noise; one noise for the three channels with `gray_prob`."""
 
-    gaussian_prob: float = _value(_probability)
-    gaussian_sigma: tuple = _value(_range(0, 255))  # of 255
-    poisson_scale: tuple = _value(_range(0, 100))
-    gray_prob: float = _value(_probability)
+    gaussian_prob: Probability
+    gaussian_sigma: Annotated[Range, _range(0, 255)]  # of 255
+    poisson_scale: Annotated[Range, _range(0, 100)]
+    gray_prob: Probability
 
 
 @dataclass(frozen=True)
 class JpegConfig:
-    quality: tuple = _value(_range(1, 100))
+    quality: Annotated[Range, _range(1, 100)]
 
 
 @dataclass(frozen=True)
 class FirstPassConfig:
-    blur: BlurConfig = _section(BlurConfig)
-    resize: ResizeConfig = _section(ResizeConfig)
-    noise: NoiseConfig = _section(NoiseConfig)
-    jpeg: JpegConfig | None = _section(JpegConfig, optional=True)
+    blur: BlurConfig
+    resize: ResizeConfig
+    noise: NoiseConfig
+    jpeg: JpegConfig | None
 
 
 @dataclass(frozen=True)
 class SecondPassConfig:
     """No JPEG: the final one closes the second pass. Resize factors are relative to the LR size."""
 
-    blur: BlurConfig = _section(BlurConfig)
-    resize: ResizeConfig = _section(ResizeConfig)
-    noise: NoiseConfig = _section(NoiseConfig)
+    blur: BlurConfig
+    resize: ResizeConfig
+    noise: NoiseConfig
 
 
 @dataclass(frozen=True)
 class FinalSincConfig:
-    prob: float = _value(_probability)
-    kernel_sizes: tuple = _value(_odd_sizes)
-    cutoff: tuple = _value(_range(1e-2, 1))
+    prob: Probability
+    kernel_sizes: KernelSizes
+    cutoff: Annotated[Range, _range(1e-2, 1)]
 
 
 @dataclass(frozen=True)
 class FinalJpegConfig:
-    quality: tuple = _value(_range(1, 100))
-    resize_first_prob: float = _value(_probability)  # resize to LR, then JPEG; else JPEG, then resize
+    quality: Annotated[Range, _range(1, 100)]
+    resize_first_prob: Probability  # resize to LR, then JPEG; else JPEG, then resize
 
 
 @dataclass(frozen=True)
 class FinalConfig:
     """The resize to LR size with its sinc filter, and a last JPEG before or after it."""
 
-    resize_modes: tuple = _value(_choices(RESIZE_MODES))
-    sinc: FinalSincConfig | None = _section(FinalSincConfig, optional=True)
-    jpeg: FinalJpegConfig | None = _section(FinalJpegConfig, optional=True)
+    resize_modes: Annotated[Names, _choices(RESIZE_MODES)]
+    sinc: FinalSincConfig | None
+    jpeg: FinalJpegConfig | None
 
 
 @dataclass(frozen=True)
 class DegradationConfig:
-    scale: int = _value(lambda value: _whole(value, 1))
-    first: FirstPassConfig = _section(FirstPassConfig)
-    second_order_prob: float = _value(_probability)
-    second: SecondPassConfig | None = _section(SecondPassConfig, optional=True)
-    final: FinalConfig = _section(FinalConfig)
+    scale: Annotated[int, _whole(1)]
+    first: FirstPassConfig
+    second_order_prob: Probability
+    second: SecondPassConfig | None
+    final: FinalConfig
 
 
 def load_degradation(name_or_path: str | Path) -> DegradationConfig:
@@ -214,23 +216,21 @@ def _build(kind: type[Any], settings: Any, path: Path, prefix: str) -> Any:
     """The dataclass `kind` from a YAML mapping whose keys are exactly its fields."""
     if not isinstance(settings, dict):
         raise UserError(f"{path}: {f'{prefix[:-1]!r}' if prefix else 'the file'} must map keys to values")
-    known = [entry.name for entry in fields(kind)]
+    hints, values = get_type_hints(kind, include_extras=True), {}
     for key in settings:
-        if key not in known:
-            raise UserError(f"{path}: unknown key '{prefix}{key}'{_nearest(key, known)}")
-    values = {}
-    for entry in fields(kind):
-        name = prefix + entry.name
-        if entry.name not in settings:
-            way_out = "; give it, or null to leave the step out" if entry.metadata.get("optional") else "; give it"
-            raise UserError(f"{path}: missing key '{name}'{way_out}")
-        value = settings[entry.name]
-        if "section" in entry.metadata:
-            absent = value is None and entry.metadata["optional"]
-            values[entry.name] = None if absent else _build(entry.metadata["section"], value, path, f"{name}.")
+        if key not in hints:
+            raise UserError(f"{path}: unknown key '{prefix}{key}'{_nearest(key, hints)}")
+    for key, hint in hints.items():
+        name, may_be_absent = prefix + key, NoneType in get_args(hint)
+        section: Any = next((part for part in (hint, *get_args(hint)) if is_dataclass(part)), None)
+        if key not in settings:
+            raise UserError(f"{path}: missing key '{name}'; give it{', or null to leave the step out' if may_be_absent else ''}")
+        value = settings[key]
+        if section:
+            values[key] = None if value is None and may_be_absent else _build(section, value, path, f"{name}.")
             continue
         try:
-            values[entry.name] = entry.metadata["check"](value)
+            values[key] = hint.__metadata__[0](value)
         except ValueError as error:
             raise UserError(f"{path}: '{name}' {error}") from None
     return kind(**values)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image, ImageCms
+from tqdm import tqdm
 
 from dp2osr.data.images import is_srgb, on_white, with_alpha
 
@@ -117,6 +118,4 @@ def save_result(image: Image.Image, path: Path, name: str, kept: Kept, kind: For
 
 
 def _say(line: str) -> None:
-    from tqdm import tqdm
-
     tqdm.write(line, file=sys.stderr)

@@ -71,10 +71,15 @@ def open_image(path: str | Path | IO[bytes]) -> Image.Image:
         UserError: unreadable or truncated file.
     """
     try:
-        with Image.open(path) as image:
-            return upright_srgb(image, in_place=True)  # no copy: 12 megapixels are 48 MB
+        return decode_image(path)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable image ({why_unreadable(error)}); replace or remove it") from None
+
+
+def decode_image(path: str | Path | IO[bytes]) -> Image.Image:
+    """`open_image`, which raises what Pillow raises: of a broken file that may be anything."""
+    with Image.open(path) as image:
+        return upright_srgb(image, in_place=True)  # no copy: 12 megapixels are 48 MB
 
 
 def upright_srgb(image: Image.Image, in_place: bool = False) -> Image.Image:

@@ -5,28 +5,24 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
+from tqdm import tqdm
 
-from dp2osr.data.images import HEIF, OF_HEIC, open_image, why_unreadable
+from dp2osr.data.images import HEIF, OF_HEIC, decode_image, why_unreadable
 from dp2osr.digests import MEMORY, digest
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_text
 
 EXTENSIONS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 OPTIONAL = {".jpe", ".jfif", ".gif", ".avif", ".jp2", *HEIF}  # taken where Pillow can read the file, and told
-
-
-# What a user may take for an image that is read here: it is told when it is passed over.
-LIKE_IMAGES = {
+LIKE_IMAGES = {  # what a user may take for an image that is read here: it is told when it is passed over
     ".heic", ".heif", ".hif", ".j2k", ".jxl", ".svg", ".psd", ".xcf", ".tga", ".ico", ".exr", ".hdr", ".dng",
     ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pdf", ".mp4", ".mov", ".avi",
 }  # fmt: skip
-
-
 SHOWN = 40  # names in a message
 READERS = min(8, os.cpu_count() or 1)  # threads that decode inputs for a check
 
@@ -99,19 +95,19 @@ def find_inputs(
     """
     listing = scan(folder, recursive, leave_out)
     files = choose(listing.files) if choose else listing.files
-    problems, frames, good = dict(listing.problems), [], []
+    problems, good = dict(listing.problems), []
     read: list[str] = []
     unread: list[str] = []
+    frames: list[str] = []
     for file, found in zip(files, examine([file.path for file in files], show=not quiet), strict=True):
-        problem = found["problem"] or too_small(found["size"], least, flag)
         if file.path.suffix.lower() in OPTIONAL:
             (unread if found["problem"] else read).append(file.path.name)
-        if found["problem"] and file.path.suffix.lower() in OPTIONAL:
-            continue
-        if problem:
+            if found["problem"]:
+                continue
+        if problem := found["problem"] or too_small(found["size"], least, flag):
             problems[file.path] = problem
         else:
-            good.append(ImageFile(file.path, file.id, file.folder, tuple(found["size"])))
+            good.append(replace(file, size=tuple(found["size"])))
         if found["frames"] > 1:
             frames.append(f"{file.path.name} ({found['frames']})")
     told = list(listing.passed_over)
@@ -123,10 +119,8 @@ def find_inputs(
     if not good and not problems:
         raise UserError(f"{listing.where}: holds no image of {', '.join(sorted(EXTENSIONS))}{_passed_over(told)}")
     if problems and not (skip_unreadable and good):
-        what = listed(
-            [f"{path.relative_to(listing.where) if path.is_relative_to(listing.where) else path}: {why}" for path, why in problems.items()],
-            SHOWN,
-        )
+        below = {path: path.relative_to(listing.where) if path.is_relative_to(listing.where) else path for path in problems}
+        what = listed([f"{below[path]}: {why}" for path, why in problems.items()], SHOWN)
         ways = "mend or remove them" + ("" if skip_unreadable else ", or go on without them by --skip_unreadable where a program has it")
         raise UserError(f"{listing.where}: {len(problems)} of {len(files) + len(listing.problems)} images cannot be used: {what}; {ways}")
     return good, problems
@@ -241,8 +235,6 @@ def _entries(folder: Path) -> list[Path]:
 
 def examine(paths: Iterable[Path], show: bool = False) -> list[dict[str, Any]]:
     """What is known of each image: {"size": [width, height], "frames": int, "problem": what is wrong or None}, remembered."""
-    from tqdm import tqdm
-
     found, todo = {}, []
     for path in paths:
         todo.append(path) if os.path.exists(path) else found.update(
@@ -261,9 +253,7 @@ def _examine(path: str) -> dict[str, Any]:
             return _unusable("an empty file")
         with Image.open(path) as image:
             frames = getattr(image, "n_frames", 1)
-        return {"size": list(open_image(path).size), "frames": frames, "problem": None}
-    except UserError as error:
-        return _unusable(str(error).removeprefix(f"{path}: ").removesuffix("; replace or remove it"))
+        return {"size": list(decode_image(path).size), "frames": frames, "problem": None}
     except Exception as error:  # a decoder of Pillow may raise anything on a broken file
         return _unusable(f"not a readable image ({why_unreadable(error)})")
 
@@ -279,13 +269,13 @@ def too_small(size: Sequence[int], least: int, flag: str = "") -> str | None:
     return f"{size[0]}x{size[1]} pixels, a side of at least {least} is needed{' by ' + flag if flag else ''}"
 
 
-def list_images(folder: str | Path, recursive: bool = False) -> list[Path]:
+def list_images(folder: str | Path) -> list[Path]:
     """Image paths of a folder, of a manifest.csv or the one file named, sorted; none is opened.
 
     Raises:
         UserError: no such path, no image in it, images with one name (all are listed), or an unreadable manifest.
     """
-    listing = scan(folder, recursive)
+    listing = scan(folder)
     if listing.problems:
         what = listed([f"{path.name}: {why}" for path, why in listing.problems.items()], SHOWN)
         raise UserError(f"{folder}: {len(listing.problems)} images cannot be used: {what}")

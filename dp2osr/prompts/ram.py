@@ -10,6 +10,7 @@ from pathlib import Path
 from zipfile import is_zipfile
 
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.nn import functional as F
 
@@ -235,8 +236,6 @@ def write_converted(
 
 def read_converted(path: str | Path) -> tuple[dict[str, torch.Tensor], list[str], list[float], bool]:
     """(weights, tags, thresholds, whether DAPE is merged) of `write_converted`'s file."""
-    from safetensors import safe_open
-
     weights = read_tensors(path)
     with safe_open(path, "pt") as file:
         about = file.metadata() or {}

@@ -1,12 +1,13 @@
 """Where an image's prompt comes from: RAM's tags of the LR image, a file of tags, one text for all, or nowhere."""
 
-from __future__ import annotations
-
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from PIL import Image
 
 from dp2osr.data.images import pil_to_tensor
 from dp2osr.data.inputs import EXTENSIONS, OPTIONAL
@@ -14,10 +15,6 @@ from dp2osr.errors import UserError, listed
 from dp2osr.files import read_json
 from dp2osr.prompts.ram import Tagger, load_tagger
 from dp2osr.provenance import weights_hash
-
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
 
 FLAGS = {"ram": "ram_path", "file": "prompt_file", "text": "prompt"}  # what each source reads
 
@@ -81,6 +78,10 @@ class PromptSource:
             there = listed(sorted(self.tags), 5) or "nothing"
             raise UserError(f"{where}: names none of the {len(absent)} images ({listed(absent, 5)}); it has {there}")
         return f"{where}: names no prompt for {len(absent)} of {len(image_ids)} images, which get an empty one: {listed(absent, 30)}"
+
+    def fixed(self, image_ids: Iterable[str]) -> dict[str, str]:
+        """{image id: its prompt} where a file says it, whose results go by it; {} otherwise."""
+        return {image_id: self.tags.get(image_id, "") for image_id in image_ids} if self.kind == "file" else {}
 
     def __call__(self, image_id: str, lr: Image.Image | None) -> str:
         if self.tagger and lr and image_id not in self.tags:

@@ -1,15 +1,14 @@
 """Best of M: of an image's samples the one that a reward ranks first is written, and a table says how all were scored."""
 
-from __future__ import annotations
-
 import csv
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from dp2osr.cli import refuse_ignored
@@ -24,13 +23,9 @@ from dp2osr.rewards.config import for_new_images, load_reward_config
 from dp2osr.rewards.label import pair_gt
 from dp2osr.rewards.metrics import MetricSuite, bad_score, bounds_of, check_modes
 from dp2osr.rewards.reward import hybrid_reward
+from dp2osr.rewards.settings import BestOfSettings
 from dp2osr.sampling.restore import restore_folder
 from dp2osr.sampling.side_by_side import restore_side_by_side
-
-if TYPE_CHECKING:
-    import torch
-
-    from dp2osr.rewards.settings import BestOfSettings
 
 DEFAULT = "nr_only"  # needs neither GT nor a download
 OF_BEST = ("reward_config", "gt_path", "metrics_dir")

@@ -13,8 +13,16 @@ import torch
 
 from dp2osr.errors import UserError, is_full_disk
 from dp2osr.places import ROOT
+from dp2osr.rewards.brisque import Brisque
 from dp2osr.rewards.config import MetricSpec, nearest
+from dp2osr.rewards.consistency import LrPsnr
+from dp2osr.rewards.efficientnet import content_hash
+from dp2osr.rewards.grid import Grid
+from dp2osr.rewards.naturalness import load_naturalness
 from dp2osr.rewards.own import described, import_modules, registered
+from dp2osr.rewards.perceptual import dists_form, lpips_form
+from dp2osr.rewards.rank_metric import load_rank_metric
+from dp2osr.rewards.weight_files import FROM_HUB, metric_weights, metrics_folder
 
 BRISQUE_PARAMETERS = "preset/metrics/brisque.safetensors"
 
@@ -36,46 +44,32 @@ class LocalMetric(torch.nn.Module):
 
 
 def _brisque(parameters: str) -> LocalMetric:
-    from dp2osr.rewards.brisque import Brisque
-
     return LocalMetric(Brisque(ROOT / parameters), lower_better=True)
 
 
 def _dp2o_rank(weights: str = "preset/metrics/tiny_rank.safetensors") -> LocalMetric:
-    from dp2osr.rewards.rank_metric import load_rank_metric
-
     return LocalMetric(load_rank_metric(ROOT / weights), lower_better=False)
 
 
 def _dp2o_naturalness(weights: str = "preset/metrics/naturalness.safetensors") -> LocalMetric:
-    from dp2osr.rewards.efficientnet import content_hash
-    from dp2osr.rewards.naturalness import load_naturalness
-
     network = load_naturalness(ROOT / weights)
     return LocalMetric(network, lower_better=False, weights=content_hash(network.head.state_dict()))
 
 
-def _perceptual(form: str, network: str) -> Callable[..., LocalMetric]:
+def _perceptual(form: Callable[..., torch.nn.Module], network: str) -> Callable[..., LocalMetric]:
     def build(weights: str | None = None) -> LocalMetric:
-        from dp2osr.rewards import perceptual
-
-        path = weights and ROOT / weights
-        return LocalMetric(getattr(perceptual, form)(network, path), lower_better=True, mode="FR")
+        return LocalMetric(form(network, weights and ROOT / weights), lower_better=True, mode="FR")
 
     return build
 
 
 def _dp2o_lr_psnr(scale: float = 4) -> LocalMetric:
-    from dp2osr.rewards.consistency import LrPsnr
-
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not 1 < scale < float("inf"):
         raise UserError(f"metric 'dp2o_lr_psnr': scale is {scale!r}, must be a number above 1, the factor of the super-resolution")
     return LocalMetric(LrPsnr(scale), lower_better=False, mode="FR")
 
 
 def _dp2o_grid(period: int = 8) -> LocalMetric:
-    from dp2osr.rewards.grid import Grid
-
     if isinstance(period, bool) or not isinstance(period, int) or period < 4:
         raise UserError(f"metric 'dp2o_grid': period is {period!r}, must be a whole number of pixels, 4 or more")
     return LocalMetric(Grid(period), lower_better=True)
@@ -84,26 +78,31 @@ def _dp2o_grid(period: int = 8) -> LocalMetric:
 LOCAL_METRICS: dict[str, Callable[..., LocalMetric]] = {
     "dp2o_rank": _dp2o_rank,
     "dp2o_naturalness": _dp2o_naturalness,
-    "dp2o_lpips": _perceptual("lpips_form", "efficientnet_lite0"),
-    "dp2o_dists": _perceptual("dists_form", "efficientnet_lite0"),
+    "dp2o_lpips": _perceptual(lpips_form, "efficientnet_lite0"),
+    "dp2o_dists": _perceptual(dists_form, "efficientnet_lite0"),
     "dp2o_lr_psnr": _dp2o_lr_psnr,
     "dp2o_grid": _dp2o_grid,
     # On another network, for evaluation alone: a model that was trained with the two above is judged by others.
-    "dp2o_lpips2": _perceptual("lpips_form", "efficientnet_lite2"),
-    "dp2o_dists2": _perceptual("dists_form", "efficientnet_lite2"),
+    "dp2o_lpips2": _perceptual(lpips_form, "efficientnet_lite2"),
+    "dp2o_dists2": _perceptual(dists_form, "efficientnet_lite2"),
 }
 
 
-def _local_builder(spec: MetricSpec) -> Callable[..., LocalMetric] | None:
-    """The builder of a metric that needs no pyiqa weights: a name in `LOCAL_METRICS`, and `brisque` where its parameters are a file."""
-    if spec.name == "brisque":
-        return _brisque if "parameters" in spec.options else None
-    return LOCAL_METRICS.get(spec.name)
+def _of_this_repository(spec: MetricSpec) -> LocalMetric | None:
+    """A metric that needs no pyiqa weights: a name in `LOCAL_METRICS`, and `brisque` where its parameters are a file; else None."""
+    build = _brisque if spec.name == "brisque" and "parameters" in spec.options else LOCAL_METRICS.get(spec.name)
+    if build is None:
+        return None
+    known = inspect.signature(build).parameters
+    for option in spec.options:
+        if option not in known:
+            raise UserError(f"metric '{spec.name}' has no option '{option}'{nearest(option, known)}")
+    return build(**spec.options)
 
 
 @contextmanager
 def quiet_imports() -> Iterator[None]:
-    """Keep libraries' notices about optional packages off the screen; a first-time user reads them as a failure."""
+    """Keep libraries' notices about optional packages and deprecations off the screen; a first-time user reads them as a failure."""
     loggers = [logging.getLogger(name) for name in ("transformers", "pyiqa", "timm")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -121,13 +120,11 @@ def create_metric(spec: MetricSpec, device: str | torch.device, weights_dir: str
         problem = f"metric '{spec.name}' is a column of a score table ('better: {spec.better}' in the YAML) and cannot be computed"
         raise UserError(f"{problem}; leave it out here")
     import_modules(spec.imports)
-    builder = _local_builder(spec)
-    if builder:
-        return _check_options(spec, builder)(**spec.options).to(device)
+    local = _of_this_repository(spec)
+    if local:
+        return local.to(device)
     import pyiqa
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
-
-    from dp2osr.rewards.weight_files import metric_weights, metrics_folder
 
     if spec.name not in DEFAULT_CONFIGS:
         own = "for a metric of your own see docs/rewards.md"
@@ -141,7 +138,8 @@ def create_metric(spec: MetricSpec, device: str | torch.device, weights_dir: str
     except Exception as error:
         if is_full_disk(error):
             raise
-        told = _own_problem(spec, error) if registered(kind) else _problem(spec, kind, error, device)
+        own = f", a metric of your own, cannot be built with the options {spec.options}: {described(error)}"
+        told = own if registered(kind) else _problem(spec, kind, error, device)
         if told is None:
             raise
         raise UserError(f"metric '{spec.name}'{told}") from None
@@ -154,10 +152,6 @@ def _checked_entry(name: str, entry: Any) -> str:
         form = "{'metric_opts': {'type': CLASS}, 'metric_mode': 'FR' or 'NR', 'lower_better': True or False}"
         raise UserError(f"metric '{name}': its entry in pyiqa's DEFAULT_CONFIGS must be {form}; see docs/rewards.md")
     return kind
-
-
-def _own_problem(spec: MetricSpec, error: Exception) -> str:
-    return f", a metric of your own, cannot be built with the options {spec.options}: {described(error)}"
 
 
 def _problem(spec: MetricSpec, kind: str, error: Exception, device: str | torch.device) -> str | None:
@@ -180,8 +174,6 @@ def _problem(spec: MetricSpec, kind: str, error: Exception, device: str | torch.
 
 def _ways_without(name: str, kind: str) -> str:
     """What to do about a metric whose weights are not on this machine."""
-    from dp2osr.rewards.weight_files import FROM_HUB
-
     asked = "--fid" if name == "fid" else f"--extra_metrics {name}"
     fetched = f"python scripts/fetch_metrics.py {asked} --metrics_dir metrics"
     ways = f"run {fetched} on a machine with a network and pass --metrics_dir metrics"
@@ -192,11 +184,3 @@ def _ways_without(name: str, kind: str) -> str:
     if name == "fid":
         return ways
     return f"take --reward_config embedded (evaluate.py --images: --protocol offline), which needs no download, or {ways}"
-
-
-def _check_options(spec: MetricSpec, builder: Callable[..., LocalMetric]) -> Callable[..., LocalMetric]:
-    known = inspect.signature(builder).parameters
-    for option in spec.options:
-        if option not in known:
-            raise UserError(f"metric '{spec.name}' has no option '{option}'{nearest(option, known)}")
-    return builder

@@ -64,15 +64,21 @@ def reward_of(given: str | None, tables: Mapping[Path, dict[str, Any]], show: Ca
     Raises:
         UserError: no such reward, or nothing is given and the tables were made with several.
     """
-    config, reason = _reward_of(given, tables)
+    where = ", ".join(map(str, tables))
+    if given:
+        config, reason = load_reward_config(given), "as given"
+    elif recorded := _recorded_reward(tables, where):
+        config, reason = recorded, f"which {where} was scored for"
+    else:
+        config = load_reward_config(DEFAULT)
+        reason = f"since {where} does not say what it was scored for" if where else "since nothing is scored yet"
     if show:
         show(f"reward: {config.name}, {reason}")
     return config
 
 
-def _reward_of(given: str | None, tables: Mapping[Path, dict[str, Any]]) -> tuple[RewardConfig, str]:
-    if given:
-        return load_reward_config(given), "as given"
+def _recorded_reward(tables: Mapping[Path, dict[str, Any]], where: str) -> RewardConfig | None:
+    """The reward that all the tables were scored for, or None where none of them says; `UserError` where there are several."""
     recorded = [metadata.get("reward_configs", {}) for metadata in tables.values()]
     found = []
     for configs in recorded:
@@ -80,13 +86,10 @@ def _reward_of(given: str | None, tables: Mapping[Path, dict[str, Any]]) -> tupl
     if len(found) > 1:  # tables that are compared: what all of them have
         common = [content for content in found if all(content in configs.values() for configs in recorded)]
         found = common if len(common) == 1 else found
-    where = ", ".join(map(str, tables))
     if len(found) > 1:
         names = ", ".join(sorted({content["name"] for content in found}))
         raise UserError(f"{where}: was scored for several rewards ({names}); say which with --reward_config")
-    if found:
-        return from_dict(found[0]), f"which {where} was scored for"
-    return load_reward_config(DEFAULT), f"since {where} does not say what it was scored for" if where else "since nothing is scored yet"
+    return from_dict(found[0]) if found else None
 
 
 def label_command(

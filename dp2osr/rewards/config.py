@@ -1,9 +1,10 @@
 """Reward configs (paper, Sec. 4.1): a YAML with two lists of metrics, `fr` and `nr`, and perhaps how they are put together."""
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -156,32 +157,35 @@ def _read_aggregation(path: Path, content: dict[str, Any]) -> tuple[str, dict[st
     normalise = content.get("normalise", "min_max")
     if normalise not in NORMALISATIONS:
         raise UserError(f"{path}: 'normalise' must be one of {', '.join(NORMALISATIONS)}, not {normalise!r}")
-    weights = content.get("weights") or {}
-    good = isinstance(weights, dict) and all(isinstance(value, (int, float)) and 0 < value < float("inf") for value in weights.values())
-    if not good:
-        raise UserError(f"{path}: 'weights' must give metrics a number above 0, not {weights!r}")
+    weights = _read_numbers(path, content, "weights", lambda value: 0 < value < inf, "a number above 0")
     conflict_aware = content.get("conflict_aware", False)
     if not isinstance(conflict_aware, bool):
         raise UserError(f"{path}: 'conflict_aware' must be true or false, not {conflict_aware!r}")
-    return normalise, {str(name): float(value) for name, value in weights.items()}, conflict_aware
+    return normalise, weights, conflict_aware
+
+
+def _read_numbers(path: Path, content: dict[str, Any], key: str, holds: Callable[[float], bool], what: str) -> dict[str, float]:
+    """{metric: number} of a config's YAML, each of which `holds`, and is `what` in words."""
+    numbers = content.get(key) or {}
+    if not isinstance(numbers, dict) or not all(isinstance(value, (int, float)) and holds(value) for value in numbers.values()):
+        raise UserError(f"{path}: '{key}' must give metrics {what}, not {numbers!r}")
+    return {str(name): float(value) for name, value in numbers.items()}
 
 
 def _read_bound(path: Path, content: dict[str, Any], nr: list[MetricSpec]) -> tuple[str | None, dict[str, float]]:
     """(nr_bound, margin) of a config's YAML."""
-    bound, margin, names = content.get("nr_bound"), content.get("margin") or {}, [spec.name for spec in nr]
+    bound, names = content.get("nr_bound"), [spec.name for spec in nr]
     if bound not in (None, "gt"):
         raise UserError(f"{path}: 'nr_bound' must be gt, not {bound!r}; leave it out to have no bound")
     if bound and not nr:
         raise UserError(f"{path}: 'nr_bound' bounds the metrics under 'nr', and there are none; leave it out")
-    if margin and not bound:
+    if content.get("margin") and not bound:
         raise UserError(f"{path}: 'margin' is of 'nr_bound: gt'; add that, or leave the margin out")
-    good = isinstance(margin, dict) and all(isinstance(value, (int, float)) and 0 <= value < float("inf") for value in margin.values())
-    if not good:
-        raise UserError(f"{path}: 'margin' must give metrics a number of at least 0, in their own unit, not {margin!r}")
+    margin = _read_numbers(path, content, "margin", lambda value: 0 <= value < inf, "a number of at least 0, in their own unit")
     for name in margin:
         if name not in names:
-            raise UserError(f"{path}: 'margin' names '{name}', which is no metric under 'nr'{nearest(str(name), names)}")
-    return bound, {str(name): float(value) for name, value in margin.items()}
+            raise UserError(f"{path}: 'margin' names '{name}', which is no metric under 'nr'{nearest(name, names)}")
+    return bound, margin
 
 
 def absolute_imports(path: str | Path, content: dict[str, Any]) -> dict[str, Any]:

@@ -1,21 +1,17 @@
 """The card of a candidate folder, or of its labels: what was sampled by which weights, how it was scored, whose photographs these are."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dp2osr.commands import command
 from dp2osr.data.photographs import read_manifest
 from dp2osr.hub.cards import card_of, without_places
 from dp2osr.places import CONFIGS
+from dp2osr.rewards.config import RewardConfig
 from dp2osr.rewards.table import own_columns
-
-if TYPE_CHECKING:
-    from dp2osr.rewards.config import RewardConfig
 
 TEMPLATE = Path(__file__).with_name("templates") / "data_card.md.j2"
 CROP = re.compile(r"_\d\d$")  # what an image id has beyond its photograph's name

@@ -12,6 +12,7 @@ LEVELS = {
     "jpeg": (75.0, 45.0, 28.0, 16.0, 8.0),
     "downsampling": (1.5, 2.0, 3.0, 4.0, 6.0),
 }
+MIN_CONTRAST = 10.0  # a crop of almost one colour (8-bit standard deviation) shows no distortion
 
 
 def blur(image: np.ndarray, sigma: float, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -19,10 +20,15 @@ def blur(image: np.ndarray, sigma: float, rng: np.random.Generator | None = None
     return cv2.GaussianBlur(image, (0, 0), sigma, borderType=cv2.BORDER_REFLECT_101)
 
 
+def sharpen(image: np.ndarray, amount: float) -> np.ndarray:
+    """The unsharp mask of a (H, W, 3) uint8 image, of a width of 1.5 pixels."""
+    coarse = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.5, borderType=cv2.BORDER_REFLECT_101)
+    return to_8_bits(image + amount * (image - coarse))
+
+
 def noise(image: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
     """White Gaussian noise in each channel, `sigma` in 8-bit steps."""
-    noisy = image + sigma * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    return to_8_bits(image + sigma * rng.standard_normal(image.shape, dtype=np.float32))
 
 
 def jpeg(image: np.ndarray, quality: float, rng: np.random.Generator | None = None) -> np.ndarray:
@@ -44,6 +50,10 @@ DISTORTIONS: dict[str, Callable[[np.ndarray, float, np.random.Generator], np.nda
     "jpeg": jpeg,
     "downsampling": downsampling,
 }
+
+
+def to_8_bits(image: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def distort(image: np.ndarray, kind: str, strength: float, rng: np.random.Generator) -> np.ndarray:

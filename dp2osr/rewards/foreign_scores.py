@@ -1,11 +1,9 @@
 """A score table made of scores that others computed; training reads it as one of label_rewards.py."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,11 +16,10 @@ from dp2osr.outputs import check_no_input, check_output
 from dp2osr.rewards.chosen import record_reward
 from dp2osr.rewards.config import RewardConfig, load_reward_config, nearest
 from dp2osr.rewards.data_card import LABELS
-from dp2osr.rewards.table import GT_CANDIDATE, IDS, read_metadata, scores_path, write_scores
+from dp2osr.rewards.label_import import read_labels
+from dp2osr.rewards.settings import ImportScoresSettings
+from dp2osr.rewards.table import GT_CANDIDATE, IDS, images_with_gaps, read_metadata, scores_path, write_scores
 from dp2osr.sampling.store import CandidateStore
-
-if TYPE_CHECKING:
-    from dp2osr.rewards.settings import ImportScoresSettings
 
 SHOWN = 40  # names in a message
 OF_OTHERS = "unknown (imported)"  # version of pyiqa that made the scores
@@ -67,8 +64,6 @@ def import_scores(args: ImportScoresSettings) -> None:
 
 def import_labels(args: ImportScoresSettings, store: CandidateStore, output: Path) -> None:
     """The same of a folder of scripts/export_labels.py, which says itself what its columns are: the scores are equal to the bit."""
-    from dp2osr.rewards.label_import import read_labels
-
     columns, metadata = read_labels(args, store)
     numbered = {name: columns[name].to_numpy(zero_copy_only=False) for name in (*IDS, *metadata["metrics"])}
     check_rows(pd.DataFrame({name: numbered[name] for name in IDS}), store, args.table)
@@ -211,9 +206,6 @@ def check_place(output: Path) -> None:
 
 def report_gaps(columns: dict[str, np.ndarray], names: Sequence[str]) -> None:
     """Print which images have scores that are empty, NaN or infinite: training passes over them."""
-    bad = np.zeros(len(columns["candidate"]), bool)
-    for name in names:
-        bad |= ~np.isfinite(columns[name]) & (columns["candidate"] != GT_CANDIDATE)
-    ids = sorted(set(columns["image_id"][bad]))
+    ids = images_with_gaps(columns, names)
     if ids:
         print(f"{len(ids)} of them have an empty, NaN or infinite score; training passes over those whose reward needs it: {listed(ids)}")

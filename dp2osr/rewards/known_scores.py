@@ -1,15 +1,16 @@
 """What is known of the scores of a candidate folder: a part file a group, with what its scores were made of, and the merged table."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from functools import lru_cache
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dp2osr.digests import digest
 from dp2osr.errors import UserError, listed
@@ -17,12 +18,8 @@ from dp2osr.files import LONGEST_NAME, short_name
 from dp2osr.locks import DOOR, Locks
 from dp2osr.rewards.chosen import record_reward
 from dp2osr.rewards.metrics import MetricSuite, bad_score, pyiqa_version
-from dp2osr.rewards.table import GT_CANDIDATE, own_columns, read_columns, sidecar_path, write_scores, write_sidecar
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from dp2osr.sampling.store import CandidateStore
+from dp2osr.rewards.table import GT_CANDIDATE, images_with_gaps, own_columns, read_columns, sidecar_path, write_scores, write_sidecar
+from dp2osr.sampling.store import CandidateStore
 
 Provenance = dict[str, str | None]
 Table = tuple[dict[str, np.ndarray], dict[str, Any]]  # columns, metadata
@@ -110,9 +107,6 @@ class KnownScores:
         names = own_columns(*self._earlier) if self._earlier else []
         if not names or not self._earlier:
             return {}
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         earlier, metadata = self._earlier
         groups = metadata.get("groups", {}) if self._holds(metadata) else {}
         places = {row: place for place, row in enumerate(zip(earlier["image_id"], earlier["candidate"].tolist(), strict=True))}
@@ -155,11 +149,7 @@ class KnownScores:
     def bad_groups(self) -> list[str]:
         """Ids of the groups of the written table of which a candidate, or the GT, has a NaN or infinite score."""
         columns, _ = read_columns(self.output)
-        bad = np.zeros(len(columns["candidate"]), bool)
-        for name in self.wanted:
-            of_interest = columns["candidate"] != GT_CANDIDATE if self.suite.modes[name] == "FR" else True
-            bad |= ~np.isfinite(columns[name]) & of_interest
-        return sorted(set(columns["image_id"][bad].astype(str)))
+        return images_with_gaps(columns, self.wanted, with_gt=[name for name in self.wanted if self.suite.modes[name] == "NR"])
 
     def _provenance(self, image_id: str) -> Provenance:
         """What a group's scores were made from."""
@@ -234,9 +224,4 @@ def _table(path: Path, written: tuple[int, ...] | None) -> Table | None:
 @lru_cache(maxsize=2)
 def _rows(path: Path, written: tuple[int, ...] | None) -> dict[str, np.ndarray]:
     table = _table(path, written)
-    if table is None:
-        return {}
-    ids = table[0]["image_id"].astype(str)
-    order = np.argsort(ids, kind="stable")
-    names, starts = np.unique(ids[order], return_index=True)
-    return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
+    return dict(pd.DataFrame({"image_id": table[0]["image_id"]}).groupby("image_id").indices) if table else {}

@@ -4,28 +4,29 @@ A group's scores are kept with the hash of its latents and of its GT, so that ru
 new, changed or interrupted, and asking for one more metric computes that metric alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from dp2osr.data.inputs import find_gt
+from dp2osr.device import compute_device, set_tf32
 from dp2osr.errors import UserError
 from dp2osr.outputs import check_output
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.chosen import DEFAULT
-from dp2osr.rewards.config import MetricSpec, RewardConfig, nearest
+from dp2osr.rewards.config import MetricSpec, RewardConfig, load_reward_config, nearest
 from dp2osr.rewards.labeller import Labeller
+from dp2osr.rewards.metrics import MetricSuite, check_modes
 from dp2osr.rewards.settings import LabelSettings
 from dp2osr.rewards.table import scores_path
+from dp2osr.rewards.weight_files import check_manifest
+from dp2osr.sampling.decode import decode_group, load_decoder
+from dp2osr.sampling.pruned import check_not_pruned
+from dp2osr.sampling.store import CandidateGroup, CandidateStore, reading
 from dp2osr.sharing import Launch
-
-if TYPE_CHECKING:
-    import torch
-
-    from dp2osr.sampling.store import CandidateGroup, CandidateStore
 
 
 def pair_gt(
@@ -62,13 +63,6 @@ def label_candidates(args: LabelSettings) -> None:
         UserError: see `CandidateStore`, `load_reward_config`, `MetricSuite`, `pair_gt`, `Batches`; also a GT of another size than
             the candidates, an empty store, with `strict` a NaN or infinite score.
     """
-    from dp2osr.device import compute_device, set_tf32
-    from dp2osr.rewards.config import load_reward_config
-    from dp2osr.rewards.metrics import MetricSuite, check_modes
-    from dp2osr.rewards.weight_files import check_manifest
-    from dp2osr.sampling.pruned import check_not_pruned
-    from dp2osr.sampling.store import CandidateStore, reading
-
     config = load_reward_config(args.reward_config or DEFAULT)
     store = CandidateStore(args.candidates_dir)
     check_not_pruned(store.folder, "the scores that it had are kept; for others sample into a new folder")
@@ -147,12 +141,8 @@ class LazyDecoder:
 
     @cached_property
     def backbone(self) -> Any:
-        from dp2osr.sampling.decode import load_decoder
-
         return load_decoder(self.settings, self.device)
 
     def __call__(self, group: CandidateGroup) -> torch.Tensor:
-        from dp2osr.sampling.decode import decode_group
-
         run = partial(self.batches.run, "the decoder") if self.batches.limit else None
         return decode_group(self.backbone, group, self.settings["align_method"], run, on_device=True)

@@ -1,10 +1,7 @@
 """Labels that others published with scripts/export_labels.py, taken back as the score table of the same candidates."""
 
-from __future__ import annotations
-
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -15,11 +12,9 @@ from dp2osr.digests import digest
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_json
 from dp2osr.rewards.data_card import LABELS, OF_GT
-from dp2osr.rewards.table import GT_CANDIDATE, IDS, METADATA_KEY, sidecar_path
-
-if TYPE_CHECKING:
-    from dp2osr.rewards.settings import ImportScoresSettings
-    from dp2osr.sampling.store import CandidateStore
+from dp2osr.rewards.settings import ImportScoresSettings
+from dp2osr.rewards.table import GT_CANDIDATE, IDS, metadata_of, open_parquet, sidecar_path
+from dp2osr.sampling.store import CandidateStore
 
 KNOWN_ALREADY = ("lower_better", "fr", "metrics", "first_number", "reward_config")  # flags that a folder of labels answers itself
 
@@ -54,21 +49,17 @@ def open_labels(folder: Path) -> tuple[pa.Table, dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{folder}: has no {LABELS}; give a folder of scripts/export_labels.py, or a .csv or .parquet table")
     rows = read_parquet(path)
-    raw, beside = (rows.schema.metadata or {}).get(METADATA_KEY), sidecar_path(path)
-    metadata = json.loads(raw) if raw else read_json(beside) if beside.is_file() else {}
+    metadata = metadata_of(path, rows.schema)
     lacking = [name for name in (*IDS, "seed", *metadata.get("metrics", ())) if name not in rows.column_names]
     if "exported" not in metadata or lacking:
-        reason = f"lacks the column {lacking[0]}" if lacking else f"neither it nor {beside.name} says what made it"
+        reason = f"lacks the column {lacking[0]}" if lacking else f"neither it nor {sidecar_path(path).name} says what made it"
         raise UserError(f"{path}: is not as scripts/export_labels.py wrote it ({reason}); give the file itself to read it as a plain table")
     return rows, metadata
 
 
 def read_parquet(path: Path) -> pa.Table:
     """A parquet file; `UserError` where it cannot be read."""
-    try:
-        return pq.read_table(path)
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0][:160]}); fetch it again") from None
+    return open_parquet(path, pq.read_table, "fetch it again")
 
 
 def check_same_samples(folder: Path, rows: pa.Table, metadata: dict[str, Any], store: CandidateStore) -> None:

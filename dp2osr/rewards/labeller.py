@@ -1,16 +1,15 @@
 """Scoring of a candidate folder, group by group: the next one is read while one is scored."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
+import torch
 from scipy.stats import kendalltau
 from tqdm import tqdm
 
@@ -21,12 +20,8 @@ from dp2osr.rewards.draws import share_of_flips
 from dp2osr.rewards.known_scores import KnownScores, Provenance
 from dp2osr.rewards.metrics import MetricSuite
 from dp2osr.rewards.table import GT_CANDIDATE, write_scores
+from dp2osr.sampling.store import CandidateGroup, CandidateStore
 from dp2osr.sharing import Launch, Shared, WorkLog
-
-if TYPE_CHECKING:
-    import torch
-
-    from dp2osr.sampling.store import CandidateGroup, CandidateStore
 
 
 class Job(NamedTuple):
@@ -160,7 +155,6 @@ class Labeller(KnownScores):
         images = self.decode(group)
         self._check_size(image_id, images, gt)
         fast = self.suite.score(images, gt, image_id, strict=False)
-        import torch
 
         with mock.patch.object(self.suite, "precision", "fp32"), without_tf32(), torch.compiler.set_stance("force_eager"):
             exact = self.suite.score(images, gt, image_id, strict=False)

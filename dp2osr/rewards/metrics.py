@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,6 @@ from dp2osr.rewards.reuse import GroupMetric, for_groups
 @cache
 def pyiqa_version() -> str:
     """Version string of the installed pyiqa, looked up once: scores of one metric may differ between versions."""
-    from importlib.metadata import version
-
     return version("pyiqa")
 
 

@@ -1,13 +1,11 @@
 """Training of `dp2o_naturalness`: images whose order is known, a head that learns them, and its judgement on models that it never saw."""
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,18 +14,20 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dp2osr.data.crops import to_tensor
+from dp2osr.data.degradation_settings import load_degradation
 from dp2osr.data.images import read_image
 from dp2osr.data.inputs import list_images
+from dp2osr.data.lr_pairs import PairSettings, make_pairs, report_line
 from dp2osr.errors import UserError
 from dp2osr.files import save_tensors
 from dp2osr.outputs import check_output, refuse_inputs
-from dp2osr.rewards.distortions import DISTORTIONS, distort
+from dp2osr.rewards.distortions import DISTORTIONS, distort, sharpen
 from dp2osr.rewards.efficientnet import NETWORKS, Features
 from dp2osr.rewards.naturalness import NETWORK, Head, pool
 from dp2osr.rewards.rank_metric import strength_at
-
-if TYPE_CHECKING:
-    from dp2osr.sampling.store import CandidateStore
+from dp2osr.sampling.generate import generate_candidates
+from dp2osr.sampling.settings import GenerateSettings
+from dp2osr.sampling.store import CandidateStore
 
 SHARPENING = (0.5, 6.0)  # amount of the unsharp mask, weakest and strongest
 # What makes an image of each sort worse for certain. A blur may do good to a noisy sample, so it is not asked of samples.
@@ -38,12 +38,6 @@ WORSE_SAMPLES = ("noise", "jpeg", "sharpening")
 # ---------------------------------------------------------------------------------------------------------------------
 # Images whose order is known
 # ---------------------------------------------------------------------------------------------------------------------
-
-
-def sharpen(image: np.ndarray, amount: float) -> np.ndarray:
-    """The unsharp mask of a (H, W, 3) uint8 image, of a width of 1.5 pixels."""
-    coarse = cv2.GaussianBlur(image.astype(np.float32), (0, 0), 1.5, borderType=cv2.BORDER_REFLECT_101)
-    return np.clip(np.rint(image + amount * (image - coarse)), 0, 255).astype(np.uint8)
 
 
 def worsen(image: np.ndarray, kind: str, level: float, rng: np.random.Generator) -> np.ndarray:
@@ -164,19 +158,16 @@ def train_head(
     torch.manual_seed(seed)
     rng, allowed = np.random.default_rng(seed), material.of(*models)
     pairs = material.pairs[allowed[material.pairs].all(1)]
-    worse = np.array([material.sorts[place] for place in pairs[:, 1]])
-    chances = 1 / np.array([(worse == sort).sum() for sort in worse])
-    photographs = np.flatnonzero([sort == "photograph" for sort in material.sorts])
-    others = np.flatnonzero(allowed & np.array([sort != "photograph" for sort in material.sorts]))
-    other_sorts = np.array([material.sorts[place] for place in others])
-    other_chances = 1 / np.array([(other_sorts == sort).sum() for sort in other_sorts])
+    sorts = np.array(material.sorts)
+    photographs, others = np.flatnonzero(sorts == "photograph"), np.flatnonzero(allowed & (sorts != "photograph"))
+    chances, other_chances = even_chances(sorts[pairs[:, 1]]), even_chances(sorts[others])
     head = Head(material.pooled.shape[1])
     head.mean, head.spread = material.pooled[allowed].mean(0), material.pooled[allowed].std(0) + 1e-3
     optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.05)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
-        same = pairs[rng.choice(len(pairs), batch_size, p=chances / chances.sum())]
-        across = [rng.choice(photographs, batch_size), rng.choice(others, batch_size, p=other_chances / other_chances.sum())]
+        same = pairs[rng.choice(len(pairs), batch_size, p=chances)]
+        across = [rng.choice(photographs, batch_size), rng.choice(others, batch_size, p=other_chances)]
         better, lesser = np.concatenate([same, np.stack(across, 1)]).T
         scores = head(material.pooled[np.concatenate([better, lesser])])
         loss = F.softplus(scores[2 * batch_size :] - scores[: 2 * batch_size]).mean()
@@ -185,6 +176,13 @@ def train_head(
         optimizer.step()
         scheduler.step()
     return _scaled(head.eval(), material)
+
+
+def even_chances(sorts: np.ndarray) -> np.ndarray:
+    """(N,) chances of images, of which each sort is drawn as often."""
+    _, place, counts = np.unique(sorts, return_inverse=True, return_counts=True)
+    chances = 1 / counts[place]
+    return chances / chances.sum()
 
 
 @torch.no_grad()
@@ -259,9 +257,6 @@ def prepare(args: Any) -> tuple[dict[str, list[tuple[str, Path]]], dict[str, set
     Returns:
         {"train": [(model's name, its candidate folder)], "val": ...} and family → the names of its models.
     """
-    from dp2osr.data.degradation_settings import load_degradation
-    from dp2osr.data.lr_pairs import PairSettings, make_pairs, report_line
-
     settings = PairSettings(load_degradation("resshift"), args.crop_size, args.crops_per_image, args.min_detail, args.seed)
     samples: dict[str, list[tuple[str, Path]]] = {"train": [], "val": []}
     families: dict[str, set[str]] = {}
@@ -289,9 +284,6 @@ def split_model(model: str) -> tuple[str, str]:
 
 def sample(base: str, controlnet: str, steps: int, lr: Path, output: Path, args: Any, split: str) -> CandidateStore:
     """The `CandidateStore` of a model's samples of a folder of LR images; what is there already stays."""
-    from dp2osr.sampling.generate import generate_candidates
-    from dp2osr.sampling.settings import GenerateSettings
-
     settings = GenerateSettings(
         pretrained_model_name_or_path=base,
         controlnet_model_name_or_path=controlnet,

@@ -4,12 +4,9 @@ Not every metric means something on small images: entropy pays for noise, NIQE r
 A reward config is validated before it is trusted.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,13 +17,11 @@ from dp2osr.data.images import read_image
 from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError
 from dp2osr.rewards.config import RewardConfig
-from dp2osr.rewards.distortions import LEVELS, distort
-
-if TYPE_CHECKING:
-    from dp2osr.rewards.metrics import MetricSuite
+from dp2osr.rewards.distortions import LEVELS, MIN_CONTRAST, distort
+from dp2osr.rewards.metrics import MetricSuite, check_modes
+from dp2osr.rewards.reward import mean_rank_correlation
 
 THRESHOLD = 0.5
-MIN_CONTRAST = 10.0  # standard deviation, 8-bit steps
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class MetricValidation:
         return [kind for kind, value in self.correlation.items() if not value >= THRESHOLD]
 
 
-def held_out_crops(folder: str | Path, resolution: int, count: int, seed: int = 0) -> list[np.ndarray]:
+def held_out_crops(folder: str | Path, resolution: int, count: int) -> list[np.ndarray]:
     """`count` random (s, s, 3) uint8 crops, spread evenly over the photographs of a folder that are large enough.
 
     A crop that is almost one colour (white background) cannot show a distortion and is drawn again.
@@ -60,7 +55,7 @@ def held_out_crops(folder: str | Path, resolution: int, count: int, seed: int = 
     images = [(path, image) for path, image in images if min(image.shape[:2]) >= resolution]
     if not images:
         raise UserError(f"{folder}: no image of at least {resolution} x {resolution} pixels; pass larger ones or a smaller --resolution")
-    return [_draw_crop(*images[index % len(images)], resolution, np.random.default_rng((seed, index))) for index in range(count)]
+    return [_draw_crop(*images[index % len(images)], resolution, np.random.default_rng((0, index))) for index in range(count)]
 
 
 def _draw_crop(path: Path, image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
@@ -74,10 +69,7 @@ def _draw_crop(path: Path, image: np.ndarray, size: int, rng: np.random.Generato
 
 def spearman(strength: np.ndarray, score: np.ndarray) -> float:
     """Spearman's rank correlation of two (n,) arrays, ties by mean rank; 0 where one of them is constant."""
-    ranks = [np.array([(values < v).sum() + (values == v).sum() / 2 for v in values]) for values in (strength, score)]
-    centred = [r - r.mean() for r in ranks]
-    scale = np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum())
-    return float((centred[0] * centred[1]).sum() / scale) if scale else 0.0
+    return float(np.nan_to_num(mean_rank_correlation(strength[None], score[None])))
 
 
 def distortion_series(crop: np.ndarray, seed: int) -> np.ndarray:
@@ -117,14 +109,10 @@ def _summarise(badness: np.ndarray) -> MetricValidation:
     return MetricValidation(correlation, gt_wins)
 
 
-def validate_config(
-    config: RewardConfig, image_path: str | Path, resolution: int, num_crops: int, device: str | torch.device = "cpu"
-) -> dict[str, MetricValidation]:
+def validate_config(config: RewardConfig, image_path: str | Path, resolution: int, num_crops: int) -> dict[str, MetricValidation]:
     """Build the config's suite and validate it on crops of a folder; see `validate_reward`."""
-    from dp2osr.rewards.metrics import MetricSuite, check_modes
-
     crops = held_out_crops(image_path, resolution, num_crops)
-    suite = MetricSuite(config.computed, device)
+    suite = MetricSuite(config.computed)
     check_modes(config, suite)
     with torch.inference_mode():
         return validate_reward(suite, crops)

@@ -11,16 +11,15 @@ order for an eye is known, and a metric is asked for the share of the crops that
 - noise_gt, noise_sample, noise_blur: an image > that image with white noise; three strengths, each added to the clean one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import torch
+from scipy import ndimage
 from tqdm import tqdm
 
 from dp2osr.data.crops import to_tensor
@@ -28,16 +27,13 @@ from dp2osr.data.images import read_image
 from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError, listed
 from dp2osr.rewards.config import MetricSpec, RewardConfig
-from dp2osr.rewards.distortions import blur, noise
-
-if TYPE_CHECKING:
-    from dp2osr.rewards.metrics import MetricSuite
+from dp2osr.rewards.distortions import blur, noise, sharpen, to_8_bits
+from dp2osr.rewards.metrics import MetricSuite, check_modes
 
 SHIFT = 2  # pixels
 DETAIL_SIGMA = 3.0  # pixels; what a Gaussian of this width takes away gives the textures of `redrawn` their spectrum
 DETAIL_SPREAD = 25.0  # 8-bit steps, of these textures
 TEXTURE_SIGMA = 2.0  # what a Gaussian of this width (pixels) takes away is the texture
-SHARPENING_SIGMA = 1.5  # pixels, of the unsharp mask
 OVER_SHARPENED = 1.5  # gradients of an over-sharpened image over those of its GT
 NOISE = (5.0, 10.0, 20.0)  # 8-bit steps
 BLUR_SIGMA = 1.5  # pixels, of the blur to which noise is added
@@ -99,10 +95,7 @@ def draw_texture(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def shift(image: np.ndarray, offset: tuple[int, int]) -> np.ndarray:
     """(H, W, 3) uint8 moved by (rows, columns) pixels; what comes in is mirrored."""
-    side = max(map(abs, offset))
-    padded = np.pad(image, ((side, side), (side, side), (0, 0)), mode="reflect")
-    top, left = side - offset[0], side - offset[1]
-    return np.ascontiguousarray(padded[top : top + image.shape[0], left : left + image.shape[1]])
+    return ndimage.shift(image, (*offset, 0), order=0, mode="mirror")
 
 
 def shift_texture(image: np.ndarray, offset: tuple[int, int]) -> np.ndarray:
@@ -118,8 +111,7 @@ def blur_of_psnr(image: np.ndarray, wanted: float) -> np.ndarray:
 
 def over_sharpen(image: np.ndarray, gt: np.ndarray) -> np.ndarray:
     """The unsharp mask of an image whose gradients are `OVER_SHARPENED` times the GT's, or the strongest tried."""
-    coarse = cv2.GaussianBlur(image.astype(np.float32), (0, 0), SHARPENING_SIGMA, borderType=cv2.BORDER_REFLECT_101)
-    return bisect(lambda amount: to_8_bits(image + amount * (image - coarse)), gradient, OVER_SHARPENED * gradient(gt), 0.5, 30.0)
+    return bisect(partial(sharpen, image), gradient, OVER_SHARPENED * gradient(gt), 0.5, 30.0)
 
 
 def bisect(
@@ -141,10 +133,6 @@ def gradient(image: np.ndarray) -> float:
     """RMS of the differences of neighbours, 8-bit steps."""
     image = image.astype(np.float64)
     return np.sqrt((np.square(np.diff(image, axis=0)).mean() + np.square(np.diff(image, axis=1)).mean()) / 2)
-
-
-def to_8_bits(image: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
 
 
 def validate_orders(suite: MetricSuite, crops: Sequence[Series]) -> dict[str, dict[str, float]]:
@@ -197,17 +185,11 @@ def size(image: np.ndarray) -> str:
 
 
 def orders_of_config(
-    config: RewardConfig,
-    gt_path: str | Path,
-    sr_path: str | Path | None = None,
-    extra: Sequence[MetricSpec] = (),
-    device: str | torch.device = "cpu",
+    config: RewardConfig, gt_path: str | Path, sr_path: str | Path | None, extra: Sequence[MetricSpec]
 ) -> dict[str, dict[str, float]]:
     """Build the config's suite, with `extra` metrics (`MetricSpec`s) beside it, and validate it on a folder; see `validate_orders`."""
-    from dp2osr.rewards.metrics import MetricSuite, check_modes
-
     crops = read_series(gt_path, sr_path)
-    suite = MetricSuite([*config.computed, *extra], device)
+    suite = MetricSuite([*config.computed, *extra])
     check_modes(config, suite)
     with torch.inference_mode():
         return validate_orders(suite, crops)

@@ -20,15 +20,15 @@ from torch.nn import functional as F
 from tqdm import tqdm
 
 from dp2osr.data.crops import CropSource, to_tensor
+from dp2osr.divergence import Divergence
 from dp2osr.errors import UserError
 from dp2osr.files import save_tensors
 from dp2osr.outputs import check_output, refuse_inputs
-from dp2osr.rewards.distortions import DISTORTIONS, distort
+from dp2osr.rewards.distortions import DISTORTIONS, MIN_CONTRAST, distort
 
 # Weakest and strongest setting of a distortion; geometric in between (units: distortions.py).
 STRENGTHS = {"blur": (0.4, 4.0), "noise": (2.0, 50.0), "jpeg": (92.0, 6.0), "downsampling": (1.2, 7.0)}
 FLOOR = 0.1  # what the weakest distortion costs, so that an undistorted crop stands apart
-MIN_CONTRAST = 10.0  # crops of almost one colour (8-bit standard deviation) show no distortion
 
 
 class RankNetwork(nn.Module):
@@ -133,8 +133,6 @@ def train_rank_metric(args: Any) -> dict[str, Any]:
 
     Returns the held-out numbers, which the file's metadata holds too, and the seconds.
     """
-    from dp2osr.divergence import Divergence
-
     check_output(args.output, "--output", is_file=True)
     refuse_inputs(args.output, {"--train_dir": args.train_dir, "--val_dir": args.val_dir}, flag="--output")
     torch.manual_seed(args.seed)

@@ -5,14 +5,13 @@ runs two blocks that it does not read. Here a module that remembers the GT's fea
 the blocks that it reads. All else is pyiqa's: scores equal pyiqa's (to float rounding) on one image at a time.
 """
 
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
 from dp2osr.device import free_device_bytes, has_own_memory
-from dp2osr.rewards.building import LocalMetric
+from dp2osr.rewards.building import LocalMetric, quiet_imports
 from dp2osr.rewards.own import is_foreign
 from dp2osr.rewards.perceptual import DistsForm, LpipsForm
 from dp2osr.rewards.qalign import BYTES_A_PARAMETER as QALIGN_BYTES
@@ -198,14 +197,8 @@ class QAlignMetric(OneByOne):
     own_precision = True
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        logger = logging.getLogger("transformers")
-        level = logger.level
-        logger.setLevel(logging.ERROR)  # a deprecation that is pyiqa's to mend
-        try:
-            with torch.autocast(images.device.type, enabled=False):
-                return super().__call__(images)
-        finally:
-            logger.setLevel(level)
+        with quiet_imports(), torch.autocast(images.device.type, enabled=False):
+            return super().__call__(images)
 
 
 class ForeignMetric(PlainMetric):

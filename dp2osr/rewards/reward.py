@@ -14,6 +14,9 @@ from scipy.stats import rankdata
 from dp2osr.errors import UserError
 from dp2osr.rewards.config import RewardConfig
 
+Scores = Mapping[str, np.ndarray]  # metric → (G, M) raw scores, or (G,) of the GT itself
+Directions = Mapping[str, bool]  # metric → whether lower is better
+
 
 def min_max(scores: np.ndarray, pool: np.ndarray) -> np.ndarray:
     """s̄ = (s − min) / (max − min) over the pool (Sec. 4.1): 1 is its best."""
@@ -58,12 +61,7 @@ def normalise(scores: np.ndarray, lower_better: bool, how: str = "min_max", pool
     return np.where(flat, 0.0, NORMALISE[how](scores, pool))
 
 
-def bounded(
-    scores: Mapping[str, np.ndarray],
-    lower_better: Mapping[str, bool],
-    config: RewardConfig,
-    gt_scores: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, np.ndarray]:
+def bounded(scores: Scores, lower_better: Directions, config: RewardConfig, gt_scores: Scores | None = None) -> dict[str, np.ndarray]:
     """The scores of the config's metrics, where it has an `nr_bound` with min(s − s_GT, margin) in place of an NR score s (higher better).
 
     But for a constant that is −max(0, s_GT + margin − s), the reward of Bird-SR (arXiv 2602.07069): nothing is won above the GT.
@@ -76,9 +74,9 @@ def bounded(
     """
     found = {spec.name: np.asarray(scores[spec.name], np.float64) for spec in config.metrics}
     for name in config.bounded:
-        if name not in (gt_scores or {}):
+        if not gt_scores or name not in gt_scores:
             raise UserError(f"reward config '{config.name}' is bounded by the GT's own '{name}', which was not scored; give the GT")
-        of_gt = np.asarray(gt_scores[name], np.float64) if gt_scores else np.empty(0)
+        of_gt = np.asarray(gt_scores[name], np.float64)
         of_gt = of_gt[:, None] if of_gt.ndim == 1 else of_gt
         bad = np.argwhere(~np.isfinite(of_gt))
         if len(bad):
@@ -89,18 +87,11 @@ def bounded(
     return found
 
 
-def reward_parts(
-    scores: Mapping[str, np.ndarray],
-    lower_better: Mapping[str, bool],
-    config: RewardConfig,
-    gt_scores: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, np.ndarray]:
+def reward_parts(scores: Scores, lower_better: Directions, config: RewardConfig, gt_scores: Scores | None = None) -> dict[str, np.ndarray]:
     """Each metric's share of the reward; the shares sum to `hybrid_reward`.
 
     Args:
-        scores: metric name → (G, M) raw scores; may hold more metrics than the config names.
-        lower_better: metric name → direction.
-        config: `RewardConfig`.
+        scores: (G, M) each; may hold more metrics than the config names.
         gt_scores: the GT's own, of a config that is bounded by them; see `bounded`.
 
     Returns:
@@ -113,12 +104,7 @@ def reward_parts(
     return {name: shares[name] * values for name, values in _normalised(scores, lower_better, config, gt_scores).items()}
 
 
-def reward_shares(
-    scores: Mapping[str, np.ndarray],
-    lower_better: Mapping[str, bool],
-    config: RewardConfig,
-    gt_scores: Mapping[str, np.ndarray] | None = None,
-) -> dict[str, float]:
+def reward_shares(scores: Scores, lower_better: Directions, config: RewardConfig, gt_scores: Scores | None = None) -> dict[str, float]:
     """metric → its share of the weight on these scores; args and errors as `reward_parts`. It depends on them where the config is aware of
     conflicts."""
     if not config.conflict_aware:
@@ -126,31 +112,25 @@ def reward_shares(
     return config.shares(agreement_weights(_normalised(scores, lower_better, config, gt_scores), config))
 
 
-def with_fixed_weights(
-    config: RewardConfig,
-    scores: Mapping[str, np.ndarray],
-    lower_better: Mapping[str, bool],
-    gt_scores: Mapping[str, np.ndarray] | None = None,
-) -> RewardConfig:
+def with_fixed_weights(config: RewardConfig, scores: Scores, lower_better: Directions, gt_scores: Scores | None = None) -> RewardConfig:
     """The config with the weights that it gives these scores, whatever it is used on next; itself unless it is aware of conflicts."""
     if not config.conflict_aware:
         return config
     return replace(config, weights=reward_shares(scores, lower_better, config, gt_scores), conflict_aware=False)
 
 
-def _normalised(
-    scores: Mapping[str, np.ndarray],
-    lower_better: Mapping[str, bool],
-    config: RewardConfig,
-    gt_scores: Mapping[str, np.ndarray] | None,
-) -> dict[str, np.ndarray]:
+def _normalised(scores: Scores, lower_better: Directions, config: RewardConfig, gt_scores: Scores | None) -> dict[str, np.ndarray]:
+    check_all_scored(scores, config)
     for spec in config.metrics:
-        _check(scores, spec.name, config.name)
+        bad = np.argwhere(~np.isfinite(np.asarray(scores[spec.name], np.float64)))
+        if len(bad):
+            where = f"candidate {bad[0][1]} of group {bad[0][0]}"
+            raise UserError(f"metric '{spec.name}' has no finite score for {where}; run label_rewards.py again")
     found = bounded(scores, lower_better, config, gt_scores)
     return {name: normalise(values, lower_better[name], config.normalise) for name, values in found.items()}
 
 
-def agreement_weights(normalised: Mapping[str, np.ndarray], config: RewardConfig) -> dict[str, float]:
+def agreement_weights(normalised: Scores, config: RewardConfig) -> dict[str, float]:
     """metric → its mean within-group rank correlation with the reward of the other metrics, 0 where that is negative.
 
     Args:
@@ -172,12 +152,7 @@ def mean_rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float(((centred[0] * centred[1]).sum(axis=1)[spread] / scale[spread]).mean()) if spread.any() else float("nan")
 
 
-def hybrid_reward(
-    scores: Mapping[str, np.ndarray],
-    lower_better: Mapping[str, bool],
-    config: RewardConfig,
-    gt_scores: Mapping[str, np.ndarray] | None = None,
-) -> np.ndarray:
+def hybrid_reward(scores: Scores, lower_better: Directions, config: RewardConfig, gt_scores: Scores | None = None) -> np.ndarray:
     """R = ½ · mean of the normalised FR scores + ½ · mean of the normalised NR scores (Sec. 4.1), or with the config's weights.
 
     Args and errors as `reward_parts`. Returns (G, M) float64 in [0, 1].
@@ -185,26 +160,16 @@ def hybrid_reward(
     return np.asarray(sum(reward_parts(scores, lower_better, config, gt_scores).values()))
 
 
-def finite_groups_of(
-    scores: Mapping[str, np.ndarray], config: RewardConfig, gt_scores: Mapping[str, np.ndarray] | None = None
-) -> np.ndarray:
+def finite_groups_of(scores: Scores, config: RewardConfig, gt_scores: Scores | None) -> np.ndarray:
     """(G,) whether all candidates of a group, and the GT that bounds them, have finite scores; UserError where a metric was not scored."""
-    for spec in config.metrics:
-        _check_scored(scores, spec.name, config.name)
+    check_all_scored(scores, config)
     bounds = [np.isfinite(gt_scores[name]) for name in config.bounded if name in gt_scores] if gt_scores else []
     return np.all([np.isfinite(scores[spec.name]).all(axis=1) for spec in config.metrics] + bounds, axis=0)
 
 
-def _check_scored(scores: Mapping[str, np.ndarray], name: str, config_name: str) -> None:
-    if name not in scores:
-        there = ", ".join(sorted(scores))
-        raise UserError(
-            f"reward config '{config_name}' needs metric '{name}', the scores hold {there}; run label_rewards.py with this config"
-        )
-
-
-def _check(scores: Mapping[str, np.ndarray], name: str, config_name: str) -> None:
-    _check_scored(scores, name, config_name)
-    bad = np.argwhere(~np.isfinite(np.asarray(scores[name], np.float64)))
-    if len(bad):
-        raise UserError(f"metric '{name}' has no finite score for candidate {bad[0][1]} of group {bad[0][0]}; run label_rewards.py again")
+def check_all_scored(scores: Scores, config: RewardConfig) -> None:
+    """Raise `UserError` unless all metrics of the config have scores."""
+    for spec in config.metrics:
+        if spec.name not in scores:
+            there = f"the scores hold {', '.join(sorted(scores))}"
+            raise UserError(f"reward config '{config.name}' needs metric '{spec.name}', {there}; run label_rewards.py with this config")

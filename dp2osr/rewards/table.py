@@ -5,7 +5,7 @@ Users add columns of their own with pandas, which drops the schema's metadata: t
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -203,17 +203,29 @@ def _check_complete(path: str | Path, image_ids: np.ndarray, times: np.ndarray) 
 def _open(path: str | Path, reader: Callable[[str | Path], Any]) -> Any:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such score table; label_rewards.py makes it")
+    return open_parquet(path, reader, "delete it and run label_rewards.py again")
+
+
+def open_parquet(path: str | Path, reader: Callable[[str | Path], Any], way: str) -> Any:
+    """What a `reader` of pyarrow makes of a parquet file; `UserError`, with the `way` out, where it cannot."""
     try:
         return reader(path)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{path}: not a readable parquet file ({reason}); delete it and run label_rewards.py again") from None
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: not a readable parquet file ({str(error).splitlines()[0][:160]}); {way}") from None
+
+
+def metadata_of(path: str | Path, schema: pa.Schema) -> dict[str, Any]:
+    """What a table says of its making: in its schema or, where pandas or `datasets` has written it anew, beside it; {} if nowhere."""
+    raw = (schema.metadata or {}).get(METADATA_KEY)
+    try:
+        content = json.loads(raw or sidecar_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _metadata(path: str | Path, schema: pa.Schema) -> dict[str, Any]:
-    raw = (schema.metadata or {}).get(METADATA_KEY)
-    beside = sidecar_path(path)
-    metadata = json.loads(raw) if raw else _read_sidecar(beside)
+    metadata, beside = metadata_of(path, schema), sidecar_path(path)
     if "metrics" not in metadata:
         problem = (
             f"a parquet file, but not a score table of label_rewards.py: nothing in it or in {beside.name} beside it says what made it"
@@ -226,10 +238,9 @@ def _metadata(path: str | Path, schema: pa.Schema) -> dict[str, Any]:
     return metadata
 
 
-def _read_sidecar(path: Path) -> dict[str, Any]:
-    """The metadata in a sidecar; {} where there is none that can be read."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+def images_with_gaps(columns: Mapping[str, np.ndarray], names: Iterable[str], with_gt: Container[str] = ()) -> list[str]:
+    """Sorted ids of the images of which a candidate has a score that is NaN or infinite; of the metrics `with_gt`, or the GT."""
+    bad, is_gt = np.zeros(len(columns["candidate"]), bool), columns["candidate"] == GT_CANDIDATE
+    for name in names:
+        bad |= ~np.isfinite(columns[name]) & (~is_gt if name not in with_gt else True)
+    return sorted(set(columns["image_id"][bad].astype(str)))

@@ -54,17 +54,13 @@ def with_defaults(args: GenerateSettings | RestoreSettings, backbone: Backbone, 
         UserError: a recommendation that is no such setting.
     """
     published, filled = published_settings(backbone), {}
-    recommended = [read_recommended(path, revision) for path, revision in _sources(args)] if ask else []
+    sources = [(args.controlnet_model_name_or_path, None), (args.pretrained_model_name_or_path, args.revision)]
+    recommended = [read_recommended(path, revision) for path, revision in sources] if ask else []
     for name in NAMES:
         if getattr(args, name) is None:
             found = next(((settings[name], where) for settings, where in recommended if name in settings), None)
             filled[name] = found or (published[name], "the paper")
     return replace(args, **{name: value for name, (value, _) in filled.items()}), filled
-
-
-def _sources(args: GenerateSettings | RestoreSettings) -> list[tuple[str, str | None]]:
-    """(path, revision) of the models whose recommendation counts, the first first."""
-    return [(args.controlnet_model_name_or_path, None), (args.pretrained_model_name_or_path, args.revision)]
 
 
 def read_recommended(path: str, revision: str | None = None) -> tuple[dict[str, Any], str]:

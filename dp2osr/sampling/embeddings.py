@@ -1,19 +1,14 @@
 """Embeddings of prompts, made ahead by text encoders that are gone before the denoiser runs."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
-from typing import TYPE_CHECKING
 
+import torch
+
+from dp2osr.backbones.base import Backbone
 from dp2osr.device import free_device_bytes, give_back_cached, has_own_memory
 from dp2osr.flops import weight_bytes
-
-if TYPE_CHECKING:
-    import torch
-
-    from dp2osr.backbones.base import Backbone
 
 TOGETHER = 256  # images whose prompts are embedded in one go: of FLUX at 512 tokens 1.1 GB of the host's memory
 

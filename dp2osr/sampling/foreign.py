@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file
 
 from dp2osr.backbones.base import Backbone
 from dp2osr.data.images import read_image
@@ -133,8 +134,6 @@ def read_latents(path: Path) -> torch.Tensor:
         if path.suffix == ".pt":
             content = torch.load(path, map_location="cpu", weights_only=True)
         else:
-            from safetensors.torch import load_file
-
             content = load_file(path)
     except Exception as error:  # torch, NumPy and safetensors raise what comes on a broken file
         raise ValueError(f"{path.name} is not readable ({' '.join(str(error).split())[:120]})") from None

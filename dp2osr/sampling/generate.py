@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
@@ -38,8 +39,8 @@ def generate_candidates(args: GenerateSettings) -> CandidateStore:
         record = sampling_record(sampler, num_candidates=args.num_candidates)
     launch.agree("sampling", {**record, "images": [(file.name, file.size) for file in files]})
     store = CandidateStore(args.output_dir, record, settings_not_compared(sampler), earlier_values(args), begin=False)
-    state = GroupsThatAreThere(store, sampler)
-    have = launch.of_first("candidates", lambda: state.survey(files))
+    survey = partial(survey_groups, store, sampler)
+    have = launch.of_first("candidates", lambda: survey(files))
     todo = [file for file in files if have[file.id] < args.num_candidates]
     counts = {file.id: args.num_candidates - have[file.id] for file in todo}
     if launch.is_first and len(todo) < len(files):
@@ -53,7 +54,7 @@ def generate_candidates(args: GenerateSettings) -> CandidateStore:
     with store.locks.leaving(), LaunchBar(launch, sampler, todo, counts, "sample") as bar:
         for file in share(launch, "sample", todo, store.locks, lambda file: file.id):
             bar.begin()
-            there = state.survey([file], held=True)[file.id]  # another job may have made it meanwhile
+            there = survey([file], held=True)[file.id]  # another job may have made it meanwhile
             if there < args.num_candidates:
                 store.write(*sample_group(sampler, store, file, there, bar.update))
                 log.write(file.id, candidates=args.num_candidates - there)
@@ -67,16 +68,10 @@ def generate_candidates(args: GenerateSettings) -> CandidateStore:
     return store
 
 
-class GroupsThatAreThere:
-    """How many candidates of which images a store has, sampled as this run samples."""
-
-    def __init__(self, store: CandidateStore, sampler: GroupSampler) -> None:
-        self.store, self.args, self.prompts = store, sampler.args, sampler.prompts
-
-    def survey(self, files: Sequence[ImageFile], held: bool = False) -> dict[str, int]:
-        """{image id: candidates that are there}; see `CandidateStore.survey`."""
-        prompts = {file.id: self.prompts.tags.get(file.id, "") for file in files} if self.prompts.kind == "file" else {}
-        return self.store.survey({file.id: file for file in files}, prompts, self.args.adopt, self.args.save_images == "all", held)
+def survey_groups(store: CandidateStore, sampler: GroupSampler, files: Sequence[ImageFile], held: bool = False) -> dict[str, int]:
+    """{image id: candidates that are there, sampled as this run samples}; see `CandidateStore.survey`."""
+    prompts = sampler.prompts.fixed(file.id for file in files)
+    return store.survey({file.id: file for file in files}, prompts, sampler.args.adopt, sampler.args.save_images == "all", held)
 
 
 def sample_group(

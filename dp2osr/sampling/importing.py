@@ -1,17 +1,16 @@
 """A candidate folder of candidates that others sampled: scoring and training read it as one of gen_candidates.py."""
 
-from __future__ import annotations
-
 import hashlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from dp2osr.backbones import load_backbone, model_source
+from dp2osr.backbones.base import Backbone
 from dp2osr.data.images import pil_to_tensor, read_image
 from dp2osr.data.inputs import ImageFile, find_inputs
 from dp2osr.device import DTYPES, compute_device, usable_precision
@@ -20,19 +19,14 @@ from dp2osr.errors import UserError
 from dp2osr.files import read_json
 from dp2osr.outputs import check_output, refuse_inputs
 from dp2osr.prompts.source import PromptSource
-from dp2osr.provenance import versions, vocabulary_hash, weights_hash
 from dp2osr.sampling.decode import decode_group
 from dp2osr.sampling.defaults import NAMES, read_recommended
 from dp2osr.sampling.foreign import LatentFolder, PictureFolder, check_foreign
 from dp2osr.sampling.progress import summary
+from dp2osr.sampling.sampler import model_record
+from dp2osr.sampling.settings import ImportSettings
 from dp2osr.sampling.store import CandidateGroup, CandidateStore
 from dp2osr.sharing import Launch, WorkLog, share
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from dp2osr.backbones.base import Backbone
-    from dp2osr.sampling.settings import ImportSettings
 
 NOT_COMPARED = ("model", "model_files", "variant", "revision", "versions", "prompts")
 NO_SEED = -1  # of a candidate that this program has not sampled
@@ -71,26 +65,11 @@ def import_candidates(args: ImportSettings) -> CandidateStore:
     importer = Importer(store, source, backbone, prompts, args)
     todo = launch.of_first("import", lambda: importer.missing(files))
     launch.of_first("settings", store.begin)
-    write_groups(importer, [file for file in files if file.id in set(todo)], launch)
+    importer.write([file for file in files if file.id in set(todo)], launch)
     if launch.is_last("importing"):
         store.locks.leave()
         print(summary(args.output_dir, "group", len(todo), len(files) - len(todo), {}, begun))
     return store
-
-
-def write_groups(importer: Importer, todo: Sequence[ImageFile], launch: Launch) -> None:
-    """Import these images, shared with other ranks and jobs; of the first, what the autoencoder changes is printed."""
-    store, log = importer.store, WorkLog(importer.store.folder, "import", launch)
-    bar = tqdm(total=len(todo), desc="import", unit="group", disable=launch.local_rank > 0)
-    with store.locks.leaving(), bar:
-        for file in share(launch, "import", todo, store.locks, lambda file: file.id):
-            if importer.missing([file], held=True):
-                group = importer.group(file)
-                store.write(group, made_of=importer.made_of(file))
-                log.write(file.id)
-                if launch.is_first and file is todo[0]:
-                    importer.say_loss(group)
-            bar.update(launch.add("imported", 1) - bar.n)
 
 
 class Importer:
@@ -102,6 +81,20 @@ class Importer:
         self.store, self.source, self.backbone, self.prompts, self.args = store, source, backbone, prompts, args
         self.embedded: tuple[str, dict[str, torch.Tensor]] | None = None
 
+    def write(self, todo: Sequence[ImageFile], launch: Launch) -> None:
+        """Import these images, shared with other ranks and jobs; of the first, what the autoencoder changes is printed."""
+        log, locks = WorkLog(self.store.folder, "import", launch), self.store.locks
+        bar = tqdm(total=len(todo), desc="import", unit="group", disable=launch.local_rank > 0)
+        with locks.leaving(), bar:
+            for file in share(launch, "import", todo, locks, lambda file: file.id):
+                if self.missing([file], held=True):
+                    group = self.group(file)
+                    self.store.write(group, made_of=self.made_of(file))
+                    log.write(file.id)
+                    if launch.is_first and file is todo[0]:
+                        self.say_loss(group)
+                bar.update(launch.add("imported", 1) - bar.n)
+
     def made_of(self, file: ImageFile) -> dict[str, str]:
         """What a group is made of: hashes of the LR image and of the candidates' files."""
         learn_digests(self.source.paths[file.id])
@@ -110,8 +103,8 @@ class Importer:
 
     def missing(self, files: Sequence[ImageFile], held: bool = False) -> list[str]:
         """Ids of the images whose group is not there, or of other files."""
-        tags = {file.id: self.prompts.tags.get(file.id, "") for file in files} if self.prompts.kind == "file" else {}
-        there = self.store.survey({file.id: file for file in files}, tags, held=held)
+        prompts = self.prompts.fixed(file.id for file in files)
+        there = self.store.survey({file.id: file for file in files}, prompts, held=held)
         return [file.id for file in files if not there[file.id] or self._input(file.id) != self.made_of(file)]
 
     def _input(self, image_id: str) -> Mapping[str, str]:
@@ -157,23 +150,10 @@ def import_record(args: ImportSettings, backbone: Backbone, prompts: PromptSourc
     recommended, _ = read_recommended(args.pretrained_model_name_or_path, args.revision)
     said = {name: getattr(args, name, None) for name in NAMES}
     sampling = {name: recommended.get(name) if value is None else value for name, value in said.items()}
-    vae = args.pretrained_vae_model_name_or_path
     return {
         "imported": {"from": kind, "numbers_from": args.first_number if kind == "images" else 0},
-        "model": args.pretrained_model_name_or_path,
-        "model_hash": weights_hash(args.pretrained_model_name_or_path, args.variant, args.revision),
-        "model_files": asdict(backbone.source) | {"path": None},
-        "variant": args.variant,
-        "revision": args.revision,
-        "vae_hash": weights_hash(vae, part="vae") if vae else None,
-        "tokenizer_hash": vocabulary_hash(backbone.tokenizer) if args.tokenizer_name else None,
-        "backbone": backbone.kind,
+        **model_record(args, backbone, prompts),
         **{name: value for name, value in sampling.items() if value is not None},
         "num_candidates": count,
         "upscale": args.upscale,
-        "prompt_source": prompts.kind,
-        "prompts": prompts.fingerprint,
-        "vae_tiling": asdict(backbone.vae_tiling),
-        "mixed_precision": next(name for name, dtype in DTYPES.items() if dtype == backbone.dtype),
-        "versions": {name: versions()[name] for name in ("torch", "diffusers")},
     }

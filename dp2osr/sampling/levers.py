@@ -1,18 +1,13 @@
 """What makes samples cheaper, and where it cannot be had."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING
 
+from dp2osr.backbones.base import Backbone
 from dp2osr.backbones.forecast import can_forecast
 from dp2osr.backbones.trajectory import starts_anywhere, steps_of
 from dp2osr.errors import UserError, listed
-
-if TYPE_CHECKING:
-    from dp2osr.backbones.base import Backbone
-    from dp2osr.sampling.defaults import LoopSettings
+from dp2osr.sampling.defaults import LoopSettings
 
 
 def check_levers(backbone: Backbone, settings: LoopSettings, samples: int, compiled: bool = False) -> None:

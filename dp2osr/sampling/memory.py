@@ -3,11 +3,10 @@
 import math
 import resource
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import torch
 
@@ -21,34 +20,18 @@ from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.resize import image_sizes
 
 FLOAT = 4  # bytes
-
-
 RGB = 3 * FLOAT  # bytes of a pixel as float32
-
-
 PIL_PIXEL = 4  # bytes of an RGB pixel in Pillow
-
-
+CPU_CONVOLUTION = 1.5  # oneDNN lays inputs and outputs of a convolution out anew: memory over that of the tensors
+CPU_COLOUR = 64  # bytes a pixel: the wavelet's convolution of three channels is laid out for sixteen
+COPIES = {"wavelet": 3, "adain": 1, "nofix": 1}  # of the images, in their colour fix and rounding
+HEAP = 1.6  # memory over that of what is alive, where the allocator keeps all that was freed (`device.keep_freed_memory`)
 CONTROL_GROUPS = {  # name of the hierarchy, empty for version 2: files of the limit and of what is taken, and the cache of files therein
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 }
-
-
-CPU_CONVOLUTION = 1.5  # oneDNN lays inputs and outputs of a convolution out anew: memory over that of the tensors
-
-
-CPU_COLOUR = 64  # bytes a pixel: the wavelet's convolution of three channels is laid out for sixteen
-
-
-HEAP = 1.6  # memory over that of what is alive, where the allocator keeps all that was freed (`device.keep_freed_memory`)
-
-
 NETWORK, AUTOENCODER, CONTROL, LATENTS = "network on a tile", "autoencoder on a tile", "control image", "latents"
-
-
 IMAGES, COLOUR, RESULTS, FILES, INPUT = "decoded images", "colour fix, rounding", "results", "files", "input"
-
 
 Parts = dict[str, float]  # bytes of each
 Peaks = dict[str, Parts]  # of "device" and "host"
@@ -65,7 +48,8 @@ class Work:
     latent: tuple[int, int, int]
     tile: tuple[int, int]  # (h, w) of a tile of latents
     tiles: int
-    together: int  # samples that are denoised at once
+    count: int  # samples
+    together: int  # of them that are denoised at once
     rounds: int  # of so many samples
     decode_tile: tuple[int, int]  # (h, w) of latents that are decoded at once
     decode_tiles: int
@@ -89,7 +73,7 @@ def work_of(backbone: Backbone, settings: LoopSettings, size_lr: Sequence[int], 
     (decode_tops, height), (decode_lefts, width) = (backbone.vae_tiling.cut(side) for side in latent[1:])
     return Work(
         given=(size_lr[0], size_lr[1]), asked=asked, content=content, padded=padded, latent=latent,
-        tile=(rows, columns), tiles=len(tops) * len(lefts), together=together, rounds=-(-count // together),
+        tile=(rows, columns), tiles=len(tops) * len(lefts), count=count, together=together, rounds=-(-count // together),
         decode_tile=(height, width), decode_tiles=len(decode_tops) * len(decode_lefts),
         decoded=min(count, decoded_together(backbone, content)),
     )  # fmt: skip
@@ -113,17 +97,15 @@ def peak_bytes(
         controlnet: the one that steers; by default one as `new_controlnet` makes it.
     """
     work = work_of(backbone, settings, size_lr, upscale, count, batch_size)
-    separate = has_own_memory(backbone.device)
-    moments: list[Callable[..., Any]] = [sampling_moment]
+    held = Held(work, backbone)
+    moments = [held.encoding()] if backbone.encodes_control else []
+    moments.append(held.sampling(settings, controlnet or published_controlnet()))
     if save_images:
-        moments += [decoding_moment, colour_moment, writing_moment]
-    if backbone.encodes_control:
-        moments.insert(0, encoding_moment)
+        moments += [held.decoding(), held.colour_fix(align_method), held.writing()]
     peaks: Peaks = {"device": {}, "host": {}}
-    for moment in moments:
-        device, host = moment(work, backbone, settings, count, separate, controlnet=controlnet, align_method=align_method)
-        if not separate:
-            kept = HEAP if work.decoded * RGB * math.prod(work.padded) < KEPT_BYTES else 1
+    for device, host in moments:
+        if not held.separate:
+            kept = HEAP if work.decoded * held.padded < KEPT_BYTES else 1
             host, device = {part: kept * size for part, size in (Counter(host) + Counter(device)).items()}, {}
         for place, parts in (("device", device), ("host", host)):
             if total(parts) > total(peaks[place]):
@@ -136,73 +118,72 @@ def total(parts: Mapping[str, float]) -> float:
     return sum(parts.values())
 
 
-def encoding_moment(work: Work, backbone: Backbone, settings: LoopSettings, count: int, separate: bool, **_: object) -> tuple[Parts, Parts]:
-    """The control image is encoded: ({part: bytes} on the device, {part: bytes} on the host)."""
-    pixels = math.prod(work.padded)
-    tile = math.prod(work.decode_tile) * backbone.vae_scale**2
-    copies = 2 if separate else 1  # of the image, on the device and scaled
-    autoencoder = tile * encoder_numbers(backbone.vae.config) * FLOAT * (1 if separate else CPU_CONVOLUTION)
-    return {CONTROL: copies * RGB * pixels, AUTOENCODER: autoencoder}, {CONTROL: RGB * pixels}
+class Held:
+    """What is held in each moment of an image's work: ({part: bytes} on the device, {part: bytes} on the host).
 
+    Attributes:
+        separate: whether the device has memory of its own; convolution: memory over that of the tensors in its networks.
+        asked, padded: bytes of a result, and of the image that is worked on.
+    """
 
-def sampling_moment(
-    work: Work,
-    backbone: Backbone,
-    settings: LoopSettings,
-    count: int,
-    separate: bool,
-    controlnet: torch.nn.Module | None = None,
-    **_: object,
-) -> tuple[Parts, Parts]:
-    """A pass of the network; as in `encoding_moment`."""
-    pixels, numbers = math.prod(work.padded), math.prod(work.latent)
-    width = backbone.dtype.itemsize
-    batch = work.together * backbone.passes_a_step(settings.guidance_scale)
-    held = 8 * FLOAT * numbers * work.together  # noisy ones, predictions, their sum over tiles, what a scheduler makes of them
-    control = 3 * width * pixels if not backbone.encodes_control and (separate or width != FLOAT) else 0
-    controlnet = controlnet or published_controlnet()
-    network = backbone.pass_bytes(controlnet, *work.tile, batch, settings.taylorseer_interval > 1) * (1 if separate else CPU_CONVOLUTION)
-    host: Parts = {CONTROL: RGB * pixels, LATENTS: 2 * 2 * numbers * count}  # float16, twice while they are joined
-    return {CONTROL: control, LATENTS: held, NETWORK: network}, host
+    def __init__(self, work: Work, backbone: Backbone) -> None:
+        self.work, self.backbone, self.separate = work, backbone, has_own_memory(backbone.device)
+        self.convolution = 1 if self.separate else CPU_CONVOLUTION
+        self.asked, self.padded = RGB * math.prod(work.asked), RGB * math.prod(work.padded)
 
+    def encoding(self) -> tuple[Parts, Parts]:
+        """The control image is encoded."""
+        copies = 2 if self.separate else 1  # of the image, on the device and scaled
+        autoencoder = self._decode_tile() * encoder_numbers(self.backbone.vae.config) * FLOAT * self.convolution
+        return {CONTROL: copies * self.padded, AUTOENCODER: autoencoder}, {CONTROL: self.padded}
 
-def decoding_moment(work: Work, backbone: Backbone, settings: LoopSettings, count: int, separate: bool, **_: object) -> tuple[Parts, Parts]:
-    """The autoencoder on a tile; as in `encoding_moment`."""
-    pixels = math.prod(work.padded)
-    tile = math.prod(work.decode_tile) * backbone.vae_scale**2
-    autoencoder = work.decoded * tile * decoder_numbers(backbone.vae.config) * FLOAT * (1 if separate else CPU_CONVOLUTION)
-    images = work.decoded * RGB * pixels + FLOAT * pixels  # and a weight a pixel
-    device = {IMAGES: images, AUTOENCODER: autoencoder, **({CONTROL: RGB * pixels} if separate else {})}
-    return device, {CONTROL: RGB * pixels, **earlier_results(work, count)}
+    def sampling(self, settings: LoopSettings, controlnet: torch.nn.Module | SimpleNamespace) -> tuple[Parts, Parts]:
+        """A pass of the network."""
+        work, backbone, width = self.work, self.backbone, self.backbone.dtype.itemsize
+        numbers = math.prod(work.latent)
+        batch = work.together * backbone.passes_a_step(settings.guidance_scale)
+        noisy = 8 * FLOAT * numbers * work.together  # noisy ones, predictions, their sum over tiles, what a scheduler makes of them
+        copied = not backbone.encodes_control and (self.separate or width != FLOAT)
+        control = 3 * width * math.prod(work.padded) if copied else 0
+        network = backbone.pass_bytes(controlnet, *work.tile, batch, settings.taylorseer_interval > 1) * self.convolution
+        host: Parts = {CONTROL: self.padded, LATENTS: 2 * 2 * numbers * work.count}  # float16, twice while they are joined
+        return {CONTROL: control, LATENTS: noisy, NETWORK: network}, host
 
+    def decoding(self) -> tuple[Parts, Parts]:
+        """The autoencoder on a tile."""
+        decoded = self.work.decoded
+        autoencoder = decoded * self._decode_tile() * decoder_numbers(self.backbone.vae.config) * FLOAT * self.convolution
+        images = decoded * self.padded + self.padded // 3  # and a weight a pixel
+        return {IMAGES: images, AUTOENCODER: autoencoder, **self._on_device(self.padded)}, {CONTROL: self.padded, **self._earlier()}
 
-def colour_moment(
-    work: Work, backbone: Backbone, settings: LoopSettings, count: int, separate: bool, align_method: str = "wavelet", **_: object
-) -> tuple[Parts, Parts]:
-    """The colour fix of decoded images; as in `encoding_moment`."""
-    pixels, asked = math.prod(work.padded), math.prod(work.asked)
-    uncut = pixels if work.content == work.asked else asked  # a cut image keeps its padding in memory
-    copies = {"wavelet": 3, "adain": 1, "nofix": 1}[align_method]
-    colour = copies * RGB + (CPU_COLOUR if align_method == "wavelet" and not separate else 0)
-    device = {IMAGES: work.decoded * RGB * uncut, COLOUR: work.decoded * colour * asked}
-    return {**device, **({CONTROL: RGB * uncut} if separate else {})}, {CONTROL: RGB * uncut, **earlier_results(work, count)}
+    def colour_fix(self, align_method: str) -> tuple[Parts, Parts]:
+        """The colour fix of decoded images."""
+        work = self.work
+        uncut = self.padded if work.content == work.asked else self.asked  # a cut image keeps its padding in memory
+        laid_out = CPU_COLOUR * math.prod(work.asked) if align_method == "wavelet" and not self.separate else 0
+        colour = work.decoded * (COPIES[align_method] * self.asked + laid_out)
+        return {IMAGES: work.decoded * uncut, COLOUR: colour, **self._on_device(uncut)}, {CONTROL: uncut, **self._earlier()}
 
+    def writing(self) -> tuple[Parts, Parts]:
+        """A result becomes a file."""
+        return {}, {**self._results(self.work.count), FILES: (2 * RGB + 3 + PIL_PIXEL) * math.prod(self.work.asked)}
 
-def writing_moment(work: Work, backbone: Backbone, settings: LoopSettings, count: int, separate: bool, **_: object) -> tuple[Parts, Parts]:
-    """A result becomes a file; as in `encoding_moment`."""
-    asked = math.prod(work.asked)
-    return {}, {**results(work, count), FILES: (2 * RGB + 3 + PIL_PIXEL) * asked}
+    def _decode_tile(self) -> int:
+        """Pixels of a tile of the autoencoder."""
+        return math.prod(self.work.decode_tile) * self.backbone.vae_scale**2
 
+    def _on_device(self, size: float) -> Parts:
+        """The control image's copy, of so many bytes, on a device with memory of its own."""
+        return {CONTROL: size} if self.separate else {}
 
-def results(work: Work, count: int) -> Parts:
-    """All samples as images, latents and the input."""
-    images = {RESULTS: count * RGB * math.prod(work.asked)}
-    return {**images, LATENTS: 2 * math.prod(work.latent) * count, INPUT: 2 * PIL_PIXEL * math.prod(work.given)}
+    def _results(self, count: int) -> Parts:
+        """So many samples as images and latents, and the input."""
+        latents = 2 * math.prod(self.work.latent) * count
+        return {RESULTS: count * self.asked, LATENTS: latents, INPUT: 2 * PIL_PIXEL * math.prod(self.work.given)}
 
-
-def earlier_results(work: Work, count: int) -> Parts:
-    """`results` while the samples are decoded part by part; where all are one part there are none yet."""
-    return results(work, count if count > work.decoded else 0)
+    def _earlier(self) -> Parts:
+        """`_results` while the samples are decoded part by part; where all are one part there are none yet."""
+        return self._results(self.work.count if self.work.count > self.work.decoded else 0)
 
 
 def published_controlnet() -> SimpleNamespace:

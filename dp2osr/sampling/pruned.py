@@ -14,6 +14,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from safetensors import safe_open
+
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_json, replace_folder, save_tensors, write_json
 
@@ -119,8 +121,6 @@ def keep_candidates(group: Path, numbers: Sequence[int]) -> None:
     Raises:
         UserError: a broken file, or a candidate that is gone already.
     """
-    from safetensors import safe_open
-
     path = group / "latents.safetensors"
 
     def fill(part: Path) -> None:

@@ -2,10 +2,12 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
+
+import torch
 
 from dp2osr.cli import refuse_ignored
 from dp2osr.data.image_output import LONGEST_SIDE, options_of, read_kept, save_result
@@ -22,9 +24,6 @@ from dp2osr.sampling.progress import LaunchBar, say, say_cost, say_settings, sum
 from dp2osr.sampling.sampler import GroupSampler, earlier_values, sampling_record, settings_not_compared
 from dp2osr.sampling.settings import RestoreSettings
 from dp2osr.sharing import Launch, WorkLog, share
-
-if TYPE_CHECKING:
-    import torch
 
 FLAGS = ("--output_dir", "--suffix", "--overwrite", "--adopt")  # the ways out of a folder with other results
 
@@ -45,7 +44,7 @@ class Chooser(Protocol):
     def made_of(self, file: ImageFile) -> dict[str, str]:
         """What the choice depends on beside the image."""
 
-    def __call__(self, image_id: str, images: "torch.Tensor", seeds: Sequence[int]) -> tuple[int, dict[str, Any]]:
+    def __call__(self, image_id: str, images: torch.Tensor, seeds: Sequence[int]) -> tuple[int, dict[str, Any]]:
         """(number of the sample that is written, what the result's record says of the choice)."""
 
     def check_table(self, results: Results) -> None:
@@ -93,7 +92,7 @@ class Restoration:
         files: of `read_inputs`.
 
     Attributes:
-        output: the folder of results; names: {image id: paths of its results below it}.
+        output: the folder of results; names: {image id: paths of all its results below it}.
 
     Raises:
         UserError: names that cannot be, results that would overwrite inputs.
@@ -102,7 +101,22 @@ class Restoration:
     def __init__(self, args: RestoreSettings, launch: Launch, files: Sequence[ImageFile], chooser: Chooser | None = None) -> None:
         self.args, self.launch, self.files, self.chooser = args, launch, files, chooser
         self.output = Path(args.output_dir)
-        self.names = names_of(self.output, files, args, chooser)
+        self.names = {file.id: [*self.image_names(file), *self._prompt_names(file)] for file in files}
+        everything = [name for names in self.names.values() for name in names]
+        check_names(everything)
+        Results(self.output, {}, flags=FLAGS).check_inputs(everything, [file.path for file in files])
+
+    def image_names(self, file: ImageFile) -> list[str]:
+        """Paths of the SR images of one input below the output folder, sub-folders as the inputs have them."""
+        args, stem = self.args, str(Path(file.folder, file.stem))
+        if args.sample_times == 1 or self.chooser:
+            return [f"{stem}{args.suffix}.{args.format}"]
+        digits = max(2, len(str(args.sample_times - 1)))
+        return [f"{stem}_{index:0{digits}d}{args.suffix}.{args.format}" for index in range(args.sample_times)]
+
+    def _prompt_names(self, file: ImageFile) -> list[str]:
+        """The path of an input's prompt, where it is asked for."""
+        return [str(Path("txt", file.folder, f"{file.stem}{self.args.suffix}.txt"))] if self.args.save_prompts else []
 
     def survey(self, sampler: GroupSampler, quiet: bool = False) -> None:
         """Find which results are missing, by the `sampler` that is to make them; `quiet`: its settings have been said.
@@ -116,11 +130,18 @@ class Restoration:
         with launch.first("weights"):
             self.results = results_of(self.output, sampler, self.chooser)
         launch.agree("restoring", {**self.results.settings, "images": [(file.name, file.size) for file in self.files]})
-        made_of = (inputs_of(file, self.names[file.id], sampler, self.chooser) for file in self.files)
-        self.wanted = {name: about for of_file in made_of for name, about in of_file.items()}
+        self.wanted = {name: made_of for file in self.files for name, made_of in self._inputs_of(file).items()}
         self.settings_path = self.output / f"settings{args.suffix}.json"
         self.missing = set(launch.of_first("results", self._missing))
         self.todo = [file for file in self.files if self.missing & set(self.names[file.id])]
+
+    def _inputs_of(self, file: ImageFile) -> dict[str, dict[str, Any]]:
+        """{result of an image: what its input is}: its content and id, its prompt where a file names it, what chooses, the number."""
+        prompts = self.sampler.prompts.fixed([file.id])
+        prompt = {"prompt": prompts[file.id]} if prompts else {}
+        choice = self.chooser.made_of(file) if self.chooser else {}
+        made_of = {"image": file.content, "id": file.id, **prompt, **choice}
+        return {name: {**made_of, "sample": index} for index, name in enumerate(self.names[file.id])}
 
     def _missing(self) -> list[str]:
         check_folder(self.settings_path, self.results, self.args)
@@ -144,7 +165,7 @@ class Restoration:
                 bar.begin()
                 lacking = self._lacking(file)
                 if lacking:
-                    restore(file, lacking, sampler, self.results, self.wanted, bar.update, self.chooser)
+                    self._restore(file, lacking, bar.update)
                     log.write(file.id, results=len(lacking))
                 launch.add("made", int(bool(lacking)))
                 bar.end(file.id)
@@ -160,18 +181,39 @@ class Restoration:
         own = {name: self.wanted[name] for name in self.names[file.id] if name in self.missing}
         return list(own) if self.args.overwrite else self.results.missing(own)
 
+    def _restore(self, file: ImageFile, lacking: Sequence[str], progress: Callable[[int], object]) -> None:
+        """Write the results of one image that are `lacking`."""
+        args, sampler, images = self.args, self.sampler, self.image_names(file)
+        lr, alpha = read_image_and_alpha(file.path)
+        if set(lacking) & set(images):
+            kept = read_kept(file.path, alpha)
+            group = sampler.sample(file.id, lr, args.sample_times, progress=progress)
+            samples, more = sampler.images(group), {}
+            if self.chooser:
+                best, more["choice"] = self.chooser(file.id, samples, group.seeds)
+                samples = samples[best : best + 1]
+            for name, image in zip(images, samples, strict=True):
+                if name in lacking:
+                    with self.results.writing(name, self.wanted[name], **more) as part:
+                        save_result(tensor_to_pil(image), part, name, kept, args.format, args.quality)
+        for name in set(lacking) - set(images):
+            with self.results.writing(name, self.wanted[name]) as part:
+                part.write_text(sampler.prompts(file.id, lr) + "\n", encoding="utf-8")
+
 
 def results_of(output: Path, sampler: GroupSampler, chooser: Chooser | None) -> Results:
     """The results of this run's settings in `output`."""
     args = sampler.args
-    record = sampling_record(sampler, sample_times=args.sample_times, process_size=args.process_size)
+    chosen = {"keep": "best", **chooser.record} if chooser else {"keep": "all"}
+    record = {
+        **sampling_record(sampler, sample_times=args.sample_times, process_size=args.process_size),
+        **chosen,
+        "format": args.format,
+        "quality": options_of(args.format, args.quality).get("quality"),
+    }
     also: dict[str, Callable[[], Any]] = dict(earlier_values(args))
-    if chooser:
-        record |= {"keep": "best", **chooser.record}
-    else:
-        record |= {"keep": "all"}
+    if not chooser:
         also["keep"] = lambda: None  # as versions wrote that knew nothing else
-    record |= {"format": args.format, "quality": options_of(args.format, args.quality).get("quality")}
     if args.format == "png":
         also["format"] = lambda: None
     return Results(output, record, (*settings_not_compared(sampler), "reward_config"), also, FLAGS)
@@ -196,58 +238,6 @@ def begin_folder(settings_path: Path, results: Results, wanted: Iterable[str], l
         clear_parts(folder)
 
 
-def restore(
-    file: ImageFile,
-    missing: Sequence[str],
-    sampler: GroupSampler,
-    results: Results,
-    wanted: Mapping[str, dict[str, Any]],
-    progress: Callable[[int], object] | None = None,
-    chooser: Chooser | None = None,
-) -> None:
-    """Write the results of one image that are `missing`."""
-    args = sampler.args
-    lr, alpha = read_image_and_alpha(file.path)
-    of_images = image_names(file, args, chooser)
-    images = [name for name in missing if name in of_images]
-    if images:
-        kept = read_kept(file.path, alpha)
-        group = sampler.sample(file.id, lr, args.sample_times, progress=progress)
-        samples, more = sampler.images(group), {}
-        if chooser:
-            best, more["choice"] = chooser(file.id, samples, group.seeds)
-            samples = samples[best : best + 1]
-        for name, image in zip(of_images, samples, strict=True):
-            if name in images:
-                with results.writing(name, wanted[name], **more) as part:
-                    save_result(tensor_to_pil(image), part, name, kept, args.format, args.quality)
-    for name in set(missing) - set(images):
-        with results.writing(name, wanted[name]) as part:
-            part.write_text(sampler.prompts(file.id, lr) + "\n", encoding="utf-8")
-
-
-def image_names(file: ImageFile, args: RestoreSettings, chooser: Chooser | None = None) -> list[str]:
-    """Paths of the SR images of one input below the output folder, sub-folders as the inputs have them."""
-    folder = f"{file.folder}/" if file.folder else ""
-    if args.sample_times == 1 or chooser:
-        return [f"{folder}{file.stem}{args.suffix}.{args.format}"]
-    digits = max(2, len(str(args.sample_times - 1)))
-    return [f"{folder}{file.stem}_{index:0{digits}d}{args.suffix}.{args.format}" for index in range(args.sample_times)]
-
-
-def result_names(file: ImageFile, args: RestoreSettings, chooser: Chooser | None = None) -> list[str]:
-    """Paths of all results of one input: its SR images, and its prompt where that is asked for."""
-    folder = f"{file.folder}/" if file.folder else ""
-    return image_names(file, args, chooser) + ([f"txt/{folder}{file.stem}{args.suffix}.txt"] if args.save_prompts else [])
-
-
-def inputs_of(file: ImageFile, names: Sequence[str], sampler: GroupSampler, chooser: Chooser | None = None) -> dict[str, dict[str, Any]]:
-    """{result: what its input is}: the image's content and id, its prompt where a file names it, what chooses, the number of the result."""
-    prompt = {"prompt": sampler.prompts.tags.get(file.id, "")} if sampler.prompts.kind == "file" else {}
-    choice = chooser.made_of(file) if chooser else {}
-    return {name: {"image": file.content, "id": file.id, **prompt, **choice, "sample": index} for index, name in enumerate(names)}
-
-
 def result_of(output: Path) -> Callable[[Path], bool]:
     """A function that tells whether an image among the inputs is a result that this program wrote to `output`."""
     results = Results(output, {})
@@ -257,15 +247,6 @@ def result_of(output: Path) -> Callable[[Path], bool]:
         return not relative.startswith("..") and results.is_own(Path(relative).as_posix())
 
     return is_result
-
-
-def names_of(output: Path, files: Sequence[ImageFile], args: RestoreSettings, chooser: Chooser | None) -> dict[str, list[str]]:
-    """{image id: paths of its results below `output`}; `UserError` for names that cannot be, or results that would overwrite inputs."""
-    names = {file.id: result_names(file, args, chooser) for file in files}
-    everything = [name for of_image in names.values() for name in of_image]
-    check_names(everything)
-    Results(output, {}, flags=FLAGS).check_inputs(everything, [file.path for file in files])
-    return names
 
 
 def check_format(files: Sequence[ImageFile], args: RestoreSettings) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dp2osr.backbones import load_backbone, model_source, set_text_length
 from dp2osr.backbones.base import Backbone
+from dp2osr.backbones.settings import ModelSettings
 from dp2osr.backbones.tiles import Tiling, latent_tiling, samples_together
 from dp2osr.data.images import read_image
 from dp2osr.data.inputs import ImageFile
@@ -139,7 +140,7 @@ class GroupSampler:
         """Raise `NonFiniteSamples` unless all values of a tensor are finite."""
         bad = int((~torch.isfinite(values.flatten(1)).all(1)).sum())
         if bad:
-            precision = next(name for name, dtype in DTYPES.items() if dtype == self.backbone.dtype)
+            precision = precision_of(self.backbone)
             way = "look at the weights" if precision == "no" else f"--mixed_precision {precision} overflows: try bf16 or no"
             raise NonFiniteSamples(
                 f"image '{image_id}': {what} of {bad} of {len(values)} samples are NaN or infinite with {self.controlnet_name}; {way}"
@@ -194,34 +195,47 @@ def check_scheduler(backbone: Backbone, settings: LoopSettings) -> None:
 
 def sampling_record(sampler: GroupSampler, **counts: int | None) -> dict[str, Any]:
     """All that decides the samples, `counts` among it: what a later run with the same folder must have too."""
-    args, vae = sampler.args, sampler.args.pretrained_vae_model_name_or_path
+    args = sampler.args
     return {
-        "model": args.pretrained_model_name_or_path,
-        "model_hash": weights_hash(args.pretrained_model_name_or_path, args.variant, args.revision),
-        "model_files": asdict(sampler.backbone.source) | {"path": None},
-        "variant": args.variant,
-        "revision": args.revision,
-        "vae_hash": weights_hash(vae, part="vae") if vae else None,
-        "tokenizer_hash": vocabulary_hash(sampler.backbone.tokenizer) if args.tokenizer_name else None,
+        **model_record(args, sampler.backbone, sampler.prompts),
         "controlnet": args.controlnet_model_name_or_path,
         "controlnet_hash": weights_hash(args.controlnet_model_name_or_path),
         **strength_record(args),
-        "backbone": sampler.backbone.kind,
         **asdict(sampler.settings),
         **counts,
         "seed": args.seed,
         "upscale": args.upscale,
         "align_method": args.align_method,
-        "prompt_source": sampler.prompts.kind,
-        "prompts": sampler.prompts.fingerprint,
-        "vae_tiling": asdict(sampler.backbone.vae_tiling),
         "max_sequence_length": sampler.backbone.max_sequence_length,
         "negative_prompt": args.negative_prompt if args.guidance_scale > 1 else None,
-        "mixed_precision": next(name for name, dtype in DTYPES.items() if dtype == sampler.backbone.dtype),
         "tf32": computes_in_tf32(sampler.backbone.device),
         "compile": args.compile,
+    }
+
+
+def model_record(args: ModelSettings, backbone: Backbone, prompts: PromptSource) -> dict[str, Any]:
+    """Of a base model and its prompts what decides candidates, whoever has sampled them."""
+    vae = args.pretrained_vae_model_name_or_path
+    return {
+        "model": args.pretrained_model_name_or_path,
+        "model_hash": weights_hash(args.pretrained_model_name_or_path, args.variant, args.revision),
+        "model_files": asdict(backbone.source) | {"path": None},
+        "variant": args.variant,
+        "revision": args.revision,
+        "vae_hash": weights_hash(vae, part="vae") if vae else None,
+        "tokenizer_hash": vocabulary_hash(backbone.tokenizer) if args.tokenizer_name else None,
+        "backbone": backbone.kind,
+        "prompt_source": prompts.kind,
+        "prompts": prompts.fingerprint,
+        "vae_tiling": asdict(backbone.vae_tiling),
+        "mixed_precision": precision_of(backbone),
         "versions": {name: versions()[name] for name in ("torch", "diffusers")},
     }
+
+
+def precision_of(backbone: Backbone) -> str:
+    """--mixed_precision of a backbone's networks."""
+    return next(name for name, dtype in DTYPES.items() if dtype == backbone.dtype)
 
 
 def earlier_values(args: GenerateSettings | RestoreSettings) -> dict[str, Callable[[], str | None]]:
@@ -232,16 +246,13 @@ def earlier_values(args: GenerateSettings | RestoreSettings) -> dict[str, Callab
         "vae_hash": args.pretrained_vae_model_name_or_path,
     }
     earlier: dict[str, Callable[[], str | None]] = {key: partial(legacy_weights_hash, path) for key, path in paths.items() if path}
-    if args.policy_strength == 1:
-        earlier["policy_strength"] = lambda: None
-    for name, off in LEVERS_OFF.items():  # from before there were levers
-        if getattr(args, name) == off:
-            earlier[name] = lambda: None
-    if args.max_sequence_length in (None, 512):
-        earlier["max_sequence_length"] = lambda: None
-    if not torch.backends.cuda.matmul.allow_tf32:
-        earlier["tf32"] = lambda: None
-    return earlier
+    not_there_yet = {
+        "policy_strength": args.policy_strength == 1,
+        **{name: getattr(args, name) == off for name, off in LEVERS_OFF.items()},
+        "max_sequence_length": args.max_sequence_length in (None, 512),
+        "tf32": not torch.backends.cuda.matmul.allow_tf32,
+    }
+    return earlier | {key: lambda: None for key, does_nothing in not_there_yet.items() if does_nothing}
 
 
 def settings_not_compared(sampler: GroupSampler) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from dp2osr.files import clear_parts
 from dp2osr.locks import Locks
 from dp2osr.results import Results
 from dp2osr.sampling.progress import summary
-from dp2osr.sampling.restore import Chooser, Restoration, check_names, image_names, read_inputs, result_of
+from dp2osr.sampling.restore import Chooser, Restoration, check_names, read_inputs, result_of
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.settings import RestoreSettings
 from dp2osr.sampling.strength import load_controlnet
@@ -144,7 +144,7 @@ class Strips:
 
     def pictures_of(self, file: ImageFile) -> dict[str, list[Path]]:
         """{title: paths of the images that a ControlNet gave}."""
-        return {label: [run.output / name for name in image_names(file, run.args, run.chooser)] for label, run in self.runs.items()}
+        return {label: [run.output / name for name in run.image_names(file)] for label, run in self.runs.items()}
 
     def strip(self, file: ImageFile) -> Image.Image:
         """The picture of one image."""

@@ -31,10 +31,10 @@ class Speed:
     reused: float = 1.0  # of a pass's seconds, where what steers it is that of an earlier step
     forecast: float = 1.0  # where the network's blocks are forecast
 
-    def seconds(self, work: Work, steps: float, count: int, encodes_control: bool, save_images: bool = True) -> float:
-        """Of `count` samples of one image, whose steps are as much work as `steps` of the dearest ones, all samples together."""
+    def seconds(self, work: Work, steps: float, encodes_control: bool, save_images: bool) -> float:
+        """Of the samples of one image, whose steps are as much work as `steps` of the dearest ones, all samples together."""
         seconds = steps * work.tiles * math.prod(work.tile) * self.latent_pixel
-        decoded = count if save_images else 0
+        decoded = work.count if save_images else 0
         coded = (decoded + (0.6 if encodes_control else 0)) * work.decode_tiles  # an encoder takes a little more than half of a decoder
         seconds += coded * math.prod(work.decode_tile) * (math.prod(work.padded) / math.prod(work.latent[1:])) * self.decoded_pixel
         return seconds + decoded * math.prod(work.asked) * self.finished_pixel
@@ -73,45 +73,32 @@ def inputs_of_a_pass(backbone: Backbone, settings: LoopSettings, tile: tuple[int
     return inputs
 
 
-@torch.no_grad()
-def seconds_a_pass(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, tile: tuple[int, int], together: int) -> float:
-    """Of one `predict` for `together` samples on a tile of (h, w) latents, after a warm-up."""
-    inputs = inputs_of_a_pass(backbone, settings, tile)
-
-    def call(count: int) -> None:
-        backbone.predict([controlnet], *inputs(count), control_scale=settings.control_scale)
-
-    return probe(partial(call, 1), partial(call, together), together)
-
-
-@torch.no_grad()
-def share_of_reuse(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, tile: tuple[int, int]) -> float:
+def share_of_reuse(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, inputs: PassInputs) -> float:
     """Seconds of a pass that reuses what steers it over those of a whole one, for one sample; the networks are warm."""
-    noisy, time, prompt, control = inputs_of_a_pass(backbone, settings, tile)(1)
-    features = backbone.steer(controlnet, noisy, time, prompt, control, settings.control_scale)
-    whole = seconds_of(lambda: backbone.predict([controlnet], noisy, time, prompt, control, settings.control_scale))
+    noisy, time, prompt, _ = inputs
+    features = backbone.steer(controlnet, *inputs, settings.control_scale)
+    whole = seconds_of(lambda: backbone.predict([controlnet], *inputs, settings.control_scale))
     return min(1.0, seconds_of(lambda: backbone.denoise(noisy, time, prompt, features)) / whole)
 
 
-@torch.no_grad()
-def share_of_forecast(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, tile: tuple[int, int]) -> float:
-    """Seconds of a pass whose blocks are forecast over those of a whole one, for one sample; the networks are warm."""
-    inputs = inputs_of_a_pass(backbone, settings, tile)(1)
-
-    def call() -> None:
-        backbone.predict([controlnet], *inputs, control_scale=settings.control_scale)
-
+def share_of_forecast(backbone: Backbone, predict: Callable[[], object]) -> float:
+    """Seconds of a pass, `predict`, whose blocks are forecast over those of a whole one; the networks are warm."""
     with forecasting(backbone.denoiser, *FORECAST_THIRD):
-        whole, _, forecast = (seconds_of(call) for _ in range(3))
+        whole, _, forecast = (seconds_of(predict) for _ in range(3))
     return min(1.0, forecast / whole)
 
 
 @torch.no_grad()
 def measure_speed(backbone: Backbone, controlnet: torch.nn.Module, settings: LoopSettings, work: Work, align_method: str) -> Speed:
     """The `Speed` by one pass over a tile of `work`, the decoding of a small image and its colour fix."""
-    network = seconds_a_pass(backbone, controlnet, settings, work.tile, work.together)
-    reused = share_of_reuse(backbone, controlnet, settings, work.tile) if settings.cache_interval > 1 else 1.0
-    forecast = share_of_forecast(backbone, controlnet, settings, work.tile) if settings.taylorseer_interval > 1 else 1.0
+    inputs = inputs_of_a_pass(backbone, settings, work.tile)
+
+    def predict(count: int) -> None:
+        backbone.predict([controlnet], *inputs(count), control_scale=settings.control_scale)
+
+    network = probe(partial(predict, 1), partial(predict, work.together), work.together)
+    reused = share_of_reuse(backbone, controlnet, settings, inputs(1)) if settings.cache_interval > 1 else 1.0
+    forecast = share_of_forecast(backbone, partial(predict, 1)) if settings.taylorseer_interval > 1 else 1.0
     side = min(backbone.native_size // backbone.vae_scale, *work.decode_tile)
     generator = torch.Generator().manual_seed(0)
     latents = torch.randn((1, backbone.latent_channels, side, side), generator=generator)

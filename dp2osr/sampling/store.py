@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors import safe_open
 
-from dp2osr.data.images import read_image
+from dp2osr.data.images import read_image, tensor_to_pil
 from dp2osr.data.inputs import ImageFile
 from dp2osr.digests import learn_digests
 from dp2osr.errors import UserError, listed
@@ -239,8 +240,6 @@ class CandidateStore:
 
         `made_of` says what its input is: {"image": SHA-256 of the LR image's file}.
         """
-        from dp2osr.data.images import tensor_to_pil
-
         about = {"image_id": group.image_id, "prompt": group.prompt, "seeds": group.seeds, "upscale": group.upscale}
 
         def fill(folder: Path) -> None:
@@ -269,8 +268,6 @@ class CandidateStore:
 
     def read_tensors(self, image_id: str, name: str, rows: Sequence[int] | None = None) -> dict[str, torch.Tensor]:
         """The tensors of a group's `latents` or `prompt` file, or these `rows` of each; UserError if it is missing or broken."""
-        from safetensors import safe_open
-
         path = self.groups / image_id / f"{name}.safetensors"
         try:
             with safe_open(path, "pt") as file:

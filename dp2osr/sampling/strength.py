@@ -3,25 +3,21 @@
 θ = θ_base + S · (θ_policy − θ_base). S = 0 is the base, 1 the policy; above 1 goes on in the direction of the training.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any
 
 import torch
 
+from dp2osr.backbones.base import Backbone
 from dp2osr.backbones.loading import cast
 from dp2osr.errors import UserError
 from dp2osr.files import read_json
 from dp2osr.provenance import legacy_weights_hash, weights_hash
-
-if TYPE_CHECKING:
-    from dp2osr.backbones.base import Backbone
-    from dp2osr.sampling.settings import SamplingSettings
+from dp2osr.sampling.settings import SamplingSettings
 
 FLAG = "--base_controlnet_model_name_or_path"
-Tensors: TypeAlias = "dict[str, torch.Tensor]"
+Tensors = dict[str, torch.Tensor]
 
 
 def load_controlnet(args: SamplingSettings, backbone: Backbone, expected: dict[str, int | None]) -> torch.nn.Module:
@@ -37,7 +33,8 @@ def load_controlnet(args: SamplingSettings, backbone: Backbone, expected: dict[s
     if base_path is None:
         return backbone.load_controlnet(args.controlnet_model_name_or_path, **expected)
     policy, base = load_both(args, base_path, backbone, expected)
-    return cast(blended(policy, base, args.policy_strength), backbone.dtype)
+    blend_into(policy, policy.state_dict(), base.state_dict(), args.policy_strength)
+    return cast(policy, backbone.dtype)
 
 
 def load_both(
@@ -70,12 +67,6 @@ class Knob:
     def turn(self, network: torch.nn.Module, strength: float) -> None:
         """Give `network` the weights that `load_controlnet` gives with this --policy_strength."""
         blend_into(network, self.policy, self.base, strength)
-
-
-def blended(policy: torch.nn.Module, base: torch.nn.Module, strength: float) -> torch.nn.Module:
-    """`policy` with its weights set to base + strength · (policy − base)."""
-    blend_into(policy, policy.state_dict(), base.state_dict(), strength)
-    return policy
 
 
 @torch.no_grad()
