@@ -1,6 +1,5 @@
 """Where a policy changed the base's images, from two candidate folders to a figure, a table and a few sentences."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -50,9 +49,9 @@ def run_locality(args):
     decoders = [load_decoder(store.settings) for store in (base, policy)]
     changes = []
     for image_id in tqdm(ids, desc="compare", unit="image"):
-        groups = [store.read(image_id) for store in (base, policy)]
+        groups = [store.read(image_id, range(count)) for store in (base, policy)]
         images = [
-            decode_group(decoder, _first(group, count), store.settings["align_method"])
+            decode_group(decoder, group, store.settings["align_method"])
             for decoder, group, store in zip(decoders, groups, (base, policy), strict=True)
         ]
         gt = pil_to_tensor(read_gt(gt_paths[image_id], groups[0]))
@@ -77,11 +76,6 @@ def run_locality(args):
         draw(changes, output, args.num_shown)
     print(f"\n{text}\n\nfiles: {output}/fig6.png, fig6.svg, locality.md, locality.csv, settings.json")
     return found
-
-
-def _first(group, count):
-    """A group with its first `count` candidates."""
-    return replace(group, latents=group.latents[:count])
 
 
 def draw(changes, output, count):
