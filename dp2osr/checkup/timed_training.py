@@ -15,8 +15,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dp2osr.checkup.cases import Case
 from dp2osr.checkup.findings import NOTE, Findings, is_lost
-from dp2osr.checkup.machine import TimeLimit, held, peak_memory, seconds_of
-from dp2osr.device import DTYPES
+from dp2osr.checkup.machine import TimeLimit, counted_peak, gigabytes_above, held
+from dp2osr.device import DTYPES, seconds_of, wait_for_device
 from dp2osr.planning.preference_cost import plan_training
 from dp2osr.preference.groups import PreferenceGroup
 from dp2osr.training.gradient import GradientSum
@@ -153,14 +153,15 @@ def measure_training(case: Case, precision: str, device: torch.device, settings:
     repeated = compare_gradients(model)
     skipped = [model.update()]  # the optimizer's moments are there from now on
     times: list[tuple[float, float]] = []
-    with peak_memory(device) as peak:
+    wait_for_device(device)
+    with counted_peak(device) as peak:
         while not times or len(times) < settings.repeats and limit.left > sum(times[-1]):
-            visits = seconds_of(lambda: model.visits(len(times) + 1, model.groups), device)
-            times.append((visits, seconds_of(lambda: skipped.append(model.update()), device)))
+            visits = seconds_of(lambda: model.visits(len(times) + 1, model.groups))
+            times.append((visits, seconds_of(lambda: skipped.append(model.update()))))
     found = {
         "visit, s": min(visits for visits, _ in times) / len(model.groups),
         "optimizer, s": min(update for _, update in times),
-        "peak, GB": None if peak.bytes is None else (peak.bytes - model.held_before) / 1e9,
+        "peak, GB": gigabytes_above(peak, model.held_before),
         "planned, GB": None,
         "margin at step 0": f"{margin:.2g}" + ("" if abs(margin) <= LARGEST_MARGIN else f", above {LARGEST_MARGIN:g}"),
         "the same visit twice": repeated,
