@@ -27,13 +27,7 @@ Run = Callable[[int, int], object]  # (denoising steps, candidates together)
 
 
 class SampledModel:
-    """A model that is ready to sample one image of its own size.
-
-    Args:
-        case: the `Case`.
-        precision: a key of `DTYPES`.
-        device: where it samples.
-    """
+    """A model that is ready to sample one image of its own size; `precision`: a key of `DTYPES`."""
 
     def __init__(self, case: Case, precision: str, device: torch.device) -> None:
         self.precision, self.device = precision, device
