@@ -13,7 +13,7 @@ from dp2osr.data.inputs import find_gt
 from dp2osr.errors import UserError
 from dp2osr.evaluation import plots
 from dp2osr.evaluation.methods import parse_candidates, read_gt
-from dp2osr.evaluation.pictures import detail_window
+from dp2osr.evaluation.pictures import detail_window, evenly_over
 from dp2osr.evaluation.tables import csv_text, interval, markdown
 from dp2osr.files import write_json, write_text
 from dp2osr.outputs import check_output
@@ -81,7 +81,7 @@ def run_locality(args):
 def draw(changes, output, count):
     """LR, base, policy, GT, the change and the base's spread over seeds, of `count` images evenly over how much they changed."""
     order = np.argsort([-image.maps["change"].mean() for image in changes])
-    chosen = [changes[index] for index in order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]]
+    chosen = [changes[index] for index in evenly_over(order, count)]
     windows = [_window(image) for image in chosen]
     white = [max(np.percentile(np.concatenate([window[place].ravel() for window in windows]), 99.5), 1e-6) for place in (4, 5)]
     titles = ["LR", "base", "policy", "GT", f"|policy − base|, white {white[0]:.3f}", f"over seeds, white {white[1]:.3f}"]
