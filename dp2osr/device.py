@@ -1,14 +1,18 @@
-"""Where a program computes, and in which precision."""
+"""Where a program computes, what it takes there, and in which precision."""
 
 import contextlib
 import ctypes
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
+from threading import Event, Thread
+from types import SimpleNamespace
 from unittest import mock
 
+import psutil
 import torch
 
 from dp2osr.errors import UserError
@@ -16,6 +20,7 @@ from dp2osr.errors import UserError
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 KEPT_BYTES = 2**31 - 1  # the largest int
+SAMPLED_EVERY = 0.002  # seconds between two looks at a process's size; what holds many megabytes fills them for longer
 
 
 def compute_device() -> torch.device:
@@ -43,6 +48,23 @@ def check_compiler(device: str | torch.device) -> None:
         raise UserError("--compile: needs a C++ compiler on a CPU (Debian: apt install g++ python3-dev); leave it out, or install one")
 
 
+# -- time --------------------------------------------------------------------------------------------------------------
+
+
+def wait_for_device(device: torch.device | None = None) -> None:
+    """Return when all that was begun on the device, by default the accelerator, is done; at once on a CPU."""
+    if torch.accelerator.is_available() and (device is None or device.type != "cpu"):
+        torch.accelerator.synchronize()
+
+
+def seconds_of(function: Callable[[], object]) -> float:
+    """Seconds of one call, until the accelerator has done it; what was begun before counts too."""
+    started = time.perf_counter()
+    function()
+    wait_for_device()
+    return time.perf_counter() - started
+
+
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
@@ -63,10 +85,42 @@ def give_back_cached() -> None:
         torch.accelerator.empty_cache()
 
 
-def wait_for_device() -> None:
-    """Return when all that was begun on the accelerator is done; at once without one."""
-    if torch.accelerator.is_available():
-        torch.accelerator.synchronize()
+def held_bytes(device: str | torch.device) -> int:
+    """Bytes of all tensors on a device with memory of its own; else those of the process, without what was freed."""
+    if has_own_memory(device):
+        return torch.accelerator.memory_allocated(device)
+    with contextlib.suppress(OSError, AttributeError):  # glibc may keep what was freed; other libraries do not have this
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    return psutil.Process().memory_info().rss
+
+
+@contextlib.contextmanager
+def peak_memory(device: str | torch.device) -> Iterator[SimpleNamespace]:
+    """Within, the most that `held_bytes` would say: `bytes` of what is yielded, after the end.
+
+    Without memory of the device's own the process's size is looked at all the time: not tensors alone, but also the buffers of
+    convolutions, the arrays of a user's own metric, and what a first call sets up.
+    """
+    found = SimpleNamespace(bytes=held_bytes(device))
+    if has_own_memory(device):
+        torch.accelerator.reset_peak_memory_stats(device)
+        yield found
+        found.bytes = torch.accelerator.max_memory_allocated(device)
+        return
+    process, ended = psutil.Process(), Event()
+
+    def watch() -> None:
+        while not ended.wait(SAMPLED_EVERY):
+            found.bytes = max(found.bytes, process.memory_info().rss)
+
+    watcher = Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield found
+    finally:
+        ended.set()
+        watcher.join()
+        found.bytes = max(found.bytes, process.memory_info().rss)
 
 
 def keep_freed_memory() -> None:

@@ -93,11 +93,17 @@ def norms_in_float32() -> Iterator[None]:
         yield
 
 
-def measure(function: Callable[[], object], known: Iterable[torch.Tensor] = ()) -> Cost:
-    """The `Cost` of calling `function`; call within a `FakeTensorMode`. It is called twice: the counter of FLOPs keeps tensors alive."""
+def measure(function: Callable[[], object], known: Iterable[torch.Tensor] = (), with_flops: bool = True) -> Cost:
+    """The `Cost` of calling `function`; call within a `FakeTensorMode`.
+
+    Args:
+        with_flops: count them too, for which it is called a second time: the counter keeps tensors alive.
+    """
     memory = PeakMemory(known)
     with memory:
         function()
+    if not with_flops:
+        return Cost(0.0, memory.peak)
     with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         function()
     return Cost(counter.get_total_flops(), memory.peak)

@@ -69,18 +69,18 @@ def parts_of_outsider(
     The pool sets the scale. With min-max nothing is clipped: below 0 means worse than every candidate of every method.
 
     Args:
-        outsider: {metric: (G,) raw}.
+        outsider: {metric: raw}, (G,) or, of several images, (G, S).
         scores: {method: {metric: (G, M) raw}}, the pool.
         gt_scores: as of `pooled_parts`; they bound the outsider too.
 
     Returns:
-        {metric: (G,)}, summing to the outsider's reward.
+        {metric: array of that shape}, summing to the outsider's reward.
     """
     pool = {spec.name: np.concatenate([scores[method][spec.name] for method in scores], axis=1) for spec in config.metrics}
     shares = reward_shares(pool, lower_better, config, gt_scores)
-    alone = bounded({name: outsider[name][:, None] for name in pool}, lower_better, config, gt_scores)
+    alone = bounded({name: outsider[name].reshape(len(pool[name]), -1) for name in pool}, lower_better, config, gt_scores)
     return {
-        name: shares[name] * normalise(alone[name], lower_better[name], config.normalise, values)[:, 0]
+        name: (shares[name] * normalise(alone[name], lower_better[name], config.normalise, values)).reshape(outsider[name].shape)
         for name, values in bounded(pool, lower_better, config, gt_scores).items()
     }
 

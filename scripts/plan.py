@@ -122,7 +122,9 @@ def main():
     for name in ("utilisation", "training_utilisation"):
         if (getattr(args, name) or 0) > 1:
             raise UserError(f"--{name} {getattr(args, name)}: is a share, at most 1")
+    from dp2osr.planning.hardware import Machine
     from dp2osr.planning.plan_tables import print_fits, print_plan
+    from dp2osr.planning.stages import scoring_seconds
 
     folder = Path(args.settings)
     model, count, lr_size = model_of(args)
@@ -132,7 +134,10 @@ def main():
         print_fits(model, training, baseline, [(gpus, size) for size in SIZES for gpus in COUNTS])
         return
     print(f"{count:,} LR images of {lr_size[0]} × {lr_size[1]}", end=", ")
-    print_plan(args, model, count, training, baseline, metrics_of(folder / "label.yaml"), validation_images(args, training))
+    machine = Machine(args.num_gpus, args.gpu_memory, args.tflops, args.gpus_per_node, args.interconnect, args.network)
+    metrics, utilisation = metrics_of(folder / "label.yaml"), {"sampling": args.utilisation, "training": args.training_utilisation}
+    scoring = scoring_seconds(metrics, args.tflops, args.scoring_seconds)
+    print_plan(model, machine, count, training, baseline, scoring, metrics, validation_images(args, training), utilisation)
 
 
 if __name__ == "__main__":

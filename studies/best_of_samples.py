@@ -8,10 +8,12 @@ The choice is by a reward that needs no GT, as `--keep best` makes it. Metrics o
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from dp2osr.cli import Settings, parse
 from dp2osr.errors import UserError, run
 from dp2osr.evaluation.methods import parse_candidates
+from dp2osr.evaluation.tables import interval, markdown
 from dp2osr.rewards.config import load_reward_config
 from dp2osr.rewards.reward import hybrid_reward
 from dp2osr.rewards.table import read_scores, scores_path
@@ -36,19 +38,19 @@ def main():
     if any(list(table.image_ids) != list(base.image_ids) for table in tables.values()):
         raise UserError("--candidates: not of the same images")
     weights = bootstrap_weights(photographs_of(base.image_ids), 2000, 0)
-    print(f"| metric | {' | '.join(f'{name}, {what}' for name in tables for what in ('one sample', 'the best'))} |")
-    print("|---" * (1 + 2 * len(tables)) + "|")
+    best = {name: hybrid_reward(table.scores, table.lower_better, config).argmax(axis=1) for name, table in tables.items()}
+    rows = []
     for metric, lower in base.lower_better.items():
+        chooses = " (chooses)" if metric in [spec.name for spec in config.metrics] else ""
+        row = {"metric": f"{metric} {'↓' if lower else '↑'}{chooses}"}
         sign, unit = -1 if lower else 1, spread(base.scores[metric])
-        cells = []
-        for table in tables.values():
-            best = hybrid_reward(table.scores, table.lower_better, config).argmax(axis=1)
+        for name, table in tables.items():
             values = table.scores[metric]
-            for of_images in (values.mean(axis=1), values[np.arange(len(values)), best]):
+            for what, of_images in (("one sample", values.mean(axis=1)), ("the best", values[np.arange(len(values)), best[name]])):
                 change = ratio_of_means(sign * (of_images - base.scores[metric].mean(axis=1)), unit, weights)
-                cells.append(f"{of_images.mean():.3f} ({change.value:+.2f} [{change.low:+.2f}, {change.high:+.2f}])")
-        chosen = " (chooses)" if metric in [spec.name for spec in config.metrics] else ""
-        print(f"| {metric} {'↓' if lower else '↑'}{chosen} | {' | '.join(cells)} |")
+                row[f"{name}, {what}"] = f"{of_images.mean():.3f} ({interval(change, signed=True)})"
+        rows.append(row)
+    print(markdown(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":

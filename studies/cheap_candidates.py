@@ -68,7 +68,9 @@ def main():
 
 def orders_and_spreads(tables, shared, config, args):
     """Kendall's τ with the dear rewards, the mean reward beside theirs, and the spread within a group beside theirs, as Markdown."""
-    from dp2osr.evaluation.tables import interval
+    import pandas as pd
+
+    from dp2osr.evaluation.tables import interval, markdown
 
     scores = {name: scores_of(table, shared, args.num_candidates) for name, table in tables.items()}
     dear, *others = scores
@@ -76,12 +78,7 @@ def orders_and_spreads(tables, shared, config, args):
     of_gt = {name: values[rows(tables[dear], shared)] for name, values in tables[dear].gt_scores.items()}
     weights = stats.bootstrap_weights(stats.photographs_of(shared), args.bootstrap, seed=0)
     own = {name: hybrid_reward(values, lower, config, of_gt) for name, values in scores.items()}
-    lines = [
-        f"{len(shared)} images in common × {args.num_candidates} candidates",
-        "",
-        "| candidates | τ | mean reward, σ | spread |",
-        "|---|---|---|---|",
-    ]
+    found = []
     for name in others:
         order = np.array([kendalltau(*pair).statistic for pair in zip(own[dear], own[name], strict=True)])
         tau = stats.ratio_of_means(order, np.ones(len(order)), weights)
@@ -89,25 +86,24 @@ def orders_and_spreads(tables, shared, config, args):
         pooled = {key: sum(of_metrics.values()) for key, of_metrics in parts.items()}
         level = stats.gain(pooled[name], pooled[dear], weights)
         width = stats.ratio_of_means(stats.spread(pooled[name]), stats.spread(pooled[dear]), weights)
-        lines.append(f"| {name} | {interval(tau)} | {interval(level, signed=True)} | {interval(width)} |")
-    return "\n".join(lines)
+        cells = {"τ": interval(tau), "mean reward, σ": interval(level, signed=True), "spread": interval(width)}
+        found.append({"candidates": name} | cells)
+    return f"{len(shared)} images in common × {args.num_candidates} candidates\n\n{markdown(pd.DataFrame(found))}"
 
 
 def denoising_errors(stores, tables, images, config, args):
     """The base's mean squared error on winners and on losers at each range of noise, beside its error on the dear ones, as Markdown."""
+    import pandas as pd
+
+    from dp2osr.backbones import load_backbone
+    from dp2osr.evaluation.tables import markdown
     from dp2osr.preference.groups import PreferenceGroups
 
-    columns = [f"{low:g} to {high:g}" for low, high in RANGES]
-    lines = [
-        f"{len(images)} groups, N = {args.top_n}",
-        "",
-        f"| candidates | | {' | '.join(columns)} |",
-        "|---|---" + "|---" * len(RANGES) + "|",
-    ]
-    backbone, controlnet, dear = None, None, None
+    base = next(iter(stores.values())).settings
+    backbone = load_backbone(base["model"])
+    controlnet = backbone.load_controlnet(base["controlnet"]).requires_grad_(False)
+    rows, dear = [], None
     for name, store in stores.items():
-        if backbone is None:
-            backbone, controlnet = load_base(store.settings)
         groups = PreferenceGroups(store, tables[name], config, args.num_candidates, args.top_n)
         errors = np.array(
             [
@@ -118,17 +114,9 @@ def denoising_errors(stores, tables, images, config, args):
         ).mean(axis=0)  # (ranges, 2)
         dear = errors if dear is None else dear
         for place, of in enumerate(("winners", "losers")):
-            cells = [f"{value:.4f} ({value / first:.2f})" for value, first in zip(errors[:, place], dear[:, place], strict=True)]
-            lines.append(f"| {name} | {of} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def load_base(settings):
-    """(backbone, ControlNet) that a store was sampled with."""
-    from dp2osr.backbones import load_backbone
-
-    backbone = load_backbone(settings["model"])
-    return backbone, backbone.load_controlnet(settings["controlnet"]).requires_grad_(False)
+            rows.append([name, of, *(f"{error:.4f} ({error / first:.2f})" for error, first in zip(errors[:, place], dear[:, place]))])
+    columns = ["candidates", "", *(f"{low:g} to {high:g}" for low, high in RANGES)]
+    return f"{len(images)} groups, N = {args.top_n}\n\n{markdown(pd.DataFrame(rows, columns=columns))}"
 
 
 def errors_of(backbone, controlnet, group):

@@ -1,13 +1,10 @@
 """The training of `studies/tune_decoder.py`."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -20,9 +17,7 @@ from dp2osr.device import compute_device, set_tf32
 from dp2osr.files import save_model, write_text
 from dp2osr.outputs import check_output
 from dp2osr.rewards.perceptual import dists_form, lpips_form
-
-if TYPE_CHECKING:
-    from studies.tune_decoder import DecoderSettings
+from studies.settings import DecoderSettings
 
 REPORT = 10.0  # seconds between two lines
 WARM_UP = 100  # steps
@@ -53,6 +48,7 @@ class DecoderTrainer:
 
     def __init__(self, args: DecoderSettings) -> None:
         from diffusers import AutoencoderKL
+        from diffusers.training_utils import EMAModel
 
         self.args, self.device, self.output = args, compute_device(), Path(args.output_dir)
         set_tf32(self.device, False)
@@ -61,7 +57,7 @@ class DecoderTrainer:
         self.vae = AutoencoderKL.from_pretrained(args.vae, torch_dtype=torch.float32).to(self.device).requires_grad_(False)
         self.crops = read_crops(args).to(self.device)
         self.parameters = list(self.vae.decoder.requires_grad_(True).parameters())
-        self.mean = [parameter.detach().clone() for parameter in self.parameters]
+        self.mean = EMAModel(self.parameters, decay=args.ema_decay, foreach=True)
         self.judges = {"lpips": (args.perceptual_weight, lpips_form()), "dists": (args.texture_weight, dists_form())}
         for _, judge in self.judges.values():
             judge.to(self.device).requires_grad_(False)
@@ -83,10 +79,9 @@ class DecoderTrainer:
                 self.save("vae_without_discriminator")
             weight = min(1.0, (share - args.discriminator_from) / 0.1) * args.discriminator_weight if adversarial else 0.0
             parts = self.step(weight, adversarial)
-            with torch.no_grad():
-                torch._foreach_lerp_(self.mean, self.parameters, 1 - min(args.ema_decay, (1 + step) / (10 + step)))
-                for name, part in parts.items():
-                    sums[name] = 0.95 * sums.get(name, part.detach()) + 0.05 * part.detach()
+            self.mean.step(self.parameters)
+            for name, part in parts.items():
+                sums[name] = 0.95 * sums.get(name, part.detach()) + 0.05 * part.detach()
             step += 1
             if time.time() - started > said + REPORT:
                 said = time.time() - started
@@ -123,13 +118,12 @@ class DecoderTrainer:
             of_critic.step()
         return parts
 
-    @torch.no_grad()
     def save(self, name: str) -> None:
         """The autoencoder in fp16, with the mean of its decoder's weights."""
-        trained = [parameter.detach().clone() for parameter in self.parameters]
-        torch._foreach_copy_(self.parameters, self.mean)
+        self.mean.store(self.parameters)
+        self.mean.copy_to(self.parameters)
         save_model(deepcopy(self.vae).half(), self.output / name)
-        torch._foreach_copy_(self.parameters, trained)
+        self.mean.restore(self.parameters)
 
 
 def tune_decoder(args: DecoderSettings) -> None:

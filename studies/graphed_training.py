@@ -1,24 +1,18 @@
 """The loop of `studies/train_on_gpu.py`."""
 
-from __future__ import annotations
-
 import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 
 from dp2osr.errors import UserError
 from dp2osr.files import write_text
 from dp2osr.training.baseline import BaselineTrainer
-from dp2osr.training.pool import LatentPool, encode_pool
+from dp2osr.training.pool import Batch, LatentPool, encode_pool
 from dp2osr.training.regression import Regression
-
-if TYPE_CHECKING:
-    from dp2osr.training.pool import Batch
-    from studies.train_on_gpu import GpuTrainingSettings
+from studies.settings import GpuTrainingSettings
 
 TIMESTEPS = 2**18  # drawn once; a step takes some of them
 REPORT = 10.0  # seconds between two lines

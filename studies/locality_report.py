@@ -1,6 +1,5 @@
 """Where a policy changed the base's images, from two candidate folders to a figure, a table and a few sentences."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from dp2osr.data.inputs import find_gt
 from dp2osr.errors import UserError
 from dp2osr.evaluation import plots
 from dp2osr.evaluation.methods import parse_candidates, read_gt
-from dp2osr.evaluation.pictures import detail_window
+from dp2osr.evaluation.pictures import detail_window, evenly_over
 from dp2osr.evaluation.tables import csv_text, interval, markdown
 from dp2osr.files import write_json, write_text
 from dp2osr.outputs import check_output
@@ -50,9 +49,9 @@ def run_locality(args):
     decoders = [load_decoder(store.settings) for store in (base, policy)]
     changes = []
     for image_id in tqdm(ids, desc="compare", unit="image"):
-        groups = [store.read(image_id) for store in (base, policy)]
+        groups = [store.read(image_id, range(count)) for store in (base, policy)]
         images = [
-            decode_group(decoder, _first(group, count), store.settings["align_method"])
+            decode_group(decoder, group, store.settings["align_method"])
             for decoder, group, store in zip(decoders, groups, (base, policy), strict=True)
         ]
         gt = pil_to_tensor(read_gt(gt_paths[image_id], groups[0]))
@@ -79,15 +78,10 @@ def run_locality(args):
     return found
 
 
-def _first(group, count):
-    """A group with its first `count` candidates."""
-    return replace(group, latents=group.latents[:count])
-
-
 def draw(changes, output, count):
     """LR, base, policy, GT, the change and the base's spread over seeds, of `count` images evenly over how much they changed."""
     order = np.argsort([-image.maps["change"].mean() for image in changes])
-    chosen = [changes[index] for index in order[np.unique(np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int))]]
+    chosen = [changes[index] for index in evenly_over(order, count)]
     windows = [_window(image) for image in chosen]
     white = [max(np.percentile(np.concatenate([window[place].ravel() for window in windows]), 99.5), 1e-6) for place in (4, 5)]
     titles = ["LR", "base", "policy", "GT", f"|policy − base|, white {white[0]:.3f}", f"over seeds, white {white[1]:.3f}"]

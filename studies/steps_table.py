@@ -1,11 +1,8 @@
 """The table of `studies/steps.py`: samples of models at several numbers of steps, scored beside bicubic and GT."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,9 +21,7 @@ from dp2osr.rewards.config import MetricSpec, load_reward_config
 from dp2osr.rewards.metrics import MetricSuite
 from dp2osr.sampling.sampler import GroupSampler
 from dp2osr.sampling.settings import GenerateSettings
-
-if TYPE_CHECKING:
-    from studies.steps import StepsSettings
+from studies.settings import StepsSettings
 
 SHOWN = 8  # images on the sheet
 

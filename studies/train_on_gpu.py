@@ -7,26 +7,9 @@ flags are those of `scripts/train_controlnet.py`, but for three things: the rate
 encoders stay as they are, and crops in the pool are replaced by new ones all the time. It cannot be resumed. On a CPU there is no graph.
 """
 
-from dataclasses import dataclass
-
 from dp2osr.cli import parse
 from dp2osr.errors import run
-from dp2osr.fields import Count, Natural, Positive
-from dp2osr.training.baseline_settings import BaselineSettings
-
-
-@dataclass(kw_only=True)
-class GpuTrainingSettings(BaselineSettings):
-    """A baseline's settings, and how long to train; `max_train_steps`, `lr_scheduler` and checkpoints are not read."""
-
-    minutes: Positive = 6.0
-    """Training time, from the first step on."""
-    snapshots: Natural = 4
-    """Models kept from along the way, evenly over the time."""
-    fresh: Count = 16
-    """Crops of the pool that are replaced by new ones at a time."""
-    refresh_every: Count = 4
-    """Steps between these times."""
+from studies.settings import GpuTrainingSettings
 
 
 def main():

@@ -90,10 +90,9 @@ def test_memory_and_time_are_asked_of_any_accelerator(accelerator):
     seconds_of(lambda: None)
     devices.give_back_cached()
     assert accelerator.asked == ["synchronize", "empty_cache"]
-    batches = Batches(8, device, memory_limit=1.0)
-    with batches._peak() as peak:
+    with devices.peak_memory(device) as peak:
         pass
-    assert peak.bytes == 7 and batches._held() == 10
+    assert peak.bytes == 17 and devices.held_bytes(device) == 10
 
 
 def test_the_memory_of_mps_is_the_hosts(monkeypatch, sd2):

@@ -13,7 +13,7 @@ from dp2osr.backbones.loading import ModelSource, cast
 from dp2osr.cli import parse
 from dp2osr.device import DTYPES
 from dp2osr.places import CONFIGS, ROOT
-from dp2osr.planning.models import BlankTokenizer, ConfigSource, read_published
+from dp2osr.planning.models import ConfigSource, read_published
 from dp2osr.planning.stages import PlannedModel
 from dp2osr.sampling.defaults import with_defaults
 from dp2osr.sampling.settings import GenerateSettings
@@ -26,13 +26,8 @@ class RandomSource(ConfigSource):
 
     device: torch.device = torch.device("cpu")
 
-    def load(self, cls: type[Any], name: str, **options: Any) -> Any:
-        config = self.config(cls, name)
-        if name.startswith("tokenizer"):
-            return BlankTokenizer(config["model_max_length"])
-        if not issubclass(cls, torch.nn.Module):
-            return cls.from_config(config)
-        return random_network(cls, config, self.device, options["torch_dtype"])
+    def network(self, cls: type[Any], config: Any, dtype: Any) -> torch.nn.Module:
+        return random_network(cls, config, self.device, dtype)
 
 
 def random_network(cls: type[Any], config: Any, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:

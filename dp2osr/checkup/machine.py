@@ -1,11 +1,11 @@
-"""The machine that is checked: what it is, its clock and its memory."""
+"""The machine that is checked: what it is, how much time is left, and its memory."""
 
 import gc
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +13,8 @@ from typing import Any
 import psutil
 import torch
 
+from dp2osr.device import give_back_cached, held_bytes, peak_memory, seconds_of, wait_for_device
 from dp2osr.provenance import versions
-from dp2osr.rewards.batches import give_back_freed, highest_resident, resident
 
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
@@ -104,56 +104,35 @@ class TimeLimit:
         return TimeLimit(self.left / max(1, parts))
 
 
-def seconds_of(function: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one call, until the device has done it."""
-    wait_for(device)
-    started = time.perf_counter()
-    function()
-    wait_for(device)
-    return time.perf_counter() - started
-
-
 def least_seconds(function: Callable[[], object], device: torch.device, repeats: int, limit: TimeLimit) -> float:
     """The least of up to `repeats` calls: at least one, another only where the time for it is left."""
-    found = [seconds_of(function, device)]
+    wait_for_device(device)
+    found = [seconds_of(function)]
     while len(found) < repeats and limit.left > found[-1]:
-        found.append(seconds_of(function, device))
+        found.append(seconds_of(function))
     return min(found)
-
-
-def wait_for(device: torch.device) -> None:
-    """Return when the device has done all that was begun."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------
 
 
-def held(device: torch.device) -> int:
-    """Bytes of tensors on the device; on a CPU those of the process."""
-    if device.type == "cpu":
-        give_back_freed()
-        return resident()
-    return _asked(lambda: torch.accelerator.memory_allocated(device)) or 0
+def held(device: torch.device) -> int | None:
+    """`held_bytes`; None where the device does not count."""
+    return _asked(lambda: held_bytes(device))
 
 
-@contextmanager
-def peak_memory(device: torch.device) -> Iterator[SimpleNamespace]:
-    """Within, the most bytes that `held` would say, as `bytes` of what is yielded, after the end; None where the device does not count."""
-    found = SimpleNamespace(bytes=None)
-    if device.type == "cpu":
-        with highest_resident() as highest:
-            yield found
-        found.bytes = highest.bytes
-        return
-    _asked(lambda: torch.accelerator.reset_peak_memory_stats(device))
-    yield found
-    found.bytes = _asked(lambda: torch.accelerator.max_memory_allocated(device)) or None
+def counted_peak(device: torch.device) -> AbstractContextManager[SimpleNamespace]:
+    """`peak_memory`, whose `bytes` are None where the device does not count."""
+    return nullcontext(SimpleNamespace(bytes=None)) if held(device) is None else peak_memory(device)
+
+
+def gigabytes_above(peak: SimpleNamespace, before: int | None) -> float | None:
+    """GB of a peak beside what was `held` before it; None where the device does not count."""
+    return None if peak.bytes is None or before is None else (peak.bytes - before) / 1e9
 
 
 def free_unused(device: torch.device) -> None:
     """Give back the memory of what nobody refers to any more."""
     gc.collect()
     if device.type != "cpu":
-        _asked(torch.accelerator.empty_cache)
+        _asked(give_back_cached)

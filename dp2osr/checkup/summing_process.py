@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from dp2osr.checkup.machine import seconds_of
+from dp2osr.device import seconds_of, wait_for_device
 from dp2osr.errors import end_with_parent
 from dp2osr.training.gradient import GradientSum
 
@@ -33,7 +33,7 @@ def measure_sums(
     numbers = sum(parameter.numel() for parameter in parameters)
     flat = torch.ones(numbers, device=device)
     found: dict[str, dict[str, Any]] = {"backend": {"name": torch.distributed.get_backend()}}
-    found[PLAIN] = repeated(partial(torch.distributed.all_reduce, flat), 4 * numbers, processes, device, repeats)
+    found[PLAIN] = repeated(partial(torch.distributed.all_reduce, flat), 4 * numbers, processes, repeats)
     del flat  # the sums need the room
     for way, dtype in SUMS.items():
 
@@ -44,17 +44,17 @@ def measure_sums(
             gradient.take()
             gradient.give(accelerator)
 
-        found[way] = repeated(add_up, dtype.itemsize * numbers, processes, device, repeats)
-        right = all(bool((parameter.grad == processes).all()) for parameter in parameters)
-        found[way]["right"] = right
+        found[way] = repeated(add_up, dtype.itemsize * numbers, processes, repeats)
+        found[way]["right"] = all(bool((parameter.grad == processes).all()) for parameter in parameters)
     accelerator.wait_for_everyone()
     if rank == 0:
         Path(path).write_text(json.dumps(found))
     torch.distributed.destroy_process_group()
 
 
-def repeated(function: Callable[[], object], size: int, processes: int, device: torch.device, repeats: int) -> dict[str, Any]:
+def repeated(function: Callable[[], object], size: int, processes: int, repeats: int) -> dict[str, Any]:
     """{column: value} of a sum of `size` bytes. GB/s is what NCCL's tests call the bus bandwidth: what each link carries."""
     function()  # connections are made
-    seconds = statistics.median(seconds_of(function, device) for _ in range(repeats))
+    wait_for_device()
+    seconds = statistics.median(seconds_of(function) for _ in range(repeats))
     return {"seconds": seconds, "GB": size / 1e9, "GB/s": 2 * (processes - 1) / processes * size / 1e9 / seconds}

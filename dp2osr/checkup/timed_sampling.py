@@ -12,7 +12,7 @@ from dp2osr.backbones.base import Backbone, Prompt
 from dp2osr.backbones.pipelines import DiffusersSampler
 from dp2osr.checkup.cases import Case, photograph
 from dp2osr.checkup.findings import NOTE, Findings
-from dp2osr.checkup.machine import TimeLimit, held, least_seconds, peak_memory
+from dp2osr.checkup.machine import TimeLimit, counted_peak, gigabytes_above, held, least_seconds
 from dp2osr.device import DTYPES
 from dp2osr.sampling.decode import finish_images
 from dp2osr.sampling.defaults import LoopSettings
@@ -27,13 +27,7 @@ Run = Callable[[int, int], object]  # (denoising steps, candidates together)
 
 
 class SampledModel:
-    """A model that is ready to sample one image of its own size.
-
-    Args:
-        case: the `Case`.
-        precision: a key of `DTYPES`.
-        device: where it samples.
-    """
+    """A model that is ready to sample one image of its own size; `precision`: a key of `DTYPES`."""
 
     def __init__(self, case: Case, precision: str, device: torch.device) -> None:
         self.precision, self.device = precision, device
@@ -97,7 +91,7 @@ def measure_way(built: Built, run: Run, together: int, settings: CheckupSettings
     """{column: value} of one way to sample: what a step takes is the difference of a short run and of one of a single step."""
     model = built()
     run(1, together)  # kernels are chosen, memory is taken
-    with peak_memory(model.device) as peak:
+    with counted_peak(model.device) as peak:
         first = least_seconds(lambda: run(1, together), model.device, settings.repeats, limit.share(4))
         longer = least_seconds(lambda: run(1 + settings.steps, together), model.device, settings.repeats, limit)
     step = max(longer - first, 0.0) / settings.steps
@@ -106,7 +100,7 @@ def measure_way(built: Built, run: Run, together: int, settings: CheckupSettings
         "step, s": step,
         "steps": count,
         "an image, s": (first + (count - 1) * step) / together,
-        "peak, GB": None if peak.bytes is None else (peak.bytes - model.held_before) / 1e9,
+        "peak, GB": gigabytes_above(peak, model.held_before),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,19 +14,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dp2osr.checkup.cases import Case
 from dp2osr.checkup.findings import NOTE, Findings, is_lost
-from dp2osr.checkup.machine import TimeLimit, held, peak_memory, seconds_of
-from dp2osr.device import DTYPES
+from dp2osr.checkup.machine import TimeLimit, counted_peak, gigabytes_above, held
+from dp2osr.device import DTYPES, seconds_of, wait_for_device
 from dp2osr.planning.preference_cost import plan_training
 from dp2osr.preference.groups import PreferenceGroup
-from dp2osr.training.gradient import GradientSum
+from dp2osr.training.gradient import SUM_DTYPES, GradientSum
 from dp2osr.training.objective import STATISTICS, GroupObjective
-from dp2osr.training.reference import in_16_bits
+from dp2osr.training.reference import networks_of
 from dp2osr.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from dp2osr.checkup.settings import CheckupSettings
 
-GRADIENT_SUMS = {"fp32": torch.float32, "fp64": torch.float64}
 ATTENTIONS = {  # what PyTorch may choose of; the next one is tried where the device was lost with the one before
     "without cuDNN's": nullcontext,  # the objective's own choice
     "math alone": lambda: sdpa_kernel(SDPBackend.MATH),
@@ -66,13 +64,7 @@ def settings_of(case: Case, precision: str) -> TrainSettings:
 
 
 class TrainedModel:
-    """Policy, reference, optimizer and two groups of random latents, as a training has them on one GPU.
-
-    Args:
-        case: the `Case`.
-        precision: a key of `DTYPES`.
-        device: where it trains.
-    """
+    """Policy, reference, optimizer and two groups of random latents, as a training has them on one GPU."""
 
     def __init__(self, case: Case, precision: str, device: torch.device) -> None:
         self.held_before = held(device)
@@ -81,13 +73,7 @@ class TrainedModel:
         self.backbone = backbone = case.load(("vae", "denoiser"), precision, device)
         sampled = case.sampling_of(backbone)
         backbone.guidance = float(sampled.guidance_scale or 1)
-        reference = case.controlnet(backbone, torch.float32).requires_grad_(False)
-        self.policy = deepcopy(reference).requires_grad_(True).train()
-        if backbone.dtype != torch.float32:
-            reference, _ = in_16_bits(reference, backbone.dtype)
-        if args.gradient_checkpointing:
-            self.policy.enable_gradient_checkpointing()
-            backbone.denoiser.enable_gradient_checkpointing()
+        self.policy, reference = networks_of(case.controlnet(backbone, torch.float32), args, backbone)
         self.parameters = [parameter for parameter in self.policy.parameters() if parameter.requires_grad]
         self.process = OneProcess(device, precision)
         self.objective = GroupObjective(args, self.process, backbone, self.policy, reference, float(sampled.control_scale or 1))
@@ -106,7 +92,7 @@ class TrainedModel:
 
     def visits(self, step: int, groups: list[PreferenceGroup]) -> torch.Tensor:
         """The passes of these groups, their gradients left in the parameters; their statistics, summed."""
-        gradient = GradientSum(self.parameters, GRADIENT_SUMS[self.args.gradient_sum])
+        gradient = GradientSum(self.parameters, SUM_DTYPES[self.args.gradient_sum])
         statistics = []
         for group in groups:
             statistics.append(self.objective.visit(step, group, 1 / (len(groups) * self.args.top_n**2)))
@@ -153,14 +139,15 @@ def measure_training(case: Case, precision: str, device: torch.device, settings:
     repeated = compare_gradients(model)
     skipped = [model.update()]  # the optimizer's moments are there from now on
     times: list[tuple[float, float]] = []
-    with peak_memory(device) as peak:
+    wait_for_device(device)
+    with counted_peak(device) as peak:
         while not times or len(times) < settings.repeats and limit.left > sum(times[-1]):
-            visits = seconds_of(lambda: model.visits(len(times) + 1, model.groups), device)
-            times.append((visits, seconds_of(lambda: skipped.append(model.update()), device)))
+            visits = seconds_of(lambda: model.visits(len(times) + 1, model.groups))
+            times.append((visits, seconds_of(lambda: skipped.append(model.update()))))
     found = {
         "visit, s": min(visits for visits, _ in times) / len(model.groups),
         "optimizer, s": min(update for _, update in times),
-        "peak, GB": None if peak.bytes is None else (peak.bytes - model.held_before) / 1e9,
+        "peak, GB": gigabytes_above(peak, model.held_before),
         "planned, GB": None,
         "margin at step 0": f"{margin:.2g}" + ("" if abs(margin) <= LARGEST_MARGIN else f", above {LARGEST_MARGIN:g}"),
         "the same visit twice": repeated,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from dp2osr.cli import field_names, refuse_ignored
 from dp2osr.data.inputs import find_gt, list_images
@@ -17,7 +18,8 @@ from dp2osr.evaluation.image_comparison import load_protocol, run_image_evaluati
 from dp2osr.evaluation.image_scores import protocol_specs
 from dp2osr.evaluation.published import Published, load_published
 from dp2osr.evaluation.settings import AcceptanceSettings, EvaluateSettings
-from dp2osr.files import whole
+from dp2osr.evaluation.tables import csv_text
+from dp2osr.files import write_text
 from dp2osr.outputs import check_output
 from dp2osr.rewards.config import nearest
 from dp2osr.sampling.settings import RestoreSettings
@@ -74,10 +76,7 @@ def evaluation_of(args: AcceptanceSettings, output: Path) -> EvaluateSettings:
 
 def write_manifest(path: Path, images: Iterable[Path]) -> None:
     """A manifest.csv of these images, as a program's --image_path or --gt_path."""
-    with whole(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["file"])
-        table.writerows([str(image.absolute())] for image in images)
+    write_text(path, csv_text(pd.DataFrame({"file": [str(image.absolute()) for image in images]})))
 
 
 def compared(found: ImageTable, published: Published, method: str) -> list[str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +19,7 @@ from dp2osr.evaluation.tables import csv_text
 from dp2osr.evaluation.training_log import read_training_logs
 from dp2osr.files import write_text
 from dp2osr.outputs import check_output
+from dp2osr.provenance import versions
 from dp2osr.results import check_own_files, own_files
 
 if TYPE_CHECKING:
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from dp2osr.rewards.config import RewardConfig
 
 FILES = ("curves.png", "metrics.csv", "summary.json", "summary.md", "report.html")
-PACKAGES = ("torch", "diffusers", "transformers", "pyiqa", "numpy", "matplotlib", "pillow")
 GT = "GT"
 
 
@@ -166,8 +164,7 @@ def evaluate(
     """The `Evaluation` of methods, the first being the base.
 
     Args:
-        methods: list of `Method`; config: `RewardConfig`.
-        bicubic: {metric: (G,) raw} or `None`.
+        bicubic: {metric: (G,) raw}.
         resamples, seed: of the bootstrap over photographs.
         crop_suffix: regular expression of what an image id has beyond its photograph's name.
     """
@@ -187,14 +184,7 @@ def evaluate(
 
 
 def run_evaluation(args: EvaluateSettings) -> Evaluation:
-    """Compare candidate folders and write metrics.csv, summary.json, summary.md, curves.png and report.html to `args.output_dir`.
-
-    Args:
-        args: `EvaluateSettings` with `candidates`.
-
-    Returns:
-        `Evaluation`; what the files say is also printed.
-    """
+    """Compare the folders of `args.candidates`; writes `FILES` to `args.output_dir`, and prints what they say."""
     from dp2osr.device import compute_device
     from dp2osr.evaluation import pictures, plots, report, summary
     from dp2osr.rewards.chosen import label_command, reward_of
@@ -244,7 +234,5 @@ def _settings(args: EvaluateSettings, methods: Sequence[Method]) -> dict[str, An
         "flags": {key: value for key, value in vars(args).items() if value is not None},
         "methods": {method.name: dict(method.store.settings) for method in methods},
         "metrics": methods[0].metrics,
-        "versions": {"python": platform.python_version()}
-        | {name: metadata.version(name) for name in PACKAGES}
-        | {"pyiqa (scores)": methods[0].pyiqa},
+        "versions": versions() | {"pyiqa (scores)": methods[0].pyiqa},
     }

@@ -128,14 +128,7 @@ def with_reward(
     pool = {key: of for key, of in scores.items() if key[0] not in outsiders}
     parts = stats.pooled_parts(pool, lower_better, config, gt_scores)
     for key in scores.keys() - pool.keys():
-        samples = range(next(iter(scores[key].values())).shape[1])
-        found = [
-            stats.parts_of_outsider(
-                {name: values[:, sample] for name, values in scores[key].items()}, pool, lower_better, config, gt_scores
-            )
-            for sample in samples
-        ]
-        parts[key] = {name: np.stack([sample[name] for sample in found], axis=1) for name in names}
+        parts[key] = stats.parts_of_outsider(scores[key], pool, lower_better, config, gt_scores)
     rewards = {key: {REWARD: sum(parts[key].values(), np.zeros(()))} for key in keys}
     about = pd.DataFrame([(REWARD, False, "", True)], columns=["metric", "lower_better", "mode", "rewarded"]).set_index("metric")
     return results.joined(tidy(rewards, results.images), about), parts
@@ -162,7 +155,6 @@ class Comparison:
     trainings those too, with replacement.
 
     Args:
-        results: `Results`.
         reference: the method that the others are compared with.
         in_sigma: changes are in units of the reference's mean spread over the candidates of an image, aligned so that + is better;
             else they are plain differences.

@@ -38,15 +38,7 @@ def check_enough(gt: Collection[str]) -> None:
 
 
 def frechet_distances(methods: Sequence[ImageMethod], gt: Mapping[str, Path], metric: torch.nn.Module) -> dict[str, float]:
-    """{method: FID of all its images, of every sample, against the GT}.
-
-    Args:
-        methods: list of `ImageMethod`; gt: {image id: path}.
-        metric: of `build_fid`.
-
-    Raises:
-        UserError: fewer than `FEWEST` images.
-    """
+    """{method: FID of all its images, of every sample, against the GT}, by the `metric` of `build_fid`; errors as `check_enough`."""
     check_enough(gt)
     with tempfile.TemporaryDirectory() as folder:
         truths = _linked(Path(folder) / "gt", gt.values())

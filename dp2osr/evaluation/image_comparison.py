@@ -22,7 +22,7 @@ from dp2osr.files import write_json, write_text
 from dp2osr.outputs import check_output
 from dp2osr.provenance import versions
 from dp2osr.results import check_own_files, own_files
-from dp2osr.rewards.config import CONFIG_DIR, load_reward_config, nearest
+from dp2osr.rewards.config import CONFIG_DIR, find_named, load_reward_config
 from dp2osr.rewards.metrics import MetricSuite, check_modes
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ class ImageTable:
         lower_better: {metric: bool}.
         resamples, seed: of the bootstrap over photographs.
         crop_suffix: what an image id has beyond its photograph's name.
-        published: `Published`, or None.
 
     Attributes:
         table: a row a method and metric: what table.csv has.
@@ -126,14 +125,7 @@ class ImageTable:
 
 
 def run_image_evaluation(args: EvaluateSettings) -> ImageTable:
-    """Score folders of SR images; writes table.md, table.tex, table.csv, per_image.csv and settings.json to `args.output_dir`.
-
-    Args:
-        args: `EvaluateSettings` with `images`.
-
-    Returns:
-        `ImageTable`; table.md is also printed.
-    """
+    """Score the folders of `args.images`; writes `FILES` to `args.output_dir`, and prints table.md."""
     from dp2osr.device import compute_device
 
     check_output(args.output_dir)
@@ -211,10 +203,7 @@ def _prepare_fid(args: EvaluateSettings, gt: Collection[str], device: str) -> to
 
 def load_protocol(name_or_yaml: str | Path) -> RewardConfig:
     """The metrics of a protocol by its name in `configs/evaluation` or the path of a YAML; UserError where there is none."""
-    path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else PROTOCOL_DIR / f"{name_or_yaml}.yaml"
-    if not path.is_file():
-        raise UserError(f"{path}: no such protocol{nearest(path.stem, [file.stem for file in PROTOCOL_DIR.glob('*.yaml')])}")
-    return load_reward_config(path)
+    return load_reward_config(find_named(name_or_yaml, PROTOCOL_DIR, "protocol"))
 
 
 def _named(spec: MetricSpec) -> str:

@@ -41,9 +41,6 @@ FILES = ("rewards.html", "rewards.parquet", "correlation.csv")
 def run_inspection(args: InspectRewardSettings) -> list[str]:
     """Write `rewards.html`, `rewards.parquet` and `correlation.csv` to `args.output_dir`; returns lines of text, the findings first.
 
-    Args:
-        args: flags of scripts/inspect_rewards.py.
-
     Raises:
         UserError: no score table, a metric that was not scored, N too large, a GT that is missing.
     """

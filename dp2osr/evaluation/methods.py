@@ -71,7 +71,7 @@ def load_methods(
 
     Args:
         candidates: NAME=DIR arguments.
-        config: `RewardConfig`; all its metrics must be in every method's scores.
+        config: all its metrics must be in every method's scores.
         label_command: folder → the command that scores it, for errors; or that command with `{folder}` in its place.
         num_candidates: M; `None` for the smallest M among the methods.
 

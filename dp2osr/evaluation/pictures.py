@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from dp2osr.evaluation.methods import Method
     from dp2osr.sampling.store import CandidateGroup
+
+    Decoded = Callable[[Method, str, Sequence[int]], list[Image.Image]]  # images of these candidates
 
 CROP = 192  # pixels; a larger image is shown by its window of this side with the most detail
 Window = tuple[int, int, int, int]
@@ -54,14 +56,15 @@ class Panel:
         )
 
 
+def evenly_over(order: Sequence[int] | np.ndarray, at_most: int) -> list[int]:
+    """So many of the indices `order`, evenly over them, the first and the last among them."""
+    return [int(order[round(place)]) for place in np.linspace(0, len(order) - 1, min(at_most, len(order)))]
+
+
 def choose_images(evaluation: Any, at_most: int) -> list[int]:
     """Indices of the images to show, evenly over the images sorted by gain, so that losses are shown with the gains."""
-    count = len(evaluation.image_ids)
-    gains = evaluation.gain(evaluation.compared[0]).by_image if evaluation.compared else np.zeros(count)
-    order = np.argsort(-gains, kind="stable")
-    if count <= at_most:
-        return [int(i) for i in order]
-    return [int(order[round(position)]) for position in np.linspace(0, count - 1, at_most)] if at_most > 1 else [int(order[0])][:at_most]
+    gains = evaluation.gain(evaluation.compared[0]).by_image if evaluation.compared else np.zeros(len(evaluation.image_ids))
+    return evenly_over(np.argsort(-gains, kind="stable"), at_most)
 
 
 def choose_candidates(evaluation: Any, image: int) -> list[tuple[str, dict[str, int]]]:
@@ -110,35 +113,37 @@ def make_panels(
     """
     from tqdm import tqdm
 
+    from dp2osr.data.images import tensor_to_pil
+    from dp2osr.sampling import decode
+
     gt_paths = find_gt(gt_path, evaluation.image_ids)
-    backbones: dict[str, Any] = {}
-    chosen = choose_images(evaluation, at_most)
-    return [
-        _panel(evaluation, methods, bicubic, gt_paths, i, backbones, device) for i in tqdm(chosen, desc="decode pictures", unit="image")
-    ]
+    decoders: dict[str, Any] = {}  # methods of one base have one
+
+    def decoded(method: Method, image_id: str, candidates: Sequence[int]) -> list[Image.Image]:
+        settings = method.store.settings
+        decoder = json.dumps([settings.get(name) for name in ("model", "model_files", "vae_tiling")])
+        if decoder not in decoders:
+            decoders[decoder] = decode.load_decoder(settings, device)
+        images = decode.decode_group(decoders[decoder], method.store.read(image_id, candidates), settings["align_method"])
+        return [tensor_to_pil(image) for image in images]
+
+    chosen = tqdm(choose_images(evaluation, at_most), desc="decode pictures", unit="image")
+    return [_panel(evaluation, methods, bicubic, gt_paths[evaluation.image_ids[image]], image, decoded) for image in chosen]
 
 
 def _panel(
-    evaluation: Any,
-    methods: Sequence[Method],
-    bicubic: Mapping[str, np.ndarray] | None,
-    gt_paths: Mapping[str, Path],
-    image: int,
-    backbones: dict[str, Any],
-    device: str | torch.device,
+    evaluation: Any, methods: Sequence[Method], bicubic: Mapping[str, np.ndarray] | None, gt_path: Path, image: int, decoded: Decoded
 ) -> Panel:
     image_id = evaluation.image_ids[image]
-    groups = {method.name: method.store.read(image_id) for method in methods}
-    group = groups[evaluation.base]
-    gt = read_gt(gt_paths[image_id], group)
+    group = methods[0].store.read(image_id)
+    gt = read_gt(gt_path, group)
     window = detail_window(gt, CROP)
     shown = [("", dict.fromkeys(evaluation.methods, 0)), *choose_candidates(evaluation, image)]
     tiles = {}
     for method in methods:
         candidates = sorted({choice[method.name] for _, choice in shown})
-        images = decode_candidates(method, groups[method.name], candidates, backbones, device)
-        for candidate, decoded in zip(candidates, images):
-            tiles[method.name, candidate] = _candidate_tile(evaluation, method, image, candidate, _crop(decoded, window))
+        for candidate, picture in zip(candidates, decoded(method, image_id, candidates), strict=True):
+            tiles[method.name, candidate] = _candidate_tile(evaluation, method, image, candidate, _crop(picture, window))
     large = group.lr.resize(gt.size, resample=0)  # nearest: the pixels that the model was given
     first = [Tile("LR", _crop(large, window)), _bicubic_tile(evaluation, bicubic, image, group, window)]
     first += [tiles[name, 0] for name in evaluation.methods]
@@ -177,18 +182,3 @@ def _bicubic_tile(
     parts = {metric: float(values[image, 0]) for metric, values in evaluation.parts[BICUBIC].items()}
     scores = {metric: float(values[image]) for metric, values in bicubic.items()}
     return Tile("bicubic", picture, float(evaluation.rewards[BICUBIC][image, 0]), parts, scores)
-
-
-def decode_candidates(
-    method: Method, group: CandidateGroup, candidates: Sequence[int], backbones: dict[str, Any], device: str | torch.device = "cpu"
-) -> list[Image.Image]:
-    """The 8-bit RGB PIL images of the named candidates; `backbones` caches the autoencoders."""
-    from dp2osr.data.images import tensor_to_pil
-    from dp2osr.sampling import decode
-
-    settings = method.store.settings
-    decoder = json.dumps([settings.get(name) for name in ("model", "model_files", "vae_tiling")])
-    if decoder not in backbones:
-        backbones[decoder] = decode.load_decoder(settings, device)
-    few = replace(group, latents=group.latents[candidates], seeds=[group.seeds[m] for m in candidates])
-    return [tensor_to_pil(image) for image in decode.decode_group(backbones[decoder], few, settings["align_method"])]

@@ -118,10 +118,7 @@ def draw_best_mean_worst(axes: Axes, evaluation: Any) -> None:
     """Reward of the best, mean and worst of m candidates, averaged over images."""
     for name in evaluation.methods:
         draw_curve(axes, name, evaluation.curves[name], colour_of(evaluation, name))
-    sizes = evaluation.curves[evaluation.base]["m"]
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(sizes, [str(m) for m in sizes])
-    axes.minorticks_off()
+    halving_axis(axes, evaluation.curves[evaluation.base]["m"])
     axes.set(xlabel="candidates drawn, m", ylabel="reward")
     axes.set_title("Best ▲, Mean —, Worst ▼ of m candidates", pad=22)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.02, 0.985), ncols=min(4, len(evaluation.methods)), borderaxespad=0, handlelength=1.4)
@@ -312,7 +309,9 @@ def draw_lines(lines: Mapping[str, Points], levels: Mapping[str, float], axis: s
     with drawing() as (figure, axes):
         colours = other_colours()
         for (line, points), colour in zip(lines.items(), colours, strict=False):
-            draw_line(axes, line, points, colour)
+            places, estimates = zip(*sorted(points, key=lambda point: point[0]), strict=True)
+            axes.plot(places, [estimate.value for estimate in estimates], marker="o", color=colour, label=line)
+            axes.vlines(places, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.5)
         for (name, value), colour in zip(levels.items(), colours, strict=False):
             axes.axhline(value, color=colour, linestyle="--", linewidth=1.2, label=name)
         axes.axhline(0, color=MUTED, linewidth=1)
@@ -322,13 +321,6 @@ def draw_lines(lines: Mapping[str, Points], levels: Mapping[str, float], axis: s
         if len(lines) + len(levels) > 1:
             axes.legend()
         save(figure, stem)
-
-
-def draw_line(axes: Axes, name: str, points: Points, colour: str) -> None:
-    """[(place, `Estimate`)] as a curve with its intervals."""
-    places, estimates = zip(*sorted(points, key=lambda point: point[0]), strict=True)
-    axes.plot(places, [estimate.value for estimate in estimates], marker="o", color=colour, label=name)
-    axes.vlines(places, [e.low for e in estimates], [e.high for e in estimates], color=colour, alpha=0.5)
 
 
 def draw_curves(curves: Mapping[str, Mapping[str, Sequence[float]]], stem: str | Path) -> None:

@@ -4,10 +4,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dp2osr.cli import nearest_of
-from dp2osr.errors import UserError
 from dp2osr.fields import Finite
 from dp2osr.places import CONFIGS
-from dp2osr.rewards.config import nearest
+from dp2osr.rewards.config import find_named
 from dp2osr.schema import read_typed
 
 PUBLISHED_DIR = CONFIGS / "paper"
@@ -31,7 +30,4 @@ class Published:
 
 def load_published(name_or_yaml: str | Path) -> Published:
     """The `Published` of a name in `configs/paper` or of a YAML; `UserError` where there is none, or it is of another form."""
-    path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else PUBLISHED_DIR / f"{name_or_yaml}.yaml"
-    if not path.exists():
-        raise UserError(f"{path}: no such published table{nearest(path.stem, [file.stem for file in PUBLISHED_DIR.glob('*.yaml')])}")
-    return read_typed(Published, path, "a published table")
+    return read_typed(Published, find_named(name_or_yaml, PUBLISHED_DIR, "published table"), "a published table")

@@ -101,7 +101,8 @@ def inspect_rewards(table: ScoreTable, config: RewardConfig, top_n: int) -> Insp
     rewarded = list(parts)
     names = rewarded + [name for name in table.scores if name not in parts]
     aligned = {name: -table.scores[name] if table.lower_better[name] else table.scores[name] for name in names}
-    decides, decided = _deciding(table, config, rewards, top_n)
+    others = rewards_without(table, config)
+    decides, decided = _deciding(others, rewards, top_n)
     return Inspection(
         image_ids=table.image_ids,
         rewards=rewards,
@@ -112,8 +113,8 @@ def inspect_rewards(table: ScoreTable, config: RewardConfig, top_n: int) -> Insp
         nr=[spec.name for spec in config.nr],
         correlation=np.array([[mean_rank_correlation(aligned[first], aligned[second]) for second in names] for first in names]),
         shares=variance_shares(parts),
-        agreement={name: agreement(table, config, name, aligned[name]) for name in rewarded},
-        decides=decides,
+        agreement={name: mean_rank_correlation(aligned[name], others[name]) if name in others else float("nan") for name in rewarded},
+        decides=decides or {rewarded[0]: 1.0},
         decided=decided,
         flat={name: int((np.ptp(values, axis=1) == 0).sum()) for name, values in aligned.items()},
         gt_beaten=gt_beaten(table),
@@ -131,11 +132,10 @@ def variance_shares(parts: Mapping[str, np.ndarray]) -> dict[str, float]:
     return {name: float(((values * centred).mean(axis=1)[spread] / variance[spread]).mean()) for name, values in parts.items()}
 
 
-def agreement(table: ScoreTable, config: RewardConfig, name: str, aligned: np.ndarray) -> float:
-    """Mean within-group rank correlation of a metric's aligned scores with the reward without it; NaN for the only metric."""
-    if len(config.metrics) == 1:
-        return float("nan")
-    return mean_rank_correlation(aligned, hybrid_reward(table.scores, table.lower_better, without(config, name), table.gt_scores))
+def rewards_without(table: ScoreTable, config: RewardConfig) -> dict[str, np.ndarray]:
+    """metric → (G, M) reward of the others; {} where there is but one metric."""
+    names = [spec.name for spec in config.metrics] if len(config.metrics) > 1 else []
+    return {name: hybrid_reward(table.scores, table.lower_better, without(config, name), table.gt_scores) for name in names}
 
 
 def without(config: RewardConfig, name: str) -> RewardConfig:
@@ -144,23 +144,22 @@ def without(config: RewardConfig, name: str) -> RewardConfig:
     return replace(config, fr=fr, nr=nr, weights={other: weight for other, weight in config.weights.items() if other != name})
 
 
-def _deciding(table: ScoreTable, config: RewardConfig, rewards: np.ndarray, top_n: int) -> tuple[dict[str, float], np.ndarray]:
+def _deciding(others: Mapping[str, np.ndarray], rewards: np.ndarray, top_n: int) -> tuple[dict[str, float], np.ndarray]:
     """(metric → share of the winners that it alone brings in, (G, M) names of the metric that decides a candidate or "")."""
-    winners, _ = curate(rewards, top_n)
-    chosen = np.zeros(rewards.shape, bool)
-    np.put_along_axis(chosen, winners, True, axis=1)
-    decides, decided = {}, np.full(rewards.shape, "", dtype=object)
-    if len(config.metrics) == 1:
-        return {config.metrics[0].name: 1.0}, decided
-    for spec in config.metrics:
-        others = hybrid_reward(table.scores, table.lower_better, without(config, spec.name), table.gt_scores)
-        kept = np.zeros(rewards.shape, bool)
-        np.put_along_axis(kept, curate(others, top_n)[0], True, axis=1)
-        decides[spec.name] = float((chosen & ~kept).sum() / chosen.sum())
-        fallen = chosen & (rankdata(others, axis=1) <= rewards.shape[1] / 2)
+    chosen, decides, decided = _winners(rewards, top_n), {}, np.full(rewards.shape, "", dtype=object)
+    for name, without_it in others.items():
+        decides[name] = float((chosen & ~_winners(without_it, top_n)).sum() / chosen.sum())
+        fallen = chosen & (rankdata(without_it, axis=1) <= rewards.shape[1] / 2)
         for group, candidate in np.argwhere(fallen):
-            decided[group, candidate] = " or ".join(filter(None, [decided[group, candidate], spec.name]))
+            decided[group, candidate] = " or ".join(filter(None, [decided[group, candidate], name]))
     return decides, decided
+
+
+def _winners(rewards: np.ndarray, top_n: int) -> np.ndarray:
+    """(G, M) whether a candidate is among the N best of its group."""
+    chosen = np.zeros(rewards.shape, bool)
+    np.put_along_axis(chosen, curate(rewards, top_n)[0], True, axis=1)
+    return chosen
 
 
 def gt_beaten(table: ScoreTable) -> dict[str, float]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from math import isnan
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from tqdm import tqdm
 
 from dp2osr.data.images import pil_to_tensor, tensor_to_pil
 from dp2osr.evaluation.methods import read_gt
+from dp2osr.evaluation.pictures import evenly_over
 from dp2osr.evaluation.report import metric_colours, render
 from dp2osr.evaluation.reward_inspection import sentences
 from dp2osr.files import write_text
@@ -47,12 +47,12 @@ def write_report(
     """Write the page; it is whole or absent.
 
     Args:
-        inspection: `Inspection`; config: its `RewardConfig`.
         settings: {setting: value}, shown at the end.
-        pictures: `Pictures`; num_groups: groups whose candidates are shown.
+        num_groups: groups whose candidates are shown, evenly over the spread of their rewards.
         validation: of `validate_reward`, or None.
     """
-    shown = tqdm(chosen_groups(inspection, num_groups), desc="decode", unit="group")
+    widest_first = np.argsort(-inspection.rewards.std(axis=1), kind="stable")
+    shown = tqdm(evenly_over(widest_first, num_groups), desc="decode", unit="group")
     page = render(
         "rewards",
         inspection=inspection,
@@ -126,8 +126,8 @@ class Pictures:
     """Candidates and GTs as PIL images, decoded when they are asked for.
 
     Args:
-        store: `CandidateStore`; gt_paths: image id → file, may be {}; backbone: its decoder.
-        suite: `MetricSuite` of the reward's FR metrics, for the maps; None for no maps.
+        gt_paths: image id → file, may be {}; backbone: the store's decoder.
+        suite: of the reward's FR metrics, for the maps; None for no maps.
     """
 
     def __init__(self, store: CandidateStore, gt_paths: Mapping[str, Path], backbone: Any, suite: MetricSuite | None = None) -> None:
@@ -137,9 +137,7 @@ class Pictures:
         """(len(numbers), 3, H, W) in [0, 1]."""
         from dp2osr.sampling.decode import decode_group
 
-        group = self.store.read(image_id)
-        few = replace(group, latents=group.latents[list(numbers)], seeds=[group.seeds[number] for number in numbers])
-        return decode_group(self.backbone, few, self.store.settings["align_method"])
+        return decode_group(self.backbone, self.store.read(image_id, numbers), self.store.settings["align_method"])
 
     def gt(self, image_id: str) -> Image.Image | None:
         """RGB PIL image, or None."""
@@ -174,16 +172,10 @@ def _outlier(inspection: Inspection, outlier: Outlier, pictures: Pictures) -> di
     }
 
 
-def chosen_groups(inspection: Inspection, count: int) -> list[int]:
-    """Indices of groups evenly over the spread of their rewards, the widest first."""
-    order = np.argsort(-inspection.rewards.std(axis=1), kind="stable")
-    return [int(order[round(position)]) for position in np.linspace(0, len(order) - 1, min(count, len(order)))] if count else []
-
-
 def _group(inspection: Inspection, group: int, pictures: Pictures) -> dict[str, Any]:
     image_id, rewards = inspection.image_ids[group], inspection.rewards[group]
     order = np.argsort(-rewards, kind="stable")
-    shown = [int(order[round(position)]) for position in np.linspace(0, len(order) - 1, min(SHOWN_CANDIDATES, len(order)))]
+    shown = evenly_over(order, SHOWN_CANDIDATES)
     images = pictures.candidates(image_id, shown)
     tiles: list[Tile] = []
     for number, image in zip(shown, images):

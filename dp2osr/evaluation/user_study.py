@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from dp2osr.data.images import read_image
@@ -14,6 +15,7 @@ from dp2osr.data.inputs import check_images, list_images
 from dp2osr.errors import UserError
 from dp2osr.evaluation.image_folders import ImageMethod, pair_images
 from dp2osr.evaluation.report import png_data, render
+from dp2osr.evaluation.tables import markdown
 from dp2osr.files import read_json, write_json, write_text
 from dp2osr.outputs import check_output
 from dp2osr.results import check_own_files, own_files
@@ -45,9 +47,10 @@ def make_study(
     if not 2 <= len(folders) <= MOST_METHODS:
         raise UserError(f"--images: {len(folders)} methods; a study compares 2 to {MOST_METHODS}")
     check_output(output, "--output", is_file=True)
-    page, files = Path(output), [Path(output).name, Path(output).with_suffix(".key.json").name]
+    page, key_path = Path(output), Path(output).with_suffix(".key.json")
+    files = [page.name, key_path.name]
     check_own_files(page.parent, files, "--output")
-    if Path(output).suffix.lower() not in (".html", ".htm"):
+    if page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output {output}: is a page, its name must end in .html")
     methods, _ = pair_images(folders, lr_path=lr_path)
     lr = {path.stem: path for path in list_images(lr_path)}
@@ -71,11 +74,10 @@ def make_study(
         trials.append({"id": token(image_id), "lr": low, "candidates": candidates})
         key[token(image_id)] = {"image": image_id, "candidates": owners}
     study = {"id": token("study"), "title": title, "trials": trials}
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
+    page.parent.mkdir(parents=True, exist_ok=True)
     with own_files(page.parent, files, "--output"):
-        write_text(output, render("user_study", study=study))
-        write_json(output.with_suffix(".key.json"), {"study": study["id"], "methods": [method.name for method in methods], "trials": key})
+        write_text(page, render("user_study", study=study))
+        write_json(key_path, {"study": study["id"], "methods": [method.name for method in methods], "trials": key})
 
 
 def _pictures(image_id: str, methods: Sequence[ImageMethod], lr: Mapping[str, Path]) -> tuple[str, dict[str, str]]:
@@ -168,18 +170,14 @@ def votes_table(methods: Sequence[str], everyone: Sequence[Votes], resamples: in
     """Markdown: the percentages with their intervals, and how often each place on the page was chosen."""
     total = sum(len(votes.choices) for votes in everyone)
     images = len({trial for votes in everyone for trial in votes.choices})
-    lines = [
-        f"{total} votes of {len(everyone)} participants on {images} images",
-        "",
-        "| method | chosen | 95 % interval |",
-        "|---|---|---|",
-    ]
+    rows = []
     for method, share in sorted(shares(methods, everyone, resamples).items(), key=lambda item: -item[1].value):
         bounds = "" if np.isnan(share.low) else f"{share.low:.1%} to {share.high:.1%}"
-        lines.append(f"| {method} | {share.value:.1%} | {bounds} |")
+        rows.append({"method": method, "chosen": f"{share.value:.1%}", "95 % interval": bounds})
     places = np.bincount([place for votes in everyone for place in votes.places.values()], minlength=len(methods)) / total
-    lines += [
-        "",
+    blocks = [
+        f"{total} votes of {len(everyone)} participants on {images} images",
+        markdown(pd.DataFrame(rows)),
         "By place on the page, left to right: " + ", ".join(f"{share:.0%}" for share in places) + f" (chance {1 / len(methods):.0%})",
     ]
-    return "\n".join(lines)
+    return "\n\n".join(blocks)

@@ -66,7 +66,6 @@ def collect(
     experiment: Experiment,
     folders: Mapping[str, Path],
     resamples: int = 2000,
-    seed: int = 0,
     rivals: Mapping[str, Mapping[str, np.ndarray]] | None = None,
 ) -> ExperimentResults:
     """The `ExperimentResults` of held-out candidates.
@@ -75,7 +74,7 @@ def collect(
 
     Args:
         folders: {"base" or run name: scored candidate folder}.
-        resamples, seed: of the bootstrap over photographs and trainings.
+        resamples: of the bootstrap over photographs and trainings.
         rivals: {name: {metric: (G, S) raw}} of other methods' images.
     """
     config = load_reward_config(experiment.evaluated_by)
@@ -87,7 +86,7 @@ def collect(
     for name, of_rival in (rivals or {}).items():
         scores[name] = {metric: values for metric, values in of_rival.items() if metric in about.index}
     results, _ = with_reward(results_of(scores, base.image_ids, about, experiment.crop_suffix), config, rivals or (), base.gt_scores)
-    comparison = Comparison(results, BASE, resamples=resamples, seed=seed)
+    comparison = Comparison(results, BASE, resamples=resamples)
     arms, metrics = list(experiment.arms), results.metrics.index
 
     def changes_of(method: str, against: str | None = None) -> dict[str, Change]:
@@ -115,11 +114,7 @@ def _common(experiment: Experiment, arm: str, first: str) -> set[int]:
 
 
 def score_rivals(plan: Plan, output: Path) -> dict[str, dict[str, np.ndarray]]:
-    """{rival: {metric: (G, S) raw}} of a `Plan`: the base's metrics on images of the base's LR images.
-
-    Args:
-        output: folder that keeps the scores of images.
-    """
+    """{rival: {metric: (G, S) raw}}: the base's metrics on images of the base's LR images; `output` keeps the scores."""
     from dp2osr.device import compute_device
 
     experiment, label = plan.experiment, plan.label

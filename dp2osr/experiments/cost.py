@@ -46,11 +46,7 @@ def read_costs(folder: str | Path) -> Costs | None:
 
 
 def expected(steps: Sequence[Step], costs: Costs | None) -> str:
-    """In words, the hours and the disk of steps that are still to be done; "" where there is nothing to say.
-
-    Args:
-        steps: list of `Step`; costs: `Costs`, or None.
-    """
+    """In words, the hours and the disk of steps that are still to be done; "" where there is nothing to say."""
     if not costs or not steps:
         return ""
     seconds, size, sampled = costs.start * len(steps), 0.0, {}

@@ -180,11 +180,7 @@ def summary(table: ImageTableSpec, steps: Mapping[tuple[str, str], Step | Path])
 
 
 def run_image_table(table: ImageTableSpec, results: Path, args: ExperimentSettings) -> None:
-    """Restore and enlarge what is missing, then evaluate each set; with `args.plan` say what is missing.
-
-    Args:
-        results: folder of the tables and of the images; args: `ExperimentSettings`.
-    """
+    """Restore and enlarge what is missing, then evaluate each set; with `args.plan` say what is missing. All is in `results`."""
     table, absent = without_absent(table)
     for said in absent:
         print(said)

@@ -8,7 +8,7 @@ from dp2osr.experiments.arm_results import ExperimentResults, write_results
 from dp2osr.experiments.cost import expected, read_costs
 from dp2osr.experiments.image_tables import load_image_table, run_image_table
 from dp2osr.experiments.plan import Plan, plan_experiment
-from dp2osr.experiments.settings import ExperimentSettings, JobSettings
+from dp2osr.experiments.settings import ExperimentSettings
 from dp2osr.experiments.spec import Experiment, experiment_of, find_experiment
 from dp2osr.experiments.steps import Pool, default_jobs, run_alone
 from dp2osr.outputs import check_output
@@ -26,12 +26,11 @@ def run_experiment(args: ExperimentSettings) -> None:
         run_experiments(args, {results: experiment_of(path, content)})
 
 
-def run_experiments(args: JobSettings, experiments: Mapping[Path, Experiment]) -> list[ExperimentResults]:
-    """Say what is missing, check all, and unless it is but a plan run them one after the other; returns their `ExperimentResults`.
+def run_experiments(args: ExperimentSettings, experiments: Mapping[Path, Experiment]) -> list[ExperimentResults]:
+    """Say what is missing, check all, and unless it is but a plan run them one after the other.
 
     Args:
-        args: `JobSettings`.
-        experiments: {folder of the results: `Experiment`}.
+        experiments: by the folder of their results.
     """
     plans = {results: plan_experiment(experiment, args.output_dir, results) for results, experiment in experiments.items()}
     for plan in plans.values():
@@ -54,15 +53,8 @@ def run_experiments(args: JobSettings, experiments: Mapping[Path, Experiment]) -
     return found
 
 
-def run_plan(plan: Plan, jobs: int | None = None) -> None:
-    """Do what is missing.
-
-    Args:
-        plan: `Plan`; jobs: of `Pool`, None for `default_jobs`.
-
-    Raises:
-        UserError: a program failed; its log is named.
-    """
+def run_plan(plan: Plan, jobs: int | None) -> None:
+    """Do what is missing, in `jobs` of `Pool`, by default `default_jobs`; `UserError` where a program failed, which names its log."""
     for steps in plan.shared:
         run_alone(steps)
     Pool(jobs or default_jobs()).run(plan.chains, plan.experiment.name)

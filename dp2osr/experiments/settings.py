@@ -31,16 +31,10 @@ class RunSettings(Settings):
 
 
 @dataclass(kw_only=True)
-class JobSettings(RunSettings):
-    """The same, and how many of its trainings run at once."""
+class ExperimentSettings(RunSettings):
+    """An experiment by its name, and how many of its trainings run at once: `scripts/reproduce.py`."""
 
     jobs: Annotated[Count | None, default_is("the cores, eight at most; with a GPU 1")] = None
     """Runs side by side."""
-
-
-@dataclass(kw_only=True)
-class ExperimentSettings(JobSettings):
-    """An experiment by its name: `scripts/reproduce.py`."""
-
     name: tyro.conf.Positional[Annotated[str, metavar("NAME")]]
     """An experiment of configs/reproduce/<preset>."""

@@ -9,7 +9,6 @@ import fcntl
 import os
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -27,7 +26,7 @@ from dp2osr.data.settings import PairsSettings
 from dp2osr.errors import PARENT, UserError
 from dp2osr.files import write_text
 from dp2osr.places import ROOT
-from dp2osr.rewards.config import find_reward_config, load_reward_config
+from dp2osr.rewards.config import find_reward_config, load_reward_config, reward_config_of
 from dp2osr.rewards.settings import BestOfSettings, LabelSettings
 from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.training.settings import ProbeSettings, TrainSettings
@@ -108,11 +107,18 @@ class Step:
                 told = f"top_n {args.top_n} of num_candidates {args.num_candidates}: at most half of them"
                 raise UserError(f"{where}, {self.name}: {told}")
         if self.reward:
-            check_reward(self.reward, where)
+            self.check_reward(self.reward, where)
         elif self.flags.get("reward_config") is not None:
             load_reward_config(str(self.flags["reward_config"]))
         if "degradation" in self.flags:
             load_degradation(self.flags["degradation"])
+
+    def check_reward(self, content: dict[str, Any], where: str) -> None:
+        """Raise `UserError` unless this is a reward's content."""
+        try:
+            reward_config_of(self.folder / REWARD_FILE, content)
+        except UserError as error:
+            raise UserError(f"{where}, {str(error).replace(f'{self.folder}/', '')}") from None
 
     def missing_inputs(self, output: str | Path) -> dict[str, str]:
         """{path: flag} of what is not on this machine; what lies below `output` is made by other steps."""
@@ -146,17 +152,6 @@ def changed_at(path: Path) -> float:
     if not path.exists():
         return 0.0
     return max(found.stat().st_mtime for found in [path, *(path.iterdir() if path.is_dir() else ())])
-
-
-def check_reward(content: Mapping[str, Any], where: str) -> None:
-    """Raise `UserError` unless this is a reward's content."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / REWARD_FILE
-        write_text(path, as_yaml(content))
-        try:
-            load_reward_config(path)
-        except UserError as error:
-            raise UserError(f"{where}, {str(error).replace(f'{folder}/', '')}") from None
 
 
 # ---------------------------------------------------------------- running them

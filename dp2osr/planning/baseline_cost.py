@@ -9,11 +9,12 @@ import torch
 
 from dp2osr.backbones.loading import cast
 from dp2osr.device import asked_precision
-from dp2osr.flops import Cost, norms_in_float32, weight_bytes, weights_of
+from dp2osr.flops import Cost, measure, norms_in_float32, weight_bytes, weights_of
 from dp2osr.planning.hardware import Machine
 from dp2osr.planning.models import fake_tensors
-from dp2osr.planning.preference_cost import ADAM_BYTES, run
+from dp2osr.planning.preference_cost import ADAM_BYTES
 from dp2osr.planning.stages import PlannedModel, StagePlan, each_process, to_pretended_cpu
+from dp2osr.training.baseline import CONTROLNET_FLAGS
 from dp2osr.training.baseline_settings import BaselineSettings
 from dp2osr.training.regression import Regression
 
@@ -22,9 +23,8 @@ WORKER_BYTES = 1e9  # of a loader's process, an assumption: torch, a photograph 
 
 def baseline_controlnet(backbone: Any, args: BaselineSettings) -> torch.nn.Module:
     """A new ControlNet as `train_controlnet.py` makes it, in fp32, on the `meta` device."""
-    names = ("conditioning_channels", "num_double_layers", "num_single_layers")
     with torch.device("meta"):
-        return cast(backbone.new_controlnet(**{name: getattr(args, name) for name in names}), torch.float32)
+        return cast(backbone.new_controlnet(**{name: getattr(args, name) for name in CONTROLNET_FLAGS}), torch.float32)
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def count_baseline(model: PlannedModel, args: BaselineSettings, with_flops: bool
             loss.backward()
 
         with norms_in_float32() if precision != "no" else nullcontext():
-            cost = run(micro_batch, known, with_flops)
+            cost = measure(micro_batch, known, with_flops)
     each = sum(tensor.numel() * tensor.element_size() for tensor in prompt.values())
     trained = sum(parameter.numel() for parameter in controlnet.parameters())
     return BaselineSizes(weight_bytes(backbone.vae, backbone.denoiser), weight_bytes(*encoders), trained, each, cost)

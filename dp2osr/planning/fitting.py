@@ -1,11 +1,11 @@
 """What makes a stage fit a card: flags are switched on one after the other, those that cost least first."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dp2osr.planning.baseline_cost import BaselineSizes, baseline_memory, count_baseline
-from dp2osr.planning.preference_cost import MemoryFlags, Sizes, count_training, training_memory
+from dp2osr.planning.preference_cost import Sizes, count_training, training_memory
 from dp2osr.planning.stages import PlannedModel, StagePlan
 from dp2osr.training.baseline_settings import BaselineSettings
 from dp2osr.training.settings import TrainSettings
@@ -38,6 +38,10 @@ class Fit:
     def words(self) -> str:
         """The flags as on a command line."""
         return " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in self.flags.items())
+
+    def cell(self) -> str:
+        """Of a table: GB, the flags that it takes, and **no** where it does not fit with them."""
+        return ("" if self.fits else "**no**: ") + f"{self.size / 1e9:.1f}" + (f" with `{self.words()}`" if self.flags else "")
 
 
 def fit(memory_of: Callable[[Mapping[str, Any]], dict[str, float]], steps: Flags, room: float, first: int = 0) -> Fit:
@@ -73,10 +77,8 @@ class TrainingMemory:
     known: dict[tuple[Any, ...], Sizes] = field(default_factory=dict)
 
     def __call__(self, flags: Mapping[str, Any], processes: int) -> dict[str, float]:
-        own = MemoryFlags.of(self.args)
-        held = {name: value for name, value in flags.items() if hasattr(own, name)}
-        args = replace(self.args, **{name: value for name, value in flags.items() if name not in held})
-        return training_memory(self.sizes(args), args, replace(own, **held), processes)
+        args = replace(self.args, **flags)
+        return training_memory(self.sizes(args), args, processes)
 
     def sizes(self, args: TrainSettings) -> Sizes:
         # a visit in parts of one candidate holds the same for any N
@@ -115,20 +117,3 @@ def fit_sampling(stage: StagePlan, together: int, room: float) -> Fit:
     if fewer < 1:
         return Fit(False, {"batch_size": 1}, {**parts, "activations": each})
     return Fit(True, {"batch_size": fewer}, {**parts, "activations": fewer * each})
-
-
-def cell(found: Fit) -> str:
-    """A table's cell: GB, and the flags that it takes, or that there are none."""
-    size = f"{found.size / 1e9:.1f}"
-    if not found.fits:
-        return f"**no**: {size}" + (f" with `{found.words()}`" if found.flags else "")
-    return size + (f" with `{found.words()}`" if found.flags else "")
-
-
-def fits_table(rows: Sequence[tuple[int, int, dict[str, Fit]]]) -> str:
-    """Markdown: [(GPUs, GB of one, {stage: its fit})] → a row each."""
-    stages = list(rows[0][2])
-    lines = ["| GPUs | of GB | " + " | ".join(f"{stage}, GB" for stage in stages) + " |", "|" + "---|" * (2 + len(stages))]
-    return "\n".join(
-        lines + [f"| {gpus} | {size} | " + " | ".join(cell(fits[stage]) for stage in stages) + " |" for gpus, size, fits in rows]
-    )

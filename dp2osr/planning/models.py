@@ -36,9 +36,13 @@ class ConfigSource(ModelSource):
         config = self.config(cls, name)
         if not issubclass(cls, torch.nn.Module):
             return cls.from_config(config)
+        return self.network(cls, config, options.get("torch_dtype") or options.get("dtype"))
+
+    def network(self, cls: type[Any], config: Any, dtype: Any) -> torch.nn.Module:
+        """A network of a configuration; here without memory for its weights."""
         with torch.device("meta"):
             network = cls.from_config(config) if hasattr(cls, "from_config") else cls(cls.config_class.from_dict(config))
-        return cast(network, options.get("torch_dtype") or options.get("dtype"))
+        return cast(network, dtype)
 
     def config(self, cls: type[Any], name: str) -> Any:
         if self.published is not None:

@@ -1,22 +1,13 @@
 """A plan as it is printed: hours and disk of the stages, bytes by part, and what fits which card."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
+import pandas as pd
+
+from dp2osr.evaluation.tables import markdown
 from dp2osr.planning.baseline_cost import plan_baseline
-from dp2osr.planning.fitting import (
-    BASELINE,
-    FULL_TRAINING,
-    WITH_LORA,
-    BaselineMemory,
-    Fit,
-    TrainingMemory,
-    fit,
-    fit_sampling,
-    fits_table,
-)
+from dp2osr.planning.fitting import BASELINE, FULL_TRAINING, WITH_LORA, BaselineMemory, Fit, TrainingMemory, fit, fit_sampling
 from dp2osr.planning.hardware import FULL, LINK_SHARE, Machine
 from dp2osr.planning.preference_cost import plan_training, plan_validation
 from dp2osr.planning.stages import (
@@ -26,7 +17,6 @@ from dp2osr.planning.stages import (
     implied_utilisation,
     plan_sampling,
     plan_scoring,
-    scoring_seconds,
 )
 from dp2osr.training.baseline_settings import BaselineSettings
 from dp2osr.training.settings import TrainSettings
@@ -34,51 +24,30 @@ from dp2osr.training.settings import TrainSettings
 GIGA = 1e9
 
 
-class Asked(Protocol):
-    """What a plan is told of the machine, its speed and the images: `PlanSettings`."""
-
-    num_gpus: int
-    gpu_memory: float
-    tflops: float
-    gpus_per_node: int
-    interconnect: float
-    network: float
-    utilisation: float | None
-    training_utilisation: float | None
-    scoring_seconds: float | None
-
-
-@dataclass(frozen=True)
-class Shares:
-    """Of a GPU's peak: what the paper's hours imply, and what is taken for batched sampling and for training."""
-
-    paper: float
-    sampling: float
-    training: float
-
-
-def machine_of(args: Asked) -> Machine:
-    return Machine(args.num_gpus, args.gpu_memory, args.tflops, args.gpus_per_node, args.interconnect, args.network)
-
-
-def row(stage: StagePlan, what: str, machine: Machine, share: float) -> str:
+def row(stage: StagePlan, what: str, machine: Machine, share: float) -> dict[str, str]:
     """A stage's row of the plan."""
     peak, hours = sum(stage.memory.values()), stage.hours(machine, share)
-    name = stage.name + ("" if peak <= machine.room else " **does not fit**")
-    links = f"{stage.link_seconds / 36 / hours:.1f} %" if stage.link_seconds else ""
-    cells = [name, what, f"{stage.flops / 1e15:,.4g}", f"{share:.3g}", f"{hours * machine.num_gpus:,.4g}", f"{hours:,.3g}", links]
-    return "| " + " | ".join([*cells, f"{peak / GIGA:.1f}", f"{stage.disk / GIGA:,.3g}"]) + " |"
+    return {
+        "stage": stage.name + ("" if peak <= machine.room else " **does not fit**"),
+        "what": what,
+        "PFLOP": f"{stage.flops / 1e15:,.4g}",
+        "share of the peak": f"{share:.3g}",
+        "GPU-hours": f"{hours * machine.num_gpus:,.4g}",
+        "hours": f"{hours:,.3g}",
+        "sums over GPUs": f"{stage.link_seconds / 36 / hours:.1f} %" if stage.link_seconds else "",
+        "GB a GPU": f"{peak / GIGA:.1f}",
+        "disk, GB": f"{stage.disk / GIGA:,.3g}",
+    }
 
 
-def plan_rows(stages: Iterable[StagePlan], machine: Machine, shares: Shares) -> str:
-    """Markdown: a row a stage, sampling by the paper's share and by the batched one."""
-    head = ["stage", "what", "PFLOP", "share of the peak", "GPU-hours", "hours", "sums over GPUs", "GB a GPU", "disk, GB"]
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+def plan_rows(stages: Iterable[StagePlan], machine: Machine, shares: Mapping[str, float]) -> str:
+    """Markdown: a row a stage, sampling by the paper's share and by the batched one; `shares` of a GPU's peak, by kind of work."""
+    rows = []
     for stage in stages:
         if stage.name == "sample":
-            lines.append(row(stage, f"{stage.amount}; as the paper's hours", machine, shares.paper))
-        lines.append(row(stage, stage.amount, machine, shares.training if stage.work == "training" else shares.sampling))
-    return "\n".join(lines)
+            rows.append(row(stage, f"{stage.amount}; as the paper's hours", machine, shares["paper"]))
+        rows.append(row(stage, stage.amount, machine, shares[stage.work]))
+    return markdown(pd.DataFrame(rows))
 
 
 def parts(sizes: Mapping[str, float]) -> str:
@@ -103,18 +72,26 @@ def print_parts(stages: Sequence[StagePlan], machine: Machine, disk_after: str) 
 
 
 def print_plan(
-    args: Asked, model: PlannedModel, count: int, training: TrainSettings, baseline: BaselineSettings | None, metrics: Sequence[str],
+    model: PlannedModel,
+    machine: Machine,
+    count: int,
+    training: TrainSettings,
+    baseline: BaselineSettings | None,
+    scoring: tuple[float, str],
+    metrics: Sequence[str],
     held_out: int,
-) -> None:  # fmt: skip
-    """Plan all stages and print them; `held_out`: images that validation samples, 0 for none."""
-    machine = machine_of(args)
-    seconds, source = scoring_seconds(metrics, machine.tflops, args.scoring_seconds)
+    utilisation: Mapping[str, float | None],
+) -> None:
+    """Plan all stages and print them.
+
+    Args:
+        scoring: of `scoring_seconds` for the `metrics`.
+        held_out: images that validation samples, 0 for none.
+        utilisation: share of a GPU's peak in "sampling" and "training"; None for the assumed one.
+    """
+    seconds, source = scoring
     implied, paper = implied_utilisation(model.kind)
-    shares = Shares(
-        implied,
-        args.utilisation or assumed_utilisation(model.kind, "sampling"),
-        args.training_utilisation or assumed_utilisation(model.kind, "training"),
-    )
+    shares = {"paper": implied} | {work: share or assumed_utilisation(model.kind, work) for work, share in utilisation.items()}
     stages = [plan_baseline(model, baseline, machine)] if baseline else []
     sampling = plan_sampling(model, count, machine.processes_a_node)
     train = plan_training(model, training, machine)
@@ -130,7 +107,7 @@ def print_plan(
     paper_run = f"{paper['sampling_hours']} h of sampling {paper['candidates']:,} candidates on {paper['gpus']} × {paper['tflops']} TFLOPS"
     print(
         f"\nThe paper's {paper_run} mean {implied:.3f} of the FLOPs counted here; its sampling was probably not batched.\n"
-        f"Batched sampling is taken to have {shares.sampling:g} of the peak, training {shares.training:g}: "
+        f"Batched sampling is taken to have {shares['sampling']:g} of the peak, training {shares['training']:g}: "
         "assumptions, --utilisation and --training_utilisation set them.\n"
         f"Scoring takes {seconds:.2f} GPU-seconds for 512 × 512 pixels ({source}), and decoding.\n"
         f"Sums over GPUs: a ring at {LINK_SHARE:.0%} of {machine.interconnect:g} GB/s, between nodes {machine.network:g} Gb/s; "
@@ -160,8 +137,8 @@ def print_fits(
         steps = tuple(step for step in FULL_TRAINING if gpus > 1 or step[0] != "shard_optimizer")
         stages["train, whole ControlNet"] = fit(partial(of_training, processes=gpus), steps, room)
         stages["train, LoRA"] = fit(partial(of_training, processes=gpus), WITH_LORA, room, first=1)
-        rows.append((gpus, int(size), stages))
-    print(fits_table(rows))
+        rows.append({"GPUs": gpus, "of GB": int(size)} | {f"{name}, GB": found.cell() for name, found in stages.items()})
+    print(markdown(pd.DataFrame(rows)))
     print(
         f"\nGB at the peak, with the settings' flags and those named; {FULL:.0%} of what CUDA reports of a card may be used.\n"
         "--gradient_checkpointing, --micro_batch_size and --shard_optimizer cost time, --gradient_sum fp32 the equality of weights over\n"

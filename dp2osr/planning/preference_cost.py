@@ -2,7 +2,6 @@
 
 import math
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -12,34 +11,20 @@ import torch
 
 from dp2osr.device import asked_precision
 from dp2osr.errors import UserError
-from dp2osr.flops import Cost, PeakMemory, measure, norms_in_float32, weight_bytes, weights_of
+from dp2osr.flops import Cost, measure, norms_in_float32, weight_bytes, weights_of
 from dp2osr.planning.hardware import Machine
 from dp2osr.planning.models import fake_tensors
 from dp2osr.planning.stages import PlannedModel, StagePlan, each_process, plan_sampling, plan_scoring, to_pretended_cpu
 from dp2osr.preference.groups import PreferenceGroup
 from dp2osr.sampling.settings import LEVERS_OFF
-from dp2osr.training.adapters import WithoutAdapters, add_adapters
 from dp2osr.training.checks import check_options, check_processes
+from dp2osr.training.gradient import SUM_DTYPES
 from dp2osr.training.objective import GroupObjective
-from dp2osr.training.reference import in_16_bits
+from dp2osr.training.reference import networks_of
 from dp2osr.training.settings import TrainSettings
 
 ADAM_BYTES = {False: 8, True: 2 * (1 + 4 / 256)}  # of a trained parameter: two float32 moments; two of 8 bits, a float32 for 256 of them
 QUANTIZED_BYTES = {"int8": 1.0, "nf4": 0.5 + 4 / 64}  # of a weight of a linear layer; nf4 has a float32 for 64 of them
-SUM_BYTES = {"fp32": 4, "fp64": 8}
-
-
-@dataclass(frozen=True)
-class MemoryFlags:
-    """What holds parts of a training in less memory and changes no activation; the names are those of `TrainSettings`."""
-
-    shard_optimizer: bool = False
-    use_8bit_adam: bool = False
-    quantize_backbone: str | None = None
-
-    @classmethod
-    def of(cls, args: TrainSettings) -> "MemoryFlags":
-        return cls(args.shard_optimizer, args.use_8bit_adam, args.quantize_backbone)
 
 
 @dataclass(frozen=True)
@@ -72,18 +57,7 @@ def count_training(model: PlannedModel, args: TrainSettings, with_flops: bool = 
     precision = asked_precision(args.mixed_precision)
     text = model.load(("text",), precision)
     backbone = model.load(("vae", "denoiser"), precision)
-    start = model.controlnet(backbone, torch.float32).requires_grad_(False)
-    reference: Any
-    if args.lora_rank:
-        policy = add_adapters(start, args.lora_rank).train()
-        reference = WithoutAdapters(policy)
-    else:
-        reference, policy = start, deepcopy(start).requires_grad_(True).train()
-        if precision != "no":
-            reference, _ = in_16_bits(reference, backbone.dtype)
-    if args.gradient_checkpointing:
-        policy.enable_gradient_checkpointing()
-        backbone.denoiser.enable_gradient_checkpointing()
+    policy, reference = networks_of(model.controlnet(backbone, torch.float32), args, backbone)
     with fake_tensors():
         networks = to_pretended_cpu(backbone, *(network for network in (policy, reference) if isinstance(network, torch.nn.Module)))
         to_pretended_cpu(text)
@@ -99,7 +73,7 @@ def count_training(model: PlannedModel, args: TrainSettings, with_flops: bool = 
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
             known += [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
         with norms_in_float32() if precision != "no" else nullcontext():
-            visit = run(lambda: objective.visit(0, group, 1.0), known, with_flops)
+            visit = measure(lambda: objective.visit(0, group, 1.0), known, with_flops)
     linear = [module.weight.numel() for module in backbone.denoiser.modules() if isinstance(module, torch.nn.Linear)]
     return Sizes(
         frozen=weight_bytes(backbone.vae, backbone.denoiser),
@@ -119,16 +93,6 @@ def blank_group(model: PlannedModel, args: TrainSettings, prompt: dict[str, torc
     return PreferenceGroup("x", np.arange(count), latents, control, prompt, torch.rand(args.top_n, args.top_n), torch.randn(count))
 
 
-def run(function: Any, known: list[torch.Tensor], with_flops: bool) -> Cost:
-    """`measure`, or its peak alone."""
-    if with_flops:
-        return measure(function, known)
-    memory = PeakMemory(known)
-    with memory:
-        function()
-    return Cost(0.0, memory.peak)
-
-
 def frozen_bytes(sizes: Sizes, how: str | None) -> float:
     """Bytes of the backbone with its linear layers held as `--quantize_backbone` says, and the largest of them as it is computed with."""
     if how is None:
@@ -136,17 +100,18 @@ def frozen_bytes(sizes: Sizes, how: str | None) -> float:
     return sizes.frozen - sizes.linear * (sizes.itemsize - QUANTIZED_BYTES[how]) + sizes.largest * sizes.itemsize
 
 
-def training_memory(sizes: Sizes, args: TrainSettings, flags: MemoryFlags, processes: int) -> dict[str, float]:
+def training_memory(sizes: Sizes, args: TrainSettings, processes: int) -> dict[str, float]:
     """{part: bytes on each GPU} in a visit of a group."""
-    optimizer = ADAM_BYTES[flags.use_8bit_adam] * sizes.trained
+    optimizer = ADAM_BYTES[args.use_8bit_adam] * sizes.trained
+    added = SUM_DTYPES[args.gradient_sum].itemsize * sizes.trained
     once = processes >= args.groups_per_step and args.timesteps_per_group == 1 and not args.micro_batch_size
     return {
-        "weights": frozen_bytes(sizes, flags.quantize_backbone),
+        "weights": frozen_bytes(sizes, args.quantize_backbone),
         "policy": sizes.policy,
         "reference": sizes.reference,
-        "optimizer": optimizer / processes if flags.shard_optimizer else optimizer,
+        "optimizer": optimizer / processes if args.shard_optimizer else optimizer,
         # of the backward passes before; where a process makes one alone, its own are all
-        "sum of gradients": 0 if once and args.gradient_sum == "fp64" else SUM_BYTES[args.gradient_sum] * sizes.trained,
+        "sum of gradients": 0 if once and args.gradient_sum == "fp64" else added,
         "activations, gradients": sizes.visit.peak_bytes,
     }
 
@@ -160,13 +125,13 @@ def check_training(model: PlannedModel, args: TrainSettings, processes: int) -> 
     check_processes(args, processes)
 
 
-def plan_training(model: PlannedModel, args: TrainSettings, machine: Machine | None = None, flags: MemoryFlags | None = None) -> StagePlan:
+def plan_training(model: PlannedModel, args: TrainSettings, machine: Machine | None = None) -> StagePlan:
     """`train_*_dpo.py` by its `TrainSettings`: one visit of a group is run. Validation is planned by `plan_validation`.
 
     Raises:
         UserError: flags that the trainer refuses.
     """
-    machine, flags = machine or Machine(1), flags or MemoryFlags.of(args)
+    machine = machine or Machine(1)
     processes = machine.num_gpus
     check_training(model, args, processes)
     sizes = count_training(model, args)
@@ -174,12 +139,11 @@ def plan_training(model: PlannedModel, args: TrainSettings, machine: Machine | N
     count = 2 * args.top_n
     groups *= math.ceil(count / max(1, processes // args.groups_per_step)) / count  # or who has the largest share of a group
     visits = args.max_train_steps * groups * args.timesteps_per_group
-    summed = machine.sum_seconds(SUM_BYTES[args.gradient_sum] * sizes.trained)
-    shared = machine.gather_seconds(4 * sizes.trained) if flags.shard_optimizer else 0
-    checkpoint = sizes.policy + ADAM_BYTES[flags.use_8bit_adam] * sizes.trained
-    n = machine.processes_a_node
-    host = each_process(n, {}) | {"resume from a mapped checkpoint": checkpoint}
-    if flags.shard_optimizer:
+    summed = machine.sum_seconds(SUM_DTYPES[args.gradient_sum].itemsize * sizes.trained)
+    shared = machine.gather_seconds(4 * sizes.trained) if args.shard_optimizer else 0
+    checkpoint = sizes.policy + ADAM_BYTES[args.use_8bit_adam] * sizes.trained
+    host = each_process(machine.processes_a_node, {}) | {"resume from a mapped checkpoint": checkpoint}
+    if args.shard_optimizer:
         host["optimizer of all processes at a checkpoint, on the first"] = checkpoint - sizes.policy
     if sizes.reference < sizes.policy and sizes.reference:
         host["reference in fp32 for distances, on the first"] = sizes.policy
@@ -188,7 +152,7 @@ def plan_training(model: PlannedModel, args: TrainSettings, machine: Machine | N
         amount=f"{args.max_train_steps:,} steps of {args.groups_per_step} groups, N = {args.top_n}, "
         f"{sizes.trained / 1e6:,.1f} M parameters",
         flops=visits * sizes.visit.flops,
-        moments={"training": training_memory(sizes, args, flags, processes)},
+        moments={"training": training_memory(sizes, args, processes)},
         files={"checkpoints": (args.checkpoints_total_limit + 1) * checkpoint, "policy, best policy": 2 * sizes.policy},
         link_seconds=args.max_train_steps * (summed + shared),
         host=host,

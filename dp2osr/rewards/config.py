@@ -116,6 +116,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "; did you mean " + " or ".join(f"'{match}'" for match in close) + "?" if close else f"; known: {', '.join(known)}"
 
 
+def find_named(name_or_yaml: str | Path, folder: Path, what: str) -> Path:
+    """The file of a YAML by its path, or by its name in a folder of configs; `UserError` where there is none."""
+    path = Path(name_or_yaml) if str(name_or_yaml).endswith((".yaml", ".yml")) else folder / f"{name_or_yaml}.yaml"
+    if not path.is_file():
+        raise UserError(f"{path}: no such {what}{nearest(path.stem, [file.stem for file in folder.glob('*.yaml')])}")
+    return path
+
+
 def load_reward_config(name_or_yaml: str | Path) -> RewardConfig:
     """Read a reward config by its name in `configs/rewards/` or by the path of a YAML file.
 
@@ -128,7 +136,11 @@ def load_reward_config(name_or_yaml: str | Path) -> RewardConfig:
             an imported file that is not there.
     """
     path = find_reward_config(str(name_or_yaml))
-    content = read_yaml(path, "a YAML file")
+    return reward_config_of(path, read_yaml(path, "a YAML file"))
+
+
+def reward_config_of(path: Path, content: Any) -> RewardConfig:
+    """The `RewardConfig` of the content of the YAML at `path`, which need not be there yet; errors as `load_reward_config`."""
     if not isinstance(content, dict):
         raise UserError(f"{path}: a reward config holds two lists, 'fr' and 'nr'")
     for key in content:

@@ -2,7 +2,6 @@
 
 import io
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from dp2osr.backbones.base import Backbone, Prompt
 from dp2osr.backbones.forecast import FORECAST_THIRD, forecasting
 from dp2osr.data.images import tensor_to_pil
-from dp2osr.device import wait_for_device
+from dp2osr.device import seconds_of
 from dp2osr.sampling.colour import ALIGN
 from dp2osr.sampling.defaults import LoopSettings
 from dp2osr.sampling.memory import Work
@@ -38,14 +37,6 @@ class Speed:
         coded = (decoded + (0.6 if encodes_control else 0)) * work.decode_tiles  # an encoder takes a little more than half of a decoder
         seconds += coded * math.prod(work.decode_tile) * (math.prod(work.padded) / math.prod(work.latent[1:])) * self.decoded_pixel
         return seconds + decoded * math.prod(work.asked) * self.finished_pixel
-
-
-def seconds_of(function: Callable[[], object]) -> float:
-    """Of one call."""
-    started = time.perf_counter()
-    function()
-    wait_for_device()
-    return time.perf_counter() - started
 
 
 def probe(small: Callable[[], object], large: Callable[[], object], ratio: float, patience: float = 1.0) -> float:

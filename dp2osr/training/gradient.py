@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 BUCKET_BYTES = 64 * 2**20  # of the tensors that processes add up: few enough calls, little memory beside the gradients
 
+SUM_DTYPES = {"fp32": torch.float32, "fp64": torch.float64}  # of --gradient_sum
+
 
 class GradientSum:
     """Adds up what each backward pass leaves in the parameters' `grad`, then puts the sum of all processes there.

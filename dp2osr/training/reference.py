@@ -31,6 +31,23 @@ def in_16_bits(reference: torch.nn.Module, dtype: torch.dtype) -> tuple[torch.nn
     return reference, cast(deepcopy(reference, shared), dtype)
 
 
+def networks_of(start: torch.nn.Module, args: TrainSettings, backbone: Backbone) -> tuple[torch.nn.Module, Any]:
+    """(policy, reference as the objective runs it), both from a ControlNet in fp32; gradients are checkpointed where `args` say so."""
+    start.requires_grad_(False)
+    reference: Any = start
+    if args.lora_rank:
+        policy = add_adapters(start, args.lora_rank).train()
+        reference = WithoutAdapters(policy)
+    else:
+        policy = deepcopy(start).requires_grad_(True).train()
+        if backbone.dtype != torch.float32:
+            reference, _ = in_16_bits(start, backbone.dtype)
+    if args.gradient_checkpointing:
+        policy.enable_gradient_checkpointing()
+        backbone.denoiser.enable_gradient_checkpointing()
+    return policy, reference
+
+
 def load_networks(args: TrainSettings, backbone: Backbone, main: bool) -> tuple[torch.nn.Module, Any, Any, Any]:
     """(policy, reference, reference as the objective runs it, where distances are measured from).
 

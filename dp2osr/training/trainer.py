@@ -46,7 +46,7 @@ from dp2osr.training.checks import (
     memory_flags,
 )
 from dp2osr.training.folder import FREE_SETTINGS, POLICY_FILES, check_folder, check_length, clear_parts, keep_run_settings
-from dp2osr.training.gradient import GradientSum
+from dp2osr.training.gradient import SUM_DTYPES, GradientSum
 from dp2osr.training.guard import CollapseGuard
 from dp2osr.training.log import TrainingLog, start_tracker
 from dp2osr.training.objective import STATISTICS, GroupObjective
@@ -63,7 +63,6 @@ if TYPE_CHECKING:
     from dp2osr.training.settings import TrainSettings
     from dp2osr.training.validation import RewardValidator
 
-GRADIENT_SUMS = {"fp32": torch.float32, "fp64": torch.float64}
 DISTANCE_STEPS = 10  # steps between two looks at how far the policy is from the reference
 
 
@@ -194,7 +193,7 @@ class PreferenceTrainer:
         visits = args.groups_per_step * args.timesteps_per_group
         pairs = visits * (args.pairs_per_group or args.top_n**2)
         total = torch.zeros(2 + len(STATISTICS), dtype=torch.float64, device=self.backbone.device)
-        gradient = GradientSum(self.parameters, GRADIENT_SUMS[args.gradient_sum])
+        gradient = GradientSum(self.parameters, SUM_DTYPES[args.gradient_sum])
         own = self.own_visits(self.step)
         following = [visit.index for visit in own + self.own_visits(self.step + 1)]
         for number, of_group in enumerate(own, 1):
