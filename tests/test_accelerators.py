@@ -97,7 +97,7 @@ def test_memory_and_time_are_asked_of_any_accelerator(accelerator):
 
 def test_the_memory_of_mps_is_the_hosts(monkeypatch, sd2):
     assert not devices.has_own_memory("mps") and 0 < free_bytes("mps") < math.inf
-    settings = SimpleNamespace(guidance_scale=2.0, tiling=WHOLE)
+    settings = SimpleNamespace(guidance_scale=2.0, tiling=WHOLE, taylorseer_interval=1)
     there = {name: getattr(sd2, name) for name in dir(type(sd2)) if not name.startswith("__") and name != "denoiser"}
     fake = SimpleNamespace(**{**there, **vars(sd2), "device": torch.device("mps")})
     assert peak_bytes(fake, settings, (32, 32), 4, 1, 1)["device"] == {}

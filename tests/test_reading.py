@@ -35,7 +35,7 @@ def test_a_group_is_read_without_the_latents_that_it_does_not_need(groups, backb
             read_whole = lambda key: whole.append(path.name) or file.get_tensor(key)  # noqa: E731
             yield SimpleNamespace(metadata=file.metadata, keys=file.keys, get_slice=file.get_slice, get_tensor=read_whole)
 
-    monkeypatch.setattr(safetensors, "safe_open", spied)
+    monkeypatch.setattr("dp2osr.sampling.store.safe_open", spied)
     group = groups.read(0, backbone)
     assert torch.equal(group.latents, everything.latents[group.candidates].float()) and group.latents.shape[0] == 4
     assert set(whole) == {"prompt.safetensors"}

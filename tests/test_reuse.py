@@ -1,6 +1,7 @@
 """pyiqa's networks with repeated work taken out, against pyiqa on one image at a time: the same random weights on both sides."""
 
 import shutil
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from bench.random_metrics import random_weights
+from dp2osr import device as devices
 from dp2osr.errors import UserError
 from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.building import quiet_imports
@@ -199,9 +201,18 @@ def work_of(size, sizes):
 
 
 def limited(monkeypatch, limit, held, size=8):
-    batches = Batches(size, memory_limit=limit)
-    monkeypatch.setattr(batches, "_held", lambda: held * 1e9)
-    return batches
+    """`Batches` in a process that holds `held` GB, whatever this one does."""
+
+    @contextmanager
+    def peak_memory(device):
+        before = devices.held_bytes(device)
+        with devices.peak_memory(device) as peak:
+            yield peak
+        peak.bytes += held * 1e9 - before
+
+    monkeypatch.setattr("dp2osr.rewards.batches.held_bytes", lambda device: held * 1e9)
+    monkeypatch.setattr("dp2osr.rewards.batches.peak_memory", peak_memory)
+    return Batches(size, memory_limit=limit)
 
 
 def test_batches_are_as_large_as_the_limit_allows(monkeypatch):
