@@ -27,7 +27,7 @@ print(before, taken())
 
 
 def pages_taken(**settings):
-    """Share of a tensor's memory that each of twenty results of its size takes from the kernel: before a program is told to use a CPU, and after."""
+    """Share of a tensor's memory that each of twenty results of its size takes from the kernel, before and after `compute_device`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_"))}
     environment = {**kept, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **settings}
     done = subprocess.run([sys.executable, "-c", REPEATED], env=environment, capture_output=True, text=True, check=True)

@@ -9,10 +9,10 @@ import torch
 
 from dp2osr.backbones.loading import cast
 from dp2osr.device import asked_precision
-from dp2osr.flops import Cost, norms_in_float32, weight_bytes, weights_of
+from dp2osr.flops import Cost, measure, norms_in_float32, weight_bytes, weights_of
 from dp2osr.planning.hardware import Machine
 from dp2osr.planning.models import fake_tensors
-from dp2osr.planning.preference_cost import ADAM_BYTES, run
+from dp2osr.planning.preference_cost import ADAM_BYTES
 from dp2osr.planning.stages import PlannedModel, StagePlan, each_process, to_pretended_cpu
 from dp2osr.training.baseline_settings import BaselineSettings
 from dp2osr.training.regression import Regression
@@ -38,7 +38,7 @@ class BaselineSizes:
     micro_batch: Cost
 
 
-def count_baseline(model: PlannedModel, args: BaselineSettings, with_flops: bool = True) -> BaselineSizes:
+def count_baseline(model: PlannedModel, args: BaselineSettings) -> BaselineSizes:
     """Run one micro-batch of whole crops on tensors without content; the backbone is taken to be frozen."""
     precision = asked_precision(args.mixed_precision)
     backbone, text = model.load(("vae", "denoiser"), precision), model.load(("text",), precision)
@@ -70,7 +70,7 @@ def count_baseline(model: PlannedModel, args: BaselineSettings, with_flops: bool
             loss.backward()
 
         with norms_in_float32() if precision != "no" else nullcontext():
-            cost = run(micro_batch, known, with_flops)
+            cost = measure(micro_batch, known)
     each = sum(tensor.numel() * tensor.element_size() for tensor in prompt.values())
     trained = sum(parameter.numel() for parameter in controlnet.parameters())
     return BaselineSizes(weight_bytes(backbone.vae, backbone.denoiser), weight_bytes(*encoders), trained, each, cost)

@@ -12,7 +12,7 @@ import torch
 
 from dp2osr.device import asked_precision
 from dp2osr.errors import UserError
-from dp2osr.flops import Cost, PeakMemory, measure, norms_in_float32, weight_bytes, weights_of
+from dp2osr.flops import Cost, measure, norms_in_float32, weight_bytes, weights_of
 from dp2osr.planning.hardware import Machine
 from dp2osr.planning.models import fake_tensors
 from dp2osr.planning.stages import PlannedModel, StagePlan, each_process, plan_sampling, plan_scoring, to_pretended_cpu
@@ -63,12 +63,8 @@ class Sizes:
     visit: Cost
 
 
-def count_training(model: PlannedModel, args: TrainSettings, with_flops: bool = True) -> Sizes:
-    """Run one visit of a group by its `TrainSettings` on tensors without content.
-
-    Args:
-        with_flops: count them too, which takes as long again.
-    """
+def count_training(model: PlannedModel, args: TrainSettings) -> Sizes:
+    """Run one visit of a group by its `TrainSettings` on tensors without content."""
     precision = asked_precision(args.mixed_precision)
     text = model.load(("text",), precision)
     backbone = model.load(("vae", "denoiser"), precision)
@@ -99,7 +95,7 @@ def count_training(model: PlannedModel, args: TrainSettings, with_flops: bool = 
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
             known += [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
         with norms_in_float32() if precision != "no" else nullcontext():
-            visit = run(lambda: objective.visit(0, group, 1.0), known, with_flops)
+            visit = measure(lambda: objective.visit(0, group, 1.0), known)
     linear = [module.weight.numel() for module in backbone.denoiser.modules() if isinstance(module, torch.nn.Linear)]
     return Sizes(
         frozen=weight_bytes(backbone.vae, backbone.denoiser),
@@ -117,16 +113,6 @@ def blank_group(model: PlannedModel, args: TrainSettings, prompt: dict[str, torc
     count = 2 * args.top_n
     latents, control = torch.randn(count, *model.latent_shape), torch.rand(model.image_shape)
     return PreferenceGroup("x", np.arange(count), latents, control, prompt, torch.rand(args.top_n, args.top_n), torch.randn(count))
-
-
-def run(function: Any, known: list[torch.Tensor], with_flops: bool) -> Cost:
-    """`measure`, or its peak alone."""
-    if with_flops:
-        return measure(function, known)
-    memory = PeakMemory(known)
-    with memory:
-        function()
-    return Cost(0.0, memory.peak)
 
 
 def frozen_bytes(sizes: Sizes, how: str | None) -> float:

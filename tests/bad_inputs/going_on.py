@@ -91,7 +91,7 @@ def _(place):
     8,
     "an image of 2 × 50 pixels",
     TEST,
-    done(r"a \(8 × 200 asked for, 128 × 3,200 worked on\)"),
+    done(r"a\.png \(8 × 200 asked for, 128 × 3,200 worked on\)"),
 )
 def _(place):
     place.images("in/a.png", size=(2, 50))
