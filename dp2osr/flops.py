@@ -25,41 +25,6 @@ class Cost:
     peak_bytes: float
 
 
-class PeakMemory(TorchDispatchMode):
-    """Within, keeps count of the bytes of all tensors that are alive; `peak` is the most.
-
-    For fake tensors: nothing is allocated for them that a profiler or the process's size could show, so their storages are counted here.
-
-    Args:
-        known: tensors that were there before and are not counted.
-    """
-
-    def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
-        super().__init__()
-        self.alive, self.peak, self.seen = 0, 0, WeakIdKeyDictionary()
-        for tensor in known:
-            self.seen[tensor.untyped_storage()] = True
-
-    def __torch_dispatch__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tree_map_only(torch.Tensor, self.see, result)
-        return result
-
-    def see(self, tensor: torch.Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage in self.seen:
-            return
-        self.seen[storage] = True
-        self.alive += storage.nbytes()
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self.forget, storage.nbytes())
-
-    def forget(self, size: int) -> None:
-        self.alive -= size
-
-
 def attention_flops(query: torch.Size, key: torch.Size, value: torch.Size, *_: Any, out_shape: Any = None, **__: Any) -> int:
     return sdpa_flop_count(query, key, value)
 
@@ -74,6 +39,47 @@ CPU_ATTENTION = {  # the counter knows the GPU's kernels only
     aten._scaled_dot_product_flash_attention_for_cpu: attention_flops,
     aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward_flops,
 }
+
+
+class CostCounter(TorchDispatchMode):
+    """Within, counts FLOPs, and the bytes of all tensors that are alive; `peak` is the most of these.
+
+    For fake tensors: nothing is allocated for them that a profiler or the process's size could show, so their storages are counted here.
+    FLOPs are by the formulas of torch's own counter, which itself keeps tensors alive.
+
+    Args:
+        known: tensors that were there before and are not counted.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()
+        self.flops, self.alive, self.peak, self.seen = 0, 0, 0, WeakIdKeyDictionary()
+        self.formulas = FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION).flop_registry
+        for tensor in known:
+            self.seen[tensor.untyped_storage()] = True
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        formula = self.formulas.get(getattr(func, "_overloadpacket", func))
+        if formula is not None:
+            self.flops += formula(*args, **kwargs, out_val=result)
+        tree_map_only(torch.Tensor, self.see, result)
+        return result
+
+    def see(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        if storage in self.seen:
+            return
+        self.seen[storage] = True
+        self.alive += storage.nbytes()
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self.forget, storage.nbytes())
+
+    def forget(self, size: int) -> None:
+        self.alive -= size
 
 
 @contextmanager
@@ -93,20 +99,12 @@ def norms_in_float32() -> Iterator[None]:
         yield
 
 
-def measure(function: Callable[[], object], known: Iterable[torch.Tensor] = (), with_flops: bool = True) -> Cost:
-    """The `Cost` of calling `function`; call within a `FakeTensorMode`.
-
-    Args:
-        with_flops: count them too, for which it is called a second time: the counter keeps tensors alive.
-    """
-    memory = PeakMemory(known)
-    with memory:
+def measure(function: Callable[[], object], known: Iterable[torch.Tensor] = ()) -> Cost:
+    """The `Cost` of calling `function`, once; call within a `FakeTensorMode`."""
+    counter = CostCounter(known)
+    with counter:
         function()
-    if not with_flops:
-        return Cost(0.0, memory.peak)
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        function()
-    return Cost(counter.get_total_flops(), memory.peak)
+    return Cost(counter.flops, counter.peak)
 
 
 def weights_of(networks: Iterable[torch.nn.Module]) -> list[torch.Tensor]:

@@ -20,6 +20,9 @@ from dp2osr.training.objective import GroupObjective
 from dp2osr.training.regression import Regression
 from dp2osr.training.settings import TrainSettings
 
+LIBC, M_MMAP_THRESHOLD = ctypes.CDLL(None), -3
+# what is freed goes back to the system at once, so that its count is that of what is alive
+assert LIBC.mallopt(M_MMAP_THRESHOLD, 65536)
 (every, baseline), model, path = json.loads(sys.argv[1]), sys.argv[2], sys.argv[3]
 torch.set_num_threads(1)
 
@@ -36,7 +39,7 @@ prompt = backbone.encode_prompts([""])
 
 def growth_of(function, size):
     function(1)  # what a process takes once, whatever the batch
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    LIBC.malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = gigabytes("VmRSS")
     function(size)

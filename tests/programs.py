@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 import traceback
+from multiprocessing.connection import wait
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -105,17 +106,25 @@ def run_ranks(count, *words, more=None, cwd=ROOT):
             given = [str(word) for word in (*words, *(more or {}).get(rank, ()))]
             started.append((server().Process(target=_run, args=(given, environment, str(cwd), paths)), paths))
             started[-1][0].start()
-        while any(process.is_alive() for process, _ in started):
-            time.sleep(0.1)
+        while alive := [process.sentinel for process, _ in started if process.is_alive()]:
+            wait(alive)
             if any(process.exitcode not in (None, 0) for process, _ in started):  # a launcher ends the others
-                time.sleep(3)
-                for process, _ in started:
-                    process.kill()
+                end_within(3, [process for process, _ in started])
         for process, paths in started:
             process.join()
             out, err = (Path(path).read_text(encoding="utf-8", errors="replace") for path in paths)
             done.append(subprocess.CompletedProcess(list(words), process.exitcode, out, err))
     return done
+
+
+def end_within(seconds, processes):
+    """Wait until all have ended, at most so long; then kill those that have not."""
+    end = time.monotonic() + seconds
+    while alive := [process.sentinel for process in processes if process.is_alive()]:
+        if not wait(alive, max(0, end - time.monotonic())):
+            for process in processes:
+                process.kill()
+                process.join()
 
 
 def is_alive(pid):

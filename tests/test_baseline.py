@@ -145,8 +145,8 @@ def test_baseline_training_resumes_to_the_same_weights(tmp_path):
 
 def test_two_processes_train_one_baseline(tmp_path):
     """Processes that do not find each other would each train and log a baseline of their own."""
-    words = [*BASELINE, "--max_train_steps", "2", "--output_dir", tmp_path / "two"]
-    run_program("-m", "dp2osr.launch", *words, env={"OMP_NUM_THREADS": "2"})
+    done = run_ranks(2, *BASELINE, "--max_train_steps", "2", "--output_dir", tmp_path / "two")
+    assert not any(process.returncode for process in done), done[0].stderr[-2000:]
     assert [record["step"] for record in read_log(tmp_path / "two/train_log.jsonl")] == [2]
     assert json.loads((tmp_path / "two/settings.json").read_text())["num_processes"] == 2
 

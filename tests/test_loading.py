@@ -15,12 +15,15 @@ from loading_models import (
 )
 from safetensors.torch import load_file, save_file
 
+import dp2osr
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.loading import ModelSource
 from dp2osr.backbones.locate import find_model_file
+from dp2osr.cli import parse
 from dp2osr.errors import UserError
 from dp2osr.provenance import legacy_weights_hash, weights_hash
 from dp2osr.sampling.decode import decode_group, load_decoder
+from dp2osr.sampling.settings import GenerateSettings
 from dp2osr.sampling.store import CandidateStore
 from dp2osr.training.checks import check_model
 
@@ -277,12 +280,11 @@ def test_what_is_neither_here_nor_on_a_hub_is_one_clear_line(sd2, hub, monkeypat
             assert told in str(error.value)
 
 
-def test_candidates_of_models_by_id_train_with_their_folders(lr_folder, tmp_path):
+def test_candidates_of_models_by_id_train_with_their_folders(lr_folder, hub, tmp_path):
     for name, folder in (("base", MODEL), ("control", CONTROLNET)):
-        (tmp_path / "home/hub").mkdir(parents=True, exist_ok=True)
-        cache_model(tmp_path / "home/hub", f"someone/{name}", folder)
+        cache_model(hub, f"someone/{name}", folder)
     ids = ["--pretrained_model_name_or_path", "someone/base", "--controlnet_model_name_or_path", "someone/control"]
     flags = [*ids, *SAMPLING, "--num_candidates", "1", "--max_images", "1", "--image_path", lr_folder, "--output_dir", tmp_path / "store"]
-    run_program("gen_candidates.py", *flags, env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_CACHE": str(tmp_path / "home/hub")})
+    dp2osr.sample(parse(GenerateSettings, list(map(str, flags))))
     settings = CandidateStore(tmp_path / "store").settings
     assert (settings["model_hash"], settings["controlnet_hash"]) == (weights_hash(MODEL), weights_hash(CONTROLNET))

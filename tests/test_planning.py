@@ -1,9 +1,6 @@
 """The plan of a run against what the same code takes when it runs: FLOPs, bytes on disk, memory."""
 
 import json
-import os
-import subprocess
-import sys
 from math import prod
 from pathlib import Path
 
@@ -108,13 +105,9 @@ def test_the_planned_memory_is_what_a_visit_or_a_micro_batch_takes(kind):
     planned = [TrainingMemory(model, args)({}, 1)["activations, gradients"] / 1e9 for args in every]
     planned.append(plan_baseline(model, baseline).memory["activations, gradients"] / 1e9)
     shown = json.dumps([[vars(args) for args in every], vars(baseline)])
-    words = [sys.executable, ROOT / "tests/measured_memory.py", shown, kind.model, kind.controlnet]
-    # what is freed goes back to the system at once, so that its count is that of what is alive
-    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
     measured = []
     while len(measured) < 3 and (not measured or planned != pytest.approx(np.min(measured, axis=0), rel=0.15)):
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+        done = run_program("tests/measured_memory.py", shown, kind.model, kind.controlnet)
         measured.append(json.loads(done.stdout))  # huge pages only add to what is counted
     assert planned == pytest.approx(np.min(measured, axis=0), rel=0.15), measured
 

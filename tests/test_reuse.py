@@ -15,18 +15,24 @@ from dp2osr.rewards.batches import Batches
 from dp2osr.rewards.building import quiet_imports
 from dp2osr.rewards.config import MetricSpec, load_reward_config
 from dp2osr.rewards.metrics import MetricSuite
+from dp2osr.rewards.reuse import for_groups
 
 SIDE = {"maniqa-pipal": 225}  # the smallest that gives different crops
-COUNT = {"maniqa-pipal": 2}  # images; a crop of it is a quarter of a TFLOP
-OPTIONS = {"maniqa-pipal": {"test_sample": 2}}
+# MANIQA as deep as it is, with 64 channels instead of 768, of which a crop is a quarter of a TFLOP.
+NARROW_VIT = {"vit_base_patch8_224": {"embed_dim": 64, "num_heads": 4}}
+OPTIONS = {"maniqa-pipal": {"test_sample": 2, "embed_dim": 64, "dim_mlp": 64}}
 NAMES = ["lpips", "lpips-vgg", "dists", "topiq_fr", "afine_fr", "maniqa-pipal", "musiq", "clipiqa+", "topiq_nr", "afine_nr", "afine_all"]
 
 
 @pytest.fixture(scope="module", autouse=True)
 def networks():
-    """All of them are built from random weights here, the same ones at every call."""
-    with random_weights(), quiet_imports():
-        yield
+    """All of them are built from random weights here, the same ones at every call; MANIQA is narrow. Yields what makes its ViT else."""
+    import timm
+
+    with random_weights(), quiet_imports(), pytest.MonkeyPatch.context() as patch:
+        create = timm.create_model
+        patch.setattr(timm, "create_model", lambda name, **options: create(name, **options, **NARROW_VIT.get(name, {})))
+        yield create
 
 
 def test_the_shipped_configs_are_covered():
@@ -62,8 +68,8 @@ def test_scores_are_pyiqas_of_each_image_alone(name):
 
     suite = build([name], batches=Batches(2))
     plain = pyiqa.create_metric(name, device=torch.device("cpu"), **OPTIONS.get(name, {}))
-    for seed in (0, 1, 0)[: 1 if name == "maniqa-pipal" else 3]:
-        gt, images = draw(SIDE.get(name, 64), COUNT.get(name, 3), seed)
+    for seed in (0, 1, 0):
+        gt, images = draw(SIDE.get(name, 64), seed=seed)
         before = images.clone(), gt.clone()
         scores = suite.score(images, gt)[name]
         assert torch.equal(images, before[0]) and torch.equal(gt, before[1])
@@ -112,10 +118,23 @@ def test_a_gpu_takes_as_many_images_of_maniqa_as_its_memory_lets(monkeypatch):
     assert torch.equal(metric(images), alone) and passes == [1, 1, 1, 1, 3, 1]
 
 
+def test_maniqa_of_its_full_size_has_pyiqas_score(networks, monkeypatch):
+    import pyiqa
+    import timm
+
+    monkeypatch.setattr(timm, "create_model", networks)
+    gt, images = draw(224, count=1)
+    metric = pyiqa.create_metric("maniqa-pipal", device=torch.device("cpu"), test_sample=1)
+    assert metric.net.conv1.in_channels == 4 * 768
+    [expected] = each_alone(metric, gt, images)
+    with torch.no_grad():
+        assert for_groups(metric)(images).item() == pytest.approx(expected, abs=1e-5) and expected > 1e-3
+
+
 def test_maniqa_scores_two_images_as_it_scores_each():
     import pyiqa
 
-    plain = pyiqa.create_metric("maniqa-pipal", device=torch.device("cpu"), test_sample=1)
+    plain = pyiqa.create_metric("maniqa-pipal", device=torch.device("cpu"), **OPTIONS["maniqa-pipal"])
     _, images = draw(225, count=2)
     with torch.no_grad():
         np.testing.assert_allclose(plain(images).flatten(), [plain(image[None]).item() for image in images], rtol=0, atol=1e-5)
@@ -176,7 +195,7 @@ def test_bf16_is_another_precision_of_the_same_score(name):
 def test_a_compiled_metric_gives_the_same_score(name):
     from torch._dynamo.utils import counters
 
-    gt, images = draw(SIDE.get(name, 64), count=1 if "maniqa" in name else 2)
+    gt, images = draw(SIDE.get(name, 64), count=2)
     exact = build([name]).score(images, gt)[name]
     counters.clear()
     suite = build([name], compiled=True)

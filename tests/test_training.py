@@ -70,14 +70,8 @@ def test_a_killed_run_ends_with_the_same_weights(kind, trained, labelled, tmp_pa
 
 
 def test_two_processes_give_the_same_weights(kind, labelled, tmp_path):
-    """After twenty steps of SD2, which a launcher starts, and six of FLUX."""
-    steps = {"sd2": 20, "flux": 6}[kind.name]
-    more = ["--max_train_steps", str(steps), "--groups_per_step", "3"]  # the first process has two groups a step, the second one
-    two = words(kind, labelled, tmp_path / "two", *more)
-    if kind.name == "sd2":
-        done = [run_program("-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", *two, env={"OMP_NUM_THREADS": "1"})]
-    else:
-        done = run_ranks(2, *two)
+    more = ["--groups_per_step", "3"]  # the first process has two groups a step, the second one
+    done = run_ranks(2, *words(kind, labelled, tmp_path / "two", *more))
     assert not any(process.returncode for process in done), done[0].stderr[-2000:]
     run_program(*words(kind, labelled, tmp_path / "one", *more), env={"OMP_NUM_THREADS": "1"})
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")

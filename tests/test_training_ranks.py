@@ -36,7 +36,7 @@ def largest_difference(one, other):
 @one_kind
 def test_weights_do_not_depend_on_the_number_of_ranks_nor_on_sharding(kind, labelled, tmp_path):
     """Four ranks on two groups a step: each makes the passes of half a group's candidates."""
-    more = ["--max_train_steps", 20, "--micro_batch_size", 2]
+    more = ["--max_train_steps", 8, "--micro_batch_size", 2]
     one = train(1, kind, labelled, tmp_path / "one", *more)
     for ranks in (2, 4):
         several = train(ranks, kind, labelled, tmp_path / f"{ranks}", *more, "--shard_optimizer")

@@ -38,7 +38,7 @@ class BaselineSizes:
     micro_batch: Cost
 
 
-def count_baseline(model: PlannedModel, args: BaselineSettings, with_flops: bool = True) -> BaselineSizes:
+def count_baseline(model: PlannedModel, args: BaselineSettings) -> BaselineSizes:
     """Run one micro-batch of whole crops on tensors without content; the backbone is taken to be frozen."""
     precision = asked_precision(args.mixed_precision)
     backbone, text = model.load(("vae", "denoiser"), precision), model.load(("text",), precision)
@@ -70,7 +70,7 @@ def count_baseline(model: PlannedModel, args: BaselineSettings, with_flops: bool
             loss.backward()
 
         with norms_in_float32() if precision != "no" else nullcontext():
-            cost = measure(micro_batch, known, with_flops)
+            cost = measure(micro_batch, known)
     each = sum(tensor.numel() * tensor.element_size() for tensor in prompt.values())
     trained = sum(parameter.numel() for parameter in controlnet.parameters())
     return BaselineSizes(weight_bytes(backbone.vae, backbone.denoiser), weight_bytes(*encoders), trained, each, cost)

@@ -85,7 +85,7 @@ class TrainingMemory:
         args = replace(args, top_n=1) if args.micro_batch_size == 1 else args
         key = args.gradient_checkpointing, args.gradient_sum, args.micro_batch_size, args.lora_rank
         if key not in self.known:
-            self.known[key] = count_training(self.model, args, with_flops=False)
+            self.known[key] = count_training(self.model, args)
         return self.known[key]
 
 
@@ -103,7 +103,7 @@ class BaselineMemory:
         args = replace(args, gradient_accumulation_steps=self.args.gradient_accumulation_steps * smaller)
         key = args.gradient_checkpointing, args.train_batch_size
         if key not in self.known:
-            self.known[key] = count_baseline(self.model, args, with_flops=False)
+            self.known[key] = count_baseline(self.model, args)
         return baseline_memory(self.known[key], args, processes)
 
 

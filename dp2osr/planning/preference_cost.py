@@ -48,12 +48,8 @@ class Sizes:
     visit: Cost
 
 
-def count_training(model: PlannedModel, args: TrainSettings, with_flops: bool = True) -> Sizes:
-    """Run one visit of a group by its `TrainSettings` on tensors without content.
-
-    Args:
-        with_flops: count them too, which takes as long again.
-    """
+def count_training(model: PlannedModel, args: TrainSettings) -> Sizes:
+    """Run one visit of a group by its `TrainSettings` on tensors without content."""
     precision = asked_precision(args.mixed_precision)
     text = model.load(("text",), precision)
     backbone = model.load(("vae", "denoiser"), precision)
@@ -73,7 +69,7 @@ def count_training(model: PlannedModel, args: TrainSettings, with_flops: bool = 
                 parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
             known += [parameter.grad for parameter in policy.parameters() if parameter.grad is not None]
         with norms_in_float32() if precision != "no" else nullcontext():
-            visit = measure(lambda: objective.visit(0, group, 1.0), known, with_flops)
+            visit = measure(lambda: objective.visit(0, group, 1.0), known)
     linear = [module.weight.numel() for module in backbone.denoiser.modules() if isinstance(module, torch.nn.Linear)]
     return Sizes(
         frozen=weight_bytes(backbone.vae, backbone.denoiser),
