@@ -114,18 +114,18 @@ def test_the_planned_memory_is_what_a_visit_or_a_micro_batch_takes(kind):
 
 def test_training_counts_micro_batches_recomputation_and_what_is_shared(kind):
     model = PlannedModel(sampling_args(kind), (32, 32))
-    plain = plan_training(model, training_args(kind, "--top_n", 2, "--max_train_steps", 10, "--groups_per_step", 4))
-    micro = plan_training(model, training_args(kind, "--top_n", 2, "--max_train_steps", 5, "--groups_per_step", 4, "--micro_batch_size", 1))
+    plain = plan_training(model, training_args(kind, "--top_n", 1, "--max_train_steps", 10, "--groups_per_step", 8))
+    micro = plan_training(model, training_args(kind, "--top_n", 1, "--max_train_steps", 5, "--groups_per_step", 8, "--micro_batch_size", 1))
     assert 2 * micro.flops > 1.2 * plain.flops  # the policy runs once more
     assert micro.memory["activations, gradients"] < plain.memory["activations, gradients"]
     parameters = sum(parameter.numel() for parameter in load_backbone(kind.model).load_controlnet(kind.controlnet).parameters())
     assert plain.memory["policy"] == plain.memory["reference"] == pytest.approx(4 * parameters, rel=1e-3)
     assert plain.memory["optimizer"] == plain.memory["sum of gradients"] == 8 * parameters
-    with pytest.raises(UserError, match="--groups_per_step 4"):
-        plan_training(model, training_args(kind, "--top_n", 2, "--groups_per_step", 4), Machine(17))  # a step has 16 candidates
+    with pytest.raises(UserError, match="--groups_per_step 8"):
+        plan_training(model, training_args(kind, "--top_n", 1, "--groups_per_step", 8), Machine(17))  # a step has 16 candidates
     with pytest.raises(UserError, match="--top_n 3"):
         plan_training(model, training_args(kind, "--top_n", 3))
-    lora = TrainingMemory(model, training_args(kind, "--top_n", 2, "--lora_rank", 2))({}, 1)
+    lora = TrainingMemory(model, training_args(kind, "--top_n", 1, "--lora_rank", 2))({}, 1)
     assert lora["optimizer"] < 0.3 * plain.memory["optimizer"]
     assert lora["policy"] < 1.3 * plain.memory["policy"] and not lora["reference"]
 

@@ -40,7 +40,7 @@ def test_weights_do_not_depend_on_the_number_of_ranks_nor_on_sharding(kind, labe
     one = train(1, kind, labelled, tmp_path / "one", *more)
     for ranks in (2, 4):
         several = train(ranks, kind, labelled, tmp_path / f"{ranks}", *more, "--shard_optimizer")
-        assert largest_difference(one, several) <= 1e-6
+        assert largest_difference(one, several) <= 1e-7  # another rounding makes some 3e-6 by the eighth step
 
 
 @one_kind
