@@ -9,7 +9,6 @@ A solver that draws noise at its steps has no such trajectory. What the flags co
 
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -41,13 +40,19 @@ class ErrorSettings(Settings):
 
 def main():
     args = parse(ErrorSettings, description=__doc__)
+    from dp2osr.backbones import load_backbone
+    from dp2osr.data.inputs import list_images
+    from dp2osr.data.part import evenly
+    from dp2osr.device import compute_device
     from dp2osr.stats import bootstrap_weights, photographs_of
 
-    wanted = samples_of(args, args.reference)
+    files = evenly(list_images(args.lr_path), args.max_images)
+    backbone = load_backbone(args.model, device=compute_device())
+    wanted = samples_of(args, args.reference, files, backbone)
     weights = bootstrap_weights(photographs_of(list(wanted)), 2000, 0)
     print("| flags | RMSE, levels of 255 | 95 % interval |\n|---|---|---|")
     for flags in args.set:
-        found = samples_of(args, flags)
+        found = samples_of(args, flags, files, backbone)
         squares = np.array([np.square(found[name] - wanted[name]).mean() for name in wanted])
         low, high = np.sqrt(np.percentile(weights @ squares / weights.sum(1), [2.5, 97.5]))
         print(f"| `{' '.join(dashed(flags))}` | {np.sqrt(squares.mean()):.2f} | {low:.2f} to {high:.2f} |", flush=True)
@@ -58,10 +63,9 @@ def dashed(flags):
     return [f"--{word}" if place % 2 == 0 else word for place, word in enumerate(shlex.split(flags))]
 
 
-def samples_of(args, flags):
+def samples_of(args, flags, files, backbone):
     """{image id: its two samples by the flags, (2, 3, H, W) in levels of 255}, all from the same noise."""
     from dp2osr.data.images import read_image
-    from dp2osr.device import compute_device
     from dp2osr.sampling.decode import finish_images
     from dp2osr.sampling.sampler import GroupSampler
     from dp2osr.sampling.settings import GenerateSettings
@@ -75,10 +79,9 @@ def samples_of(args, flags):
         args.lr_path,
     ]
     words += ["--output_dir=-", "--num_candidates", "2", "--num_inference_steps", str(args.steps), "--guidance_scale", "1"]
-    sampler = GroupSampler(parse(GenerateSettings, [*words, "--align_method", "wavelet", *dashed(flags)]), compute_device())
-    files = sorted(Path(args.lr_path).glob("*.png"))
+    sampler = GroupSampler(parse(GenerateSettings, [*words, "--align_method", "wavelet", *dashed(flags)]), backbone.device, backbone)
     samples = {}
-    for path in files[:: max(1, len(files) // args.max_images)][: args.max_images]:
+    for path in files:
         lr = read_image(path)
         group = sampler.sample(path.stem, lr, 2)
         samples[path.stem] = 255 * finish_images(sampler.backbone, group.latents, lr, 4, "wavelet").numpy()

@@ -12,6 +12,7 @@ A picture has the input and two results, left and right. An answer is a line `3 
 import base64
 import io
 import json
+import os
 import re
 import zlib
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 from dp2osr.cli import Settings, parse
 from dp2osr.errors import UserError, run
 from dp2osr.fields import Count
+from dp2osr.files import read_json, write_json
 
 SIDES = ("left", "right")
 MARGIN = 12  # pixels between the images of a picture
@@ -79,17 +81,20 @@ def sharpen_folder(folder, like, output):
     from PIL import Image
 
     from dp2osr.data.images import read_image
+    from dp2osr.data.inputs import list_images
 
+    paths, models = list_images(folder), {path.stem: path for path in list_images(like)}
+    lacking = [path.name for path in paths if path.stem not in models]
+    if lacking:
+        raise UserError(f"{like}: has no image of the name {lacking[0]}, which {folder} has")
     output.mkdir(parents=True, exist_ok=True)
     amounts = []
-    for path in sorted(folder.glob("*.png")):
-        image, wanted = (np.asarray(read_image(file), float) for file in (path, like / path.name))
+    for path in paths:
+        image, wanted = (np.asarray(read_image(file), float) for file in (path, models[path.stem]))
         sharpened, amount = sharpen(image, mean_gradient(wanted))
-        Image.fromarray(sharpened.round().astype(np.uint8)).save(output / path.name)
+        Image.fromarray(sharpened.round().astype(np.uint8)).save(output / f"{path.stem}.png")
         amounts.append(amount)
-    if not amounts:
-        raise UserError(f"{folder}: has no PNG")
-    print(f"{output}: {len(amounts)} images, amount {np.mean(amounts):.2f} on the mean, {sum(a == 0 for a in amounts)} were sharp enough")
+    print(f"{output}: {len(amounts)} images, amount {np.mean(amounts):.2f} on the mean; as sharp before: {sum(a == 0 for a in amounts)}")
 
 
 def sharpen(image, gradient):
@@ -138,7 +143,7 @@ def write_pictures(page, participant, output, enlarge):
             picture.paste(image, (place * (image.width + MARGIN), 0))
         picture.save(output / f"{number:02d}.png")
         shown.append({"trial": trial["id"], "shown": [candidate["id"] for candidate in candidates]})
-    (output / "shown.json").write_text(json.dumps({"study": study["id"], "participant": participant, "pictures": shown}, indent=1))
+    write_json(output / "shown.json", {"study": study["id"], "participant": participant, "pictures": shown})
     print(f"{output}: {len(shown)} pictures: the input, left, right. {study['title']}")
 
 
@@ -152,13 +157,16 @@ def enlarged(data, times):
 
 def write_votes(pictures, answers, output):
     """The page's JSON of the answers; `UserError` unless there is one for each picture."""
-    shown = json.loads((pictures / "shown.json").read_text())
-    found = {int(number): side for number, side in re.findall(r"^\s*0*(\d+)\W+(left|right)\b", answers.read_text().lower(), re.MULTILINE)}
+    shown = read_json(pictures / "shown.json")
+    if not os.access(answers, os.R_OK):
+        raise UserError(f"{answers}: is missing or cannot be read")
+    text = answers.read_text(encoding="utf-8").lower()
+    found = {int(number): side for number, side in re.findall(r"^\s*0*(\d+)\W+(left|right)\b", text, re.MULTILINE)}
     missing = [number for number in range(1, len(shown["pictures"]) + 1) if number not in found]
     if missing:
         raise UserError(f"{answers}: has no line such as '{missing[0]} left' for picture {missing[0]}")
     votes = [{**picture, "choice": picture["shown"][SIDES.index(found[number])]} for number, picture in enumerate(shown["pictures"], 1)]
-    output.write_text(json.dumps({"study": shown["study"], "participant": shown["participant"], "votes": votes}, indent=1))
+    write_json(output, {"study": shown["study"], "participant": shown["participant"], "votes": votes})
 
 
 if __name__ == "__main__":

@@ -8,16 +8,14 @@ from conftest import KINDS, assert_one_clear_line, run_program
 from PIL import Image
 from sampled_toys import loop_of, sample, sampler_with
 from test_lever_costs import planned_args
-from torch.utils.flop_counter import FlopCounterMode
 
 from dp2osr.backbones import load_backbone
 from dp2osr.backbones.forecast import forecast_steps, forecasting
 from dp2osr.errors import UserError
-from dp2osr.flops import CPU_ATTENTION, measure, weights_of
+from dp2osr.flops import measure, weights_of
 from dp2osr.planning.models import read_published
-from dp2osr.planning.stages import PlannedModel, fake_tensors, plan_sampling, to_pretended_cpu
+from dp2osr.planning.stages import PlannedModel, fake_tensors, to_pretended_cpu
 from dp2osr.sampling.memory import peak_bytes, total
-from dp2osr.sampling.sampler import GroupSampler
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +75,6 @@ def test_the_steps_that_are_forecast_are_those_at_which_diffusers_computes_nothi
             torch.nn.Module.__init__(self)
             self.transformer_blocks = torch.nn.ModuleList([torch.nn.Module()])
             self.transformer_blocks[0].ff = torch.nn.Linear(1, 1)
-            self.transformer_blocks[0].ff.register_forward_pre_hook(lambda *_: None)
 
     network, computed = Counted(), []
     layer = network.transformer_blocks[0].ff
@@ -111,22 +108,6 @@ def test_a_sample_follows_from_its_own_steps_whatever_was_sampled_before(flux, c
     assert (first[1:] - again).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("levers", [{}, {"cache_interval": 2, "branch_at": 2}])
-def test_the_flops_planned_are_those_of_the_sampling_loop(levers):
-    kind = KINDS["flux"]
-    args = planned_args(kind, taylorseer_interval=3, num_inference_steps=8, **levers)
-    stage = plan_sampling(PlannedModel(args, (32, 32)), num_images=1)
-    plain = plan_sampling(PlannedModel(planned_args(kind, num_inference_steps=8, **levers), (32, 32)), num_images=1)
-    sampler = GroupSampler(args, "cpu")
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as embedding:
-        embedded = load_backbone(kind.model).encode_prompts([""])
-    sampler.embeddings = {"": embedded, sampler.args.negative_prompt: embedded}
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as sampling:
-        sampler.sample("x", Image.new("RGB", (32, 32)), 4)
-    assert stage.flops == pytest.approx(embedding.get_total_flops() + sampling.get_total_flops(), rel=0.02)
-    assert stage.flops < 0.95 * plain.flops and "taylorseer_interval 3" in stage.amount
-
-
 @pytest.mark.parametrize("published", [False, True])
 def test_the_memory_told_is_within_a_factor_of_one_and_a_half_of_a_count_of_every_tensor(published):
     kind, unseen = KINDS["flux"], {"controlnet_model_name_or_path": "-"} if published else {}
@@ -154,7 +135,7 @@ def test_the_memory_that_is_asked_for_before_sampling_has_what_is_kept(flux):
 @pytest.mark.parametrize(
     ("name", "changes", "told"),
     [
-        ("sd2", {"taylorseer_interval": 2}, "taylorseer_interval 2: forecasts the blocks of a transformer, and sd2 is denoised by a UNet"),
+        ("sd2", {"taylorseer_interval": 2}, "taylorseer_interval 2: forecasts the blocks of a transformer, and sd2 is denoised by another"),
         ("flux", {"taylorseer_interval": 5}, "taylorseer_interval 5: must be at most --num_inference_steps, 4"),
         ("flux", {"taylorseer_interval": 2, "compile": True}, "taylorseer_interval 2: .*--compile cannot take"),
     ],

@@ -56,8 +56,8 @@ def test_it_is_numpys_spectrum_of_the_luma_under_a_hann_window(photographs):
 
 def test_sides_that_are_no_multiple_are_cut_and_an_image_of_few_periods_is_refused(photographs):
     assert score(photographs[:1, :, :125, :122]) == pytest.approx(score(photographs[:1, :, :120, :120]))
-    with pytest.raises(UserError, match="dp2o_grid.*63 × 128 is smaller than eight"):
-        score(photographs[:1, :, :, :63])
+    with pytest.raises(UserError, match="dp2o_grid' cannot score image 'small' of 63 x 128 pixels .*at least 64 pixels"):
+        MetricSuite([MetricSpec("dp2o_grid")]).score(photographs[:1, :, :, :63], image_id="small")
 
 
 @pytest.mark.parametrize("period", [0, 3, 8.0, "8", True])

@@ -49,6 +49,8 @@ def test_an_answer_that_is_missing_is_named(study, tmp_path):
     (tmp_path / "answers.txt").write_text("1 left\n2 right\n4 left\n5 left\n6 up\n", encoding="utf-8")
     with pytest.raises(UserError, match="answers.txt: has no line such as '3 left' for picture 3"):
         write_votes(tmp_path / "pictures", tmp_path / "answers.txt", tmp_path / "votes.json")
+    with pytest.raises(UserError, match="none.txt: is missing"):
+        write_votes(tmp_path / "pictures", tmp_path / "none.txt", tmp_path / "votes.json")
     assert not (tmp_path / "votes.json").exists()
 
 
@@ -69,6 +71,10 @@ def test_a_folder_is_made_as_sharp_as_its_namesakes(tmp_path, capsys):
         image.resize((8, 8), Image.Resampling.BOX).resize((32, 32), Image.Resampling.BICUBIC).save(tmp_path / "soft/a.png")
     sharpen_folder(tmp_path / "noise", tmp_path / "soft", tmp_path / "kept")
     assert (np.asarray(Image.open(tmp_path / "kept/a.png")) == np.asarray(Image.open(tmp_path / "noise/a.png"))).all()
-    assert "1 were sharp enough" in capsys.readouterr().out
-    with pytest.raises(UserError, match="has no PNG"):
+    assert "as sharp before: 1" in capsys.readouterr().out
+    with pytest.raises(UserError, match="none"):
         sharpen_folder(tmp_path / "none", tmp_path / "soft", tmp_path / "out")
+    (tmp_path / "soft/a.png").rename(tmp_path / "soft/b.png")
+    with pytest.raises(UserError, match="noise: has no image of the name b.png, which .*soft has"):
+        sharpen_folder(tmp_path / "soft", tmp_path / "noise", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

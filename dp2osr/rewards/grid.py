@@ -7,16 +7,15 @@ Preference training can make that grid stronger: metrics of sharpness take it fo
 import torch
 from torch import nn
 
-from dp2osr.errors import UserError
-
 AROUND = 3  # bins on each side that a frequency is compared with, but for its direct neighbours
 LUMA = (0.299, 0.587, 0.114)
 
 
 class Grid(nn.Module):
-    """Natural logarithm of the luma's power at the period's harmonics along rows and columns, less its mean around them.
+    """Natural logarithm of the luma's power at the period's harmonics along rows and columns, less the mean of that around them.
 
-    About 0 for photographs; lower is better. Images are cut at the right and bottom to a multiple of the period.
+    About 0 for photographs, below it for smooth enlargements; lower is better.
+    Images are cut at the right and bottom to a multiple of the period.
 
     Args:
         period: pixels, 4 or more: the side of a token times the decoder's factor; 16 for FLUX.1-dev, 8 for this repository's tiny-FLUX.
@@ -27,11 +26,10 @@ class Grid(nn.Module):
         self.period = period
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """(B, 3, H, W) in [0, 1] → (B,); `UserError` for a side of less than eight periods, where the frequencies lie too close."""
+        """(B, 3, H, W) in [0, 1] → (B,); `ValueError` for a side of less than eight periods, where the frequencies lie too close."""
         height, width = (side - side % self.period for side in images.shape[-2:])
         if min(height, width) < 8 * self.period:
-            size = f"{images.shape[-1]} × {images.shape[-2]}"
-            raise UserError(f"metric 'dp2o_grid': an image of {size} is smaller than eight of its periods of {self.period} pixels")
+            raise ValueError(f"needs sides of at least {8 * self.period} pixels, eight periods")
         luma = 255 * torch.einsum("bchw,c->bhw", images[..., :height, :width].double(), images.new_tensor(LUMA, dtype=torch.double))
         window = torch.outer(*(torch.hann_window(side, periodic=False, dtype=torch.double, device=luma.device) for side in luma.shape[1:]))
         power = torch.fft.fft2((luma - luma.mean((1, 2), keepdim=True)) * window).abs().square().add(1e-3).log()

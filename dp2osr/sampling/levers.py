@@ -46,7 +46,9 @@ def check_tiles(settings: LoopSettings, tiled: Collection[str]) -> None:
 def check_forecast(backbone: Backbone, flag: str, compiled: bool) -> None:
     """`check_levers` of TaylorSeer."""
     if not can_forecast(backbone.denoiser):
-        raise UserError(f"{flag}: forecasts the blocks of a transformer, and {backbone.kind} is denoised by a UNet; leave the flag out")
+        raise UserError(
+            f"{flag}: forecasts the blocks of a transformer, and {backbone.kind} is denoised by another network; leave the flag out"
+        )
     if compiled:
         raise UserError(f"{flag}: what is computed changes from step to step, which --compile cannot take; leave one of the two out")
 
