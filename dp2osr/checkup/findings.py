@@ -9,6 +9,7 @@ import torch
 from dp2osr.checkup.machine import TimeLimit, free_unused, stamp
 from dp2osr.errors import is_device_fault, is_out_of_memory
 from dp2osr.files import read_json, write_json, write_text
+from dp2osr.markdown import table
 
 NOTE = "note"  # the column that says why a line has no figures
 LOST = "device lost: "  # how the note of a line begins with which its process ended
@@ -134,8 +135,7 @@ def as_markdown(lines: list[dict[str, Any]]) -> str:
     """Lines as a Markdown table of all their columns, in the order in which they first stand; notes last."""
     names = list(dict.fromkeys(name for line in lines for name in line if name != NOTE))
     names += [NOTE] if any(NOTE in line for line in lines) else []
-    rows = [names, ["---"] * len(names), *([as_text(line.get(name)).replace("|", "\\|") for name in names] for line in lines)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return table(names, ([as_text(line.get(name)) for name in names] for line in lines))
 
 
 def as_text(value: Any) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from dp2osr.markdown import table
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -49,17 +51,16 @@ def with_direction(metric: str, metrics: pd.DataFrame) -> str:
 
 def markdown(frame: pd.DataFrame) -> str:
     """A frame of texts as a Markdown table."""
-    rows = [list(frame.columns), ["---"] * len(frame.columns), *frame.fillna("").values.tolist()]
-    return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
+    return table(list(frame.columns), frame.fillna("").values.tolist())
 
 
 def aligned(frame: pd.DataFrame) -> str:
     """A frame of texts with columns padded to one width: the first two left, the rest right-aligned."""
-    table = [list(frame.columns), *frame.fillna("").values.tolist()]
-    widths = [max(len(line[place]) for line in table) for place in range(len(table[0]))]
+    cells = [list(frame.columns), *frame.fillna("").values.tolist()]
+    widths = [max(len(line[place]) for line in cells) for place in range(len(cells[0]))]
     lines = [
         "  ".join(text.ljust(width) if place < 2 else text.rjust(width) for place, (text, width) in enumerate(zip(line, widths))).rstrip()
-        for line in table
+        for line in cells
     ]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 

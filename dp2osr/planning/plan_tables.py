@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
+from dp2osr.markdown import table
 from dp2osr.planning.baseline_cost import plan_baseline
 from dp2osr.planning.fitting import BASELINE, FULL_TRAINING, WITH_LORA, BaselineMemory, Fit, TrainingMemory, fit, fit_sampling
 from dp2osr.planning.hardware import FULL, LINK_SHARE, Machine
@@ -44,14 +45,7 @@ def plan_rows(stages: Iterable[StagePlan], machine: Machine, shares: Mapping[str
         if stage.name == "sample":
             rows.append(row(stage, f"{stage.amount}; as the paper's hours", machine, shares["paper"]))
         rows.append(row(stage, stage.amount, machine, shares[stage.work]))
-    return markdown(rows)
-
-
-def markdown(rows: Sequence[Mapping[str, object]]) -> str:
-    """A Markdown table of rows, {column: cell}."""
-    cells: list[list[object]] = [list(rows[0]), *(list(row.values()) for row in rows)]
-    lines = ["| " + " | ".join(map(str, line)) + " |" for line in cells]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
+    return table(rows[0], (each.values() for each in rows))
 
 
 def parts(sizes: Mapping[str, float]) -> str:
@@ -142,7 +136,7 @@ def print_fits(
         stages["train, whole ControlNet"] = fit(partial(of_training, processes=gpus), steps, room)
         stages["train, LoRA"] = fit(partial(of_training, processes=gpus), WITH_LORA, room, first=1)
         rows.append({"GPUs": gpus, "of GB": int(size)} | {f"{name}, GB": found.cell() for name, found in stages.items()})
-    print(markdown(rows))
+    print(table(rows[0], (each.values() for each in rows)))
     print(
         f"\nGB at the peak, with the settings' flags and those named; {FULL:.0%} of what CUDA reports of a card may be used.\n"
         "--gradient_checkpointing, --micro_batch_size and --shard_optimizer cost time, --gradient_sum fp32 the equality of weights over\n"

@@ -26,6 +26,7 @@ from dp2osr.data.crops import to_tensor
 from dp2osr.data.images import read_image
 from dp2osr.data.inputs import list_images
 from dp2osr.errors import UserError, listed
+from dp2osr.markdown import table
 from dp2osr.rewards.config import MetricSpec, RewardConfig
 from dp2osr.rewards.distortions import blur, noise, sharpen, to_8_bits
 from dp2osr.rewards.metrics import MetricSuite, check_modes
@@ -198,6 +199,4 @@ def orders_of_config(
 def format_orders(results: Mapping[str, Mapping[str, float]]) -> str:
     """The shares as a Markdown table, a row a metric."""
     orders = list(next(iter(results.values())))
-    lines = [f"| metric | {' | '.join(orders)} |", "|---" * (len(orders) + 1) + "|"]
-    lines += [f"| `{name}` | {' | '.join(f'{shares[order]:.2f}' for order in orders)} |" for name, shares in results.items()]
-    return "\n".join(lines)
+    return table(["metric", *orders], ([f"`{name}`", *(f"{shares[order]:.2f}" for order in orders)] for name, shares in results.items()))
