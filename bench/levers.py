@@ -31,6 +31,7 @@ LEVERS = {
         "--num_inference_steps {few} --scheduler flow_unipc",
         "--cache_interval 2",
         "--cache_interval 4",
+        "--max_sequence_length 128",
         "--taylorseer_interval 3",
         "--taylorseer_interval 5",
         "--branch_at {early}",

@@ -245,7 +245,7 @@ def test_published_models_are_planned_without_their_weights(kind, parameters, tr
 def test_the_program_prints_a_row_for_each_stage(tmp_path):
     done = run_program("scripts/plan.py", "configs/tiny_sd2/full", "--num_gpus", "1", "--gpu_memory", "0.1")
     assert "80 LR images of 32 × 32, 1 GPUs" in done.stdout and "in all when the 2N latents that are trained on are left" in done.stdout
-    rows = [line for line in done.stdout.splitlines() if line.startswith("| ")]
+    rows = [line for line in done.stdout.splitlines() if line.startswith("| ") and not line.startswith("| ---")]
     assert [row.split()[1] for row in rows] == ["stage", "sample", "sample", "score", "train"]
     assert "**does not fit**" in rows[-1] and "1,280 candidates, 8 steps" in rows[1] and "as the paper's hours" in rows[1]
     assert_one_clear_line(run_program("scripts/plan.py", tmp_path, "--num_gpus", "1", check=False), "sample.yaml", "is missing")
