@@ -185,3 +185,13 @@ def test_candidates_grow_and_those_that_are_there_stay_as_they_are(folder, tmp_p
         assert torch.allclose(more.latents.float(), fresh.latents.float(), atol=2e-2)
     with pytest.raises(UserError, match="has 5 candidates an image.*--num_candidates 5"):
         sample(tmp_path / "out", 3)
+
+
+def test_a_manifest_may_name_the_ids_of_its_images(tmp_path):
+    for name in ("a", "b"):
+        save_noise(tmp_path / f"{name}.png", (8, 8))
+    manifest = tmp_path / "images.csv"
+    manifest.write_text("file,id\na.png,first__a\nb.png,\n")
+    assert [file.id for file in scan(manifest).files] == ["first__a", "b"]
+    manifest.write_text("file,id\na.png,../a\nb.png,.b\n")
+    assert len(scan(manifest).problems) == 2

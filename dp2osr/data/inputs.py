@@ -79,7 +79,7 @@ def find_inputs(
     """The images to work on, all of them decoded once (and remembered); what is not taken is told on stderr.
 
     Args:
-        folder: a folder, a manifest.csv (column `file`, paths from its own folder) or one image.
+        folder: a folder, a manifest.csv (column `file`, paths from its own folder, and perhaps `id`, image ids) or one image.
         recursive: take sub-folders too.
         skip_unreadable: go on without those that cannot be used.
         choose: list of `ImageFile` → those to take, as `evenly` does; only they are opened.
@@ -134,8 +134,9 @@ def scan(folder: str | Path, recursive: bool = False, leave_out: Callable[[Path]
     """
     folder = Path(folder)
     passed_over: list[str] = []
+    ids: dict[Path, str] = {}
     if folder.suffix == ".csv" and folder.is_file():
-        root, paths = folder.parent, _listed_in(folder)
+        root, (paths, ids) = folder.parent, _listed_in(folder)
     elif folder.is_dir():
         root, (paths, passed_over) = folder, _images_below(folder, recursive)
     elif os.path.lexists(folder):
@@ -151,7 +152,7 @@ def scan(folder: str | Path, recursive: bool = False, leave_out: Callable[[Path]
     files: dict[str, ImageFile] = {}
     problems, twins = {}, []
     for path in sorted(paths, key=lambda path: path.suffix.lower() in OPTIONAL):
-        file = ImageFile(path, *_named(path, root, recursive))
+        file = ImageFile(path, ids[path]) if path in ids else ImageFile(path, *_named(path, root, recursive))
         problem = _name_problem(file)
         if not problem and file.id in files and path.suffix.lower() in OPTIONAL:
             twins.append(path.name)
@@ -188,6 +189,8 @@ def _name_problem(file: ImageFile) -> str | None:
         return "its name is not UTF-8; rename it"
     if name.startswith("."):
         return "a hidden file, which later stages would not see; rename it"
+    if "/" in file.id or file.id.startswith("."):
+        return f"its id in the manifest, '{file.id}', is not the name of a file"
     if any(ord(letter) < 32 for letter in name):
         return "a control character in its name; rename it"
     return None
@@ -315,14 +318,16 @@ def _only_folders(path: str | Path) -> bool:
     return path.is_dir() and not _images_below(path, False)[0] and any(entry.is_dir() for entry in path.iterdir())
 
 
-def _listed_in(manifest: Path) -> list[Path]:
+def _listed_in(manifest: Path) -> tuple[list[Path], dict[Path, str]]:
+    """(sorted paths of a manifest, the ids that it gives some of them)."""
     try:
         rows = list(csv.DictReader(io.StringIO(read_text(manifest), newline="")))
         paths = sorted(manifest.parent / row["file"] for row in rows)
+        ids = {manifest.parent / row["file"]: row["id"] for row in rows if row.get("id")}
     except (KeyError, TypeError, UnicodeDecodeError, csv.Error):
         raise UserError(f"{manifest}: not a manifest with a column 'file'; scripts/prepare_data.py writes one") from None
     missing = [path for path in paths if not path.is_file()]
     if missing:
         some = listed([str(path) for path in missing], SHOWN)
         raise UserError(f"{manifest}: {len(missing)} of its {len(paths)} images are not there: {some}")
-    return paths
+    return paths, ids

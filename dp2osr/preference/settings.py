@@ -1,10 +1,10 @@
 """Settings of curation: which candidates of a group are compared, and how much each pair counts."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from dp2osr.cli import Settings
-from dp2osr.fields import Count
+from dp2osr.fields import Count, float_that
 
 Weighting = Literal["none", "intra", "inter", "both"]  # hierarchical weights (Sec. 4.3), the rows of the paper's ablation
 
@@ -45,6 +45,18 @@ class PruneSettings(CurationSettings):
 
     dry_run: bool = False
     """Only say what would be kept, and the disk before and after."""
+
+
+@dataclass(kw_only=True)
+class WidestSettings(RankedSettings):
+    """Which groups are sampled on: `scripts/widest_groups.py`."""
+
+    image_path: str
+    """Folder of the LR images that the candidates were sampled from."""
+    share: Annotated[float, float_that(lambda share: 0 < share <= 1, "be above 0 and at most 1")] = 1 / 3
+    """Of the groups this share is kept, those whose rewards spread most."""
+    output_dir: str
+    """Gets these groups as a candidate folder, and images.csv, their LR images for gen_candidates.py."""
 
 
 @dataclass(kw_only=True)
