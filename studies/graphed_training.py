@@ -11,7 +11,7 @@ from dp2osr.errors import UserError
 from dp2osr.files import write_text
 from dp2osr.training.baseline import BaselineTrainer
 from dp2osr.training.pool import Batch, LatentPool, encode_pool
-from dp2osr.training.regression import Regression
+from studies.perceptual_regression import PerceptualRegression
 from studies.settings import GpuTrainingSettings
 
 TIMESTEPS = 2**18  # drawn once; a step takes some of them
@@ -48,7 +48,10 @@ class GraphedTrainer:
         self.pool = self.filled_pool()
         modules = self.modules = torch.nn.ModuleDict({"controlnet": self.trainer.controlnet, "denoiser": self.backbone.denoiser})
         self.parameters = list(modules.requires_grad_(True).train().parameters())
-        self.regression = Regression(self.backbone, self.trainer.controlnet, modules, Embeddings(self.trainer), self.trainer.error_metric())
+        self.regression = PerceptualRegression(
+            self.backbone, self.trainer.controlnet, modules, Embeddings(self.trainer), self.trainer.error_metric(),
+            perceptual=args.perceptual_weight, texture=args.texture_weight,
+        )  # fmt: skip
         generator = torch.Generator().manual_seed(args.seed)
         self.timesteps = self.backbone.draw_timesteps(TIMESTEPS, generator, **args.timestep_options())
         self.rate = torch.zeros((), device=self.device)

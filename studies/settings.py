@@ -134,6 +134,10 @@ class GpuTrainingSettings(BaselineSettings):
     """Crops of the pool that are replaced by new ones at a time."""
     refresh_every: Count = 4
     """Steps between these times."""
+    perceptual_weight: NonNegative = 0.0
+    """Weight of `dp2o_lpips`' distance between GT and the clean image that a prediction implies, both decoded."""
+    texture_weight: NonNegative = 0.0
+    """Weight of `dp2o_dists`' distance between them."""
 
 
 @dataclass(kw_only=True)

@@ -11,13 +11,15 @@ import torch
 from conftest import ROOT
 from safetensors.torch import load_file
 
+from dp2osr.backbones.tiles import cut_windows
 from dp2osr.cli import parse
 from dp2osr.data.images import pil_to_tensor, read_image
 from dp2osr.errors import UserError
-from dp2osr.rewards.perceptual import lpips_form
+from dp2osr.rewards.perceptual import dists_form, lpips_form
 from studies import decoder, graphed_training
 from studies.decoder import DecoderTrainer, patch_discriminator
 from studies.graphed_training import GraphedTrainer, train
+from studies.perceptual_regression import PerceptualRegression
 from studies.steps import StepsSettings
 from studies.steps_table import tabulate
 from studies.train_on_gpu import GpuTrainingSettings
@@ -61,6 +63,35 @@ def test_a_base_trains_by_the_clock_on_a_pool_that_is_renewed(trainer, kind, tmp
     assert all(torch.equal(text[name], value) for name, value in load_file(out / "model/text_encoder/model.safetensors").items())
     [*_, last] = map(json.loads, (out / "train_log.jsonl").read_text().splitlines())
     assert last["step"] == 5  # at .9, 1.8 and 2.7 of 6 seconds with windows, at 4.5 and 5.4 with whole crops
+
+
+def test_the_perceptual_distance_is_that_of_the_clean_image_which_the_prediction_implies(trainer, kind, monkeypatch):
+    pool, backbone, model = trainer.pool, trainer.backbone, trainer.regression
+    latents, control = pool.windows(torch.tensor([0, 1]), torch.tensor([0, 2]), torch.tensor([2, 0]), 12)
+    times = backbone.draw_timesteps(2, torch.Generator().manual_seed(1))
+    noise, guidance = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0)), torch.ones(2)
+    inputs = (latents, control, trainer.prompts[:2], noise, times, guidance)
+    judged = PerceptualRegression(
+        backbone, model.controlnet, torch.nn.ModuleDict(), model.prompts, model.metric, perceptual=0.5, texture=0.25
+    )
+    with torch.no_grad():
+        noisy, prompt = backbone.add_noise(latents, noise, times), {**model.prompts.embed(trainer.prompts[:2]), "guidance": guidance}
+        [velocity] = backbone.predict([model.controlnet], noisy, times, prompt, control)
+        if kind.name == "sd2":
+            signal = backbone.noise_schedule.alphas_cumprod[times].view(-1, 1, 1, 1)
+            clean = signal.sqrt() * noisy - (1 - signal).sqrt() * velocity
+        else:
+            clean = noisy - times.view(-1, 1, 1, 1) * velocity
+        expected, images = model(*inputs), [backbone.decode_latents(part) for part in (clean, latents)]
+        seeds = torch.manual_seed(3).initial_seed()
+        top, left = torch.randint(9, (2, 2))
+        images = [cut_windows(part, top, left, 40) for part in images]
+        expected = expected + 0.5 * lpips_form()(*images).mean() + 0.25 * dists_form()(*images).mean()
+    torch.manual_seed(seeds)
+    loss = judged(*inputs)
+    assert float(loss.detach()) == pytest.approx(float(expected), rel=1e-4)
+    loss.backward()
+    assert all(parameter.grad.abs().sum() > 0 for parameter in list(model.controlnet.parameters())[-2:])
 
 
 def test_the_rate_is_a_cosine_of_the_time(trainer):

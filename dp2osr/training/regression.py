@@ -68,12 +68,24 @@ class Regression(torch.nn.Module):
         guidance: torch.Tensor,
     ) -> torch.Tensor:
         """Mean squared error of the prediction under `metric`: (B, C, h, w) latents and noise, the B numbers of their prompts."""
+        error = self.error(latents, control, prompts, noise, timesteps, guidance)
+        return torch.einsum("bchw,cd,bdhw->", error, self.metric, error) / error.numel()
+
+    def error(
+        self,
+        latents: torch.Tensor,
+        control: torch.Tensor,
+        prompts: Sequence[int],
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+        guidance: torch.Tensor,
+    ) -> torch.Tensor:
+        """(B, C, h, w) prediction minus target, float32."""
         backbone = self.backbone
         noisy = backbone.add_noise(latents, noise, timesteps)
         prompt = {**self.prompts.embed(prompts), "guidance": guidance}
         [prediction] = backbone.predict([self.controlnet], noisy, timesteps, prompt, control)
-        error = prediction.float() - backbone.target(latents, noise, timesteps).float()
-        return torch.einsum("bchw,cd,bdhw->", error, self.metric, error) / error.numel()
+        return prediction.float() - backbone.target(latents, noise, timesteps).float()
 
 
 @torch.no_grad()
