@@ -145,6 +145,7 @@ def run_cells(cells, name):
     return space
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_as_it_stands(top_of_a_repository):
     cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]

@@ -143,6 +143,7 @@ def test_baseline_training_resumes_to_the_same_weights(tmp_path):
     run_program("gen_candidates.py", *made, *SAMPLING, *images, "--output_dir", tmp_path / "candidates")
 
 
+@pytest.mark.slow
 def test_two_processes_train_one_baseline(tmp_path):
     """Processes that do not find each other would each train and log a baseline of their own."""
     done = run_ranks(2, *BASELINE, "--max_train_steps", "2", "--output_dir", tmp_path / "two")

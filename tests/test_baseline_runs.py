@@ -47,6 +47,7 @@ def test_noise_follows_from_seed_and_sample(backbone):
     assert not torch.equal(drawn([6], seed=1)[0], apart[0]) and 1 <= apart[2] <= 3
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_weights_of_one_that_was_not(tmp_path):
     """SIGKILL in the middle, with two loading processes; the whole run loads by itself."""
     flags = ["--max_train_steps", 6, "--checkpointing_steps", 2, "--use_ema"]

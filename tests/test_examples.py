@@ -56,6 +56,7 @@ def with_few_test_images(folder, count=6):
             (folder / "preset/test" / side / path.name).symlink_to(path)
 
 
+@pytest.mark.slow
 def test_the_examples_run_one_after_the_other(tmp_path):
     like_a_clone(tmp_path)
     with_few_test_images(tmp_path)

@@ -77,6 +77,7 @@ def finished(tmp_path_factory):
     return path, output, done.stdout
 
 
+@pytest.mark.slow
 def test_an_experiment_ends_with_tables_that_equal_loops_over_the_scores(finished):
     path, output, printed = finished
     rows = list(csv.DictReader((output / "own" / "small" / "results.csv").open(encoding="utf-8")))
@@ -264,6 +265,7 @@ def watched(tmp_path_factory, finished):
     return path, output, done.stdout
 
 
+@pytest.mark.slow
 def test_a_training_is_looked_at_where_it_was_and_run_once(watched, finished):
     path, output, printed = watched
     folders = held_out(path, output)

@@ -47,6 +47,7 @@ def checked(tmp_path_factory):
     return check_here(CheckupSettings(output_dir=str(folder), **QUICK)), folder
 
 
+@pytest.mark.slow
 def test_every_part_runs_on_a_cpu_with_the_tiny_models(checked):
     findings, _ = checked
     assert set(findings.tables) == {"machine", *PARTS} and findings.failures() == []
@@ -241,6 +242,7 @@ SMALL = {  # of the published configurations, part by part: the same classes, na
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", SMALL)
 def test_a_model_with_random_weights_goes_through_all_parts(tmp_path, monkeypatch, model):
     published = read_published(model)

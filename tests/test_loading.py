@@ -280,6 +280,7 @@ def test_what_is_neither_here_nor_on_a_hub_is_one_clear_line(sd2, hub, monkeypat
             assert told in str(error.value)
 
 
+@pytest.mark.slow
 def test_candidates_of_models_by_id_train_with_their_folders(lr_folder, hub, tmp_path):
     for name, folder in (("base", MODEL), ("control", CONTROLNET)):
         cache_model(hub, f"someone/{name}", folder)

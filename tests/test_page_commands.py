@@ -113,6 +113,7 @@ def test_every_command_is_run_or_has_a_reason_and_no_reason_is_stale():
     assert named and not [name for name in named if not (ROOT / name).is_file()]
 
 
+@pytest.mark.slow
 def test_the_commands_run_one_after_the_other(released, tmp_path):
     furnish(tmp_path, released[0])
     done = []

@@ -112,6 +112,7 @@ def test_the_planned_memory_is_what_a_visit_or_a_micro_batch_takes(kind):
     assert planned == pytest.approx(np.min(measured, axis=0), rel=0.15), measured
 
 
+@pytest.mark.slow
 def test_training_counts_micro_batches_recomputation_and_what_is_shared(kind):
     model = PlannedModel(sampling_args(kind), (32, 32))
     plain = plan_training(model, training_args(kind, "--top_n", 1, "--max_train_steps", 10, "--groups_per_step", 8))
@@ -227,6 +228,7 @@ def test_the_weights_of_qalign_are_in_the_plan_of_scoring(kind, tmp_path):
     assert plan_scoring(model, 10, metrics_of(tmp_path / "label.yaml")) == plain and metrics_of(tmp_path / "absent.yaml") == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "parameters", "trained"), [("sd2", 865.9e6, 364.2e6), ("flux", 11.9e9, 1.44e9)], indirect=["kind"])
 def test_published_models_are_planned_without_their_weights(kind, parameters, trained):
     """At 128 × 128 → 512 × 512: the sizes that the paper names, bf16 but for the fp32 VAE."""

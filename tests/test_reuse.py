@@ -61,6 +61,7 @@ def each_alone(metric, gt, images):
         return np.array([metric(*pair).item() for pair in pairs])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_scores_are_pyiqas_of_each_image_alone(name):
     """In batches, for one GT after another and back, and without touching the images."""
@@ -131,6 +132,7 @@ def test_maniqa_of_its_full_size_has_pyiqas_score(networks, monkeypatch):
         assert for_groups(metric)(images).item() == pytest.approx(expected, abs=1e-5) and expected > 1e-3
 
 
+@pytest.mark.slow
 def test_maniqa_scores_two_images_as_it_scores_each():
     import pyiqa
 
@@ -190,6 +192,7 @@ def test_bf16_is_another_precision_of_the_same_score(name):
     np.testing.assert_allclose(fast.score(images, gt)[name], exact, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on a CPU")
 @pytest.mark.parametrize("name", ["lpips", "maniqa-pipal"])
 def test_a_compiled_metric_gives_the_same_score(name):

@@ -119,6 +119,7 @@ def test_the_same_command_gives_the_same_bytes(kind, sampled, lr_folder, tmp_pat
     assert digest(tmp_path / "again") == digest(sampled)
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_candidates(kind, sampled, lr_folder, tmp_path):
     words = ["gen_candidates.py", *kind.model_flags, *SAMPLING, "--image_path", lr_folder, "--output_dir", tmp_path / "two"]
     if kind.name == "sd2":  # by a real launcher

@@ -69,6 +69,7 @@ def test_a_killed_run_ends_with_the_same_weights(kind, trained, labelled, tmp_pa
     assert [record["loss"] for record in read_log(log)] == [record["loss"] for record in read_log(trained / "train_log.jsonl")]
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_same_weights(kind, labelled, tmp_path):
     more = ["--groups_per_step", "3"]  # the first process has two groups a step, the second one
     done = run_ranks(2, *words(kind, labelled, tmp_path / "two", *more))

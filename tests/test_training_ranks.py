@@ -33,6 +33,7 @@ def largest_difference(one, other):
     return max((value - other[key]).abs().max().item() for key, value in one.items())
 
 
+@pytest.mark.slow
 @one_kind
 def test_weights_do_not_depend_on_the_number_of_ranks_nor_on_sharding(kind, labelled, tmp_path):
     """Four ranks on two groups a step: each makes the passes of half a group's candidates."""
@@ -135,6 +136,7 @@ def test_a_second_ctrl_c_ends_the_training_at_once(kind, labelled, tmp_path, mon
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-2.pt"]
 
 
+@pytest.mark.slow
 @one_kind
 def test_ctrl_c_at_the_launcher_ends_all_ranks_with_one_checkpoint(kind, labelled, tmp_path, ctrl_c):
     """As at a terminal: the launcher alone gets the signal, since its ranks are in sessions of their own."""

@@ -215,6 +215,7 @@ def test_flags_that_would_do_nothing_are_one_line(kind, tmp_path, more, mention)
         checks.check_given(kind.training_settings(argv), given(TrainSettings, argv))
 
 
+@pytest.mark.slow
 def test_the_trajectory_is_the_saved_one(shipped_kind, lr_folder, tmp_path):
     """Loss and gradient norm of six steps: a change of code that is to change nothing changes nothing here.
 
