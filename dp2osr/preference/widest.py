@@ -76,10 +76,11 @@ def keep_widest(args: WidestSettings) -> None:
             if not (output.groups / image_id).exists():
                 replace_folder(output.groups / image_id, partial(shutil.copytree, store.groups / image_id, dirs_exist_ok=True))
     output.locks.leave()
-    rest = np.mean([value for image_id, value in spreads.items() if image_id not in chosen] or [math.nan])
+    rest = [value for image_id, value in spreads.items() if image_id not in chosen]
+    beside = f", the others {np.mean(rest):.3f}" if rest else ""
     print(
         f"{output.folder}: {len(chosen)} of {len(spreads)} groups, those of the widest rewards: {np.mean(list(chosen.values())):.3f} on "
-        f"average, the others {rest:.3f}\ngo on with gen_candidates.py --image_path {manifest} --output_dir {output.folder}, its other "
+        f"average{beside}\ngo on with gen_candidates.py --image_path {manifest} --output_dir {output.folder}, its other "
         f"flags as before and a larger --num_candidates"
     )
 
