@@ -81,7 +81,7 @@ def test_what_the_programs_read_gets_into_the_image_and_nothing_of_the_users():
         "preset/README.md",
         "preset/models/README.md",
     ]
-    assert len(folders) == 11 and len(needed) > 300 and not [path for path in needed if not is_sent(path)]
+    assert len(folders) == 15 and len(needed) > 300 and not [path for path in needed if not is_sent(path)]
     for path in (
         ".git/config", ".venv/bin/python", "runs/quickstart/policy/model.safetensors", "my_photographs/a.png", "data/mine/lr/a.png",
         "preset/models/dp2o-sd2/model.safetensors", "preset/models/ram_swin_large_14m.pth", "dp2osr/__pycache__/cli.cpython-312.pyc",
