@@ -25,13 +25,11 @@ class PerceptualRegression(Regression):
         judges = [(weight, form()) for weight, form in ((perceptual, lpips_form), (texture, dists_form)) if weight]
         self.judges = [(weight, judge.to(self.backbone.device).requires_grad_(False)) for weight, judge in judges]
 
-    def forward(self, latents: torch.Tensor, *rest: Any) -> torch.Tensor:
-        """The weighted sum, for what `Regression` takes."""
-        error = self.error(latents, *rest)
-        loss = torch.einsum("bchw,cd,bdhw->", error, self.metric, error) / error.numel()
+    def loss(self, error: torch.Tensor, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """The squared error and the weighted distances, for what `Regression.loss` takes."""
+        loss = super().loss(error, latents, timesteps)
         if not self.judges:
             return loss
-        _, _, _, timesteps, _ = rest
         sigma = self.backbone.add_noise(torch.zeros_like(latents), torch.ones_like(latents), timesteps)
         with torch.no_grad():
             gt = self.decoded(latents)

@@ -73,20 +73,10 @@ class PreferenceGroups:
             some = ", ".join(promptless[:3])
             raise UserError(f"{store.folder}: {len(promptless)} groups have no prompt.safetensors ({some}); sample into a new folder")
         check_scored(config, table, store.folder)
-        scored = next(iter(table.scores.values())).shape[1]
-        num_candidates = num_candidates or scored
-        if num_candidates > scored:
-            raise UserError(f"--num_candidates {num_candidates}: only {scored} candidates an image are scored")
-        scores = {spec.name: table.scores[spec.name][:, :num_candidates] for spec in config.metrics}
-        finite = finite_groups_of(scores, config, table.gt_scores)
-        if not finite.any():
-            again = label_command(store.folder, config, table.metadata)
-            raise UserError(f"scores of {store.folder}: every group has a NaN or infinite score; run {again}, and read its warnings")
+        scores, of_gt, finite = finite_scores(store, table, config, num_candidates)
         self.store = store
         self.image_ids = [image_id for image_id, good in zip(table.image_ids, finite) if good]
         self.left_out = [image_id for image_id, good in zip(table.image_ids, finite) if not good]
-        scores = {name: values[finite] for name, values in scores.items()}
-        of_gt = {name: values[finite] for name, values in table.gt_scores.items()}
         self.rewards = hybrid_reward(scores, table.lower_better, config, of_gt)
         self.winners, self.losers = curate(self.rewards, top_n)
         check_kept(store.folder, {image_id: [*self.winners[row], *self.losers[row]] for row, image_id in enumerate(self.image_ids)})
@@ -131,6 +121,30 @@ class PreferenceGroups:
         prompt = self.store.read_tensors(group.image_id, "prompt")
         weights, advantages = (torch.from_numpy(of_groups[index]).float() for of_groups in (self.weights, self.advantages))
         return PreferenceGroup(group.image_id, chosen, group.latents.float(), image, prompt, weights, advantages)
+
+
+def finite_scores(
+    store: CandidateStore, table: ScoreTable, config: RewardConfig, num_candidates: int | None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray]:
+    """(the config's scores, those of the GT, which of the table's groups they are of): of the groups whose scores are all finite.
+
+    Args:
+        num_candidates: M, a prefix of the candidates; None takes all.
+
+    Raises:
+        UserError: fewer candidates are scored, or no group has finite scores.
+    """
+    scored = next(iter(table.scores.values())).shape[1]
+    num_candidates = num_candidates or scored
+    if num_candidates > scored:
+        raise UserError(f"--num_candidates {num_candidates}: only {scored} candidates an image are scored")
+    scores = {spec.name: table.scores[spec.name][:, :num_candidates] for spec in config.metrics}
+    finite = finite_groups_of(scores, config, table.gt_scores)
+    if not finite.any():
+        again = label_command(store.folder, config, table.metadata)
+        raise UserError(f"scores of {store.folder}: every group has a NaN or infinite score; run {again}, and read its warnings")
+    of_gt = {name: values[finite] for name, values in table.gt_scores.items()}
+    return {name: values[finite] for name, values in scores.items()}, of_gt, finite
 
 
 def check_same_candidates(store: CandidateStore, table: ScoreTable) -> None:

@@ -16,11 +16,11 @@ from dp2osr.data.inputs import scan
 from dp2osr.errors import UserError, listed
 from dp2osr.files import read_json, replace_folder, write_text
 from dp2osr.outputs import check_no_input, check_output
-from dp2osr.preference.groups import check_same_candidates
+from dp2osr.preference.groups import check_same_candidates, finite_scores
 from dp2osr.preference.settings import WidestSettings
 from dp2osr.rewards.chosen import read_with_reward
 from dp2osr.rewards.config import RewardConfig
-from dp2osr.rewards.reward import Directions, Scores, bounded, finite_groups_of, reward_shares
+from dp2osr.rewards.reward import Directions, Scores, bounded, reward_shares
 from dp2osr.sampling.pruned import check_not_pruned
 from dp2osr.sampling.store import CandidateStore
 
@@ -59,7 +59,7 @@ def keep_widest(args: WidestSettings) -> None:
     store = CandidateStore(args.candidates_dir)
     check_not_pruned(store.folder, "give a folder that was not pruned")
     spreads = spreads_of(args, store)
-    count = math.ceil(round(args.share * len(spreads), 6))
+    count = math.ceil(round(args.share * len(spreads), 6))  # without the rounding a third of 60 might be 21
     chosen = dict(sorted(spreads.items(), key=lambda item: (-item[1], item[0]))[:count])
     paths = lr_images(args.image_path, chosen)
     there = Path(args.output_dir) / "settings.json"
@@ -89,18 +89,11 @@ def spreads_of(args: WidestSettings, store: CandidateStore) -> dict[str, float]:
     """{image id: spread} of the groups whose scores are finite."""
     table, config = read_with_reward(args.reward_config, args.candidates_dir, args.scores)
     check_same_candidates(store, table)
-    total = next(iter(table.scores.values())).shape[1]
-    few = args.num_candidates or total
-    if few > total:
-        raise UserError(f"--num_candidates {few}: only {total} candidates an image are scored")
+    scores, of_gt, finite = finite_scores(store, table, config, args.num_candidates)
+    few = next(iter(scores.values())).shape[1]
     if few < 2:
         raise UserError(f"{store.folder}: {few} candidate an image has no spread; at least two must be scored")
-    scores = {spec.name: table.scores[spec.name][:, :few] for spec in config.metrics}
-    finite = finite_groups_of(scores, config, table.gt_scores)
-    if not finite.any():
-        raise UserError(f"scores of {store.folder}: every group has a NaN or infinite score; run label_rewards.py again")
-    of_gt = {name: values[finite] for name, values in table.gt_scores.items()}
-    spreads = group_spreads({name: values[finite] for name, values in scores.items()}, table.lower_better, config, of_gt)
+    spreads = group_spreads(scores, table.lower_better, config, of_gt)
     return dict(zip(np.array(table.image_ids)[finite].tolist(), spreads.tolist(), strict=True))
 
 

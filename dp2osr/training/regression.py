@@ -67,25 +67,16 @@ class Regression(torch.nn.Module):
         timesteps: torch.Tensor,
         guidance: torch.Tensor,
     ) -> torch.Tensor:
-        """Mean squared error of the prediction under `metric`: (B, C, h, w) latents and noise, the B numbers of their prompts."""
-        error = self.error(latents, control, prompts, noise, timesteps, guidance)
-        return torch.einsum("bchw,cd,bdhw->", error, self.metric, error) / error.numel()
-
-    def error(
-        self,
-        latents: torch.Tensor,
-        control: torch.Tensor,
-        prompts: Sequence[int],
-        noise: torch.Tensor,
-        timesteps: torch.Tensor,
-        guidance: torch.Tensor,
-    ) -> torch.Tensor:
-        """(B, C, h, w) prediction minus target, float32."""
+        """The loss of the prediction: (B, C, h, w) latents and noise, the B numbers of their prompts."""
         backbone = self.backbone
         noisy = backbone.add_noise(latents, noise, timesteps)
         prompt = {**self.prompts.embed(prompts), "guidance": guidance}
         [prediction] = backbone.predict([self.controlnet], noisy, timesteps, prompt, control)
-        return prediction.float() - backbone.target(latents, noise, timesteps).float()
+        return self.loss(prediction.float() - backbone.target(latents, noise, timesteps).float(), latents, timesteps)
+
+    def loss(self, error: torch.Tensor, latents: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        """Mean squared error under `metric`, of (B, C, h, w) errors of the predictions."""
+        return torch.einsum("bchw,cd,bdhw->", error, self.metric, error) / error.numel()
 
 
 @torch.no_grad()
