@@ -310,3 +310,14 @@ def named_folder(word: str, flag: str, example: str) -> tuple[str, Path]:
     if not (name and equals and folder):
         raise UserError(f"{flag} {word}: not of the form NAME=DIR; write for example {example}")
     return name, Path(folder)
+
+
+def named_folders(words: Iterable[str], flag: str, example: str) -> dict[str, Path]:
+    """{name: Path} of `NAME=DIR` words, in their order; `UserError` where one is not of that form or a name is given twice."""
+    folders: dict[str, Path] = {}
+    for word in words:
+        name, folder = named_folder(word, flag, example)
+        if name in folders:
+            raise UserError(f"{flag}: the name '{name}' is given twice; give each folder its own name")
+        folders[name] = folder
+    return folders

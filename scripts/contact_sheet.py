@@ -7,8 +7,8 @@ The folder is that of the example of gen_candidates.py.
 
 from dataclasses import dataclass
 
-from dp2osr.cli import Settings, parse
-from dp2osr.errors import UserError, run
+from dp2osr.cli import Settings, named_folders, parse
+from dp2osr.errors import run
 from dp2osr.fields import Count
 
 
@@ -30,11 +30,10 @@ class SheetSettings(Settings):
 
 def main():
     args = parse(SheetSettings, description=__doc__)
-    if not all("=" in word for word in args.candidates):
-        raise UserError("--candidates: each must be title=FOLDER")
+    folders = named_folders(args.candidates, "--candidates", "base=runs/candidates")
     from dp2osr.sampling.candidate_sheet import contact_sheet
 
-    contact_sheet(dict(word.split("=", 1) for word in args.candidates), args.gt_path, args.output, args.columns, args.zoom)
+    contact_sheet(folders, args.gt_path, args.output, args.columns, args.zoom)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from dp2osr.cli import named_folder
+from dp2osr.cli import named_folders
 from dp2osr.data.contact_sheet import draw_sheet
 from dp2osr.data.images import pil_to_tensor, read_image, tensor_to_pil
 from dp2osr.data.inputs import find_gt, list_images
@@ -64,11 +64,10 @@ def tabulate(args: StepsSettings) -> None:
 
 def samplers(args: StepsSettings) -> Iterator[tuple[str, GroupSampler]]:
     """The sampler of each model, by name; one is loaded at a time."""
-    for argument in args.models:
-        name, folders = named_folder(argument, "--models", "base=preset/models/tiny-flux+preset/models/c-tiny-flux")
+    for name, folders in named_folders(args.models, "--models", "base=preset/models/tiny-flux+preset/models/c-tiny-flux").items():
         base, plus, controlnet = str(folders).partition("+")
         if not plus:
-            raise UserError(f"--models {argument}: give NAME=BASE+CONTROLNET")
+            raise UserError(f"--models {name}={folders}: give NAME=BASE+CONTROLNET")
         options = GenerateSettings(
             pretrained_model_name_or_path=base, controlnet_model_name_or_path=controlnet, image_path=args.image_path,
             output_dir=args.output_dir, guidance_scale=args.guidance_scale, num_candidates=args.num_candidates,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dp2osr.cli import named_folder
+from dp2osr.cli import named_folders
 from dp2osr.errors import UserError, listed
 from dp2osr.rewards.chosen import check_bounds
 from dp2osr.rewards.table import SCORES, read_scores
@@ -53,14 +53,10 @@ class Method:
 
 def parse_candidates(arguments: Iterable[str]) -> dict[str, Path]:
     """`["base=DIR", "policy=DIR"]` → {"base": Path, "policy": Path}; the first is the reference of every comparison."""
-    folders: dict[str, Path] = {}
-    for argument in arguments:
-        name, folder = named_folder(argument, "--candidates", "base=runs/base policy=runs/policy")
+    folders = named_folders(arguments, "--candidates", "base=runs/base policy=runs/policy")
+    for name in folders:
         if name in RESERVED:
-            raise UserError(f"--candidates {argument}: the name '{name}' is taken by a column of the report; choose another")
-        if name in folders:
-            raise UserError(f"--candidates: the name '{name}' is given twice; give each folder its own name")
-        folders[name] = folder
+            raise UserError(f"--candidates {name}={folders[name]}: the name '{name}' is taken by a column of the report; choose another")
     return folders
 
 

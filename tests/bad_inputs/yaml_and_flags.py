@@ -196,6 +196,12 @@ def _(place):
     return ["--candidates", "x=candidates", "--gt_path", "gt", "--output", "sheet.png", "--columns", "0"]
 
 
+@case(5, "two folders of one title", "scripts/contact_sheet.py", refused("--candidates", "'x' is given twice"))
+def _(place):
+    place.shared(candidates)
+    return ["--candidates", "x=candidates", "x=candidates", "--gt_path", "gt", "--output", "sheet.png"]
+
+
 @case(5, "`--top_n 0`", "scripts/inspect_preferences.py", refused("--top_n"))
 def _(place):
     place.shared(candidates)
