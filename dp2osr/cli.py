@@ -312,11 +312,13 @@ def named_folder(word: str, flag: str, example: str) -> tuple[str, Path]:
     return name, Path(folder)
 
 
-def named_folders(words: Iterable[str], flag: str, example: str) -> dict[str, Path]:
-    """{name: Path} of `NAME=DIR` words, in their order; `UserError` where one is not of that form or a name is given twice."""
+def named_folders(words: Iterable[str], flag: str, example: str, taken: Container[str] = ()) -> dict[str, Path]:
+    """{name: Path} of `NAME=DIR` words, in their order; `UserError` where one is not of that form or a name is `taken` or given twice."""
     folders: dict[str, Path] = {}
     for word in words:
         name, folder = named_folder(word, flag, example)
+        if name in taken:
+            raise UserError(f"{flag} {word}: the name '{name}' is taken by a column of the report; choose another")
         if name in folders:
             raise UserError(f"{flag}: the name '{name}' is given twice; give each folder its own name")
         folders[name] = folder

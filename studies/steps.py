@@ -3,7 +3,7 @@
     python studies/steps.py --models flux=preset/models/tiny-flux+preset/models/c-tiny-flux --image_path LR --gt_path GT \
         --output_dir runs/steps
 
-A model may be given several times, from several stages of its training; then the table is the curve of that training.
+Several stages of one training may be given, each by a name of its own; then the table is the curve of that training.
 """
 
 from dp2osr.cli import parse

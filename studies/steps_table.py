@@ -1,6 +1,6 @@
 """The table of `studies/steps.py`: samples of models at several numbers of steps, scored beside bicubic and GT."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +29,7 @@ SHOWN = 8  # images on the sheet
 @torch.no_grad()
 def tabulate(args: StepsSettings) -> None:
     """Write steps.csv (one row a model, number of steps and image; means over seeds) and sheet.png; print means over images."""
+    models = named_folders(args.models, "--models", "base=preset/models/tiny-flux+preset/models/c-tiny-flux", ("bicubic", "GT"))
     specs = [*load_reward_config(args.reward_config).metrics, *(MetricSpec(name) for name in args.extra_metrics)]
     suite, output = MetricSuite(specs, compute_device()), Path(args.output_dir)
     lr = {path.stem: read_image(path) for path in list_images(args.image_path)}
@@ -44,7 +45,7 @@ def tabulate(args: StepsSettings) -> None:
         add("bicubic", 0, name, pil_to_tensor(bicubic[name])[None])
         add("GT", 0, name, pil_to_tensor(gt[name])[None])
     titles = ["bicubic"]
-    for model, sampler in samplers(args):
+    for model, sampler in samplers(args, models):
         for steps in args.steps:
             sampler.settings = replace(sampler.settings, num_inference_steps=steps)
             titles.append(f"{model} {steps}")
@@ -62,9 +63,9 @@ def tabulate(args: StepsSettings) -> None:
     print(means.round(3).to_string(), relative(means, suite).to_string(), sep="\n\n")
 
 
-def samplers(args: StepsSettings) -> Iterator[tuple[str, GroupSampler]]:
+def samplers(args: StepsSettings, models: Mapping[str, Path]) -> Iterator[tuple[str, GroupSampler]]:
     """The sampler of each model, by name; one is loaded at a time."""
-    for name, folders in named_folders(args.models, "--models", "base=preset/models/tiny-flux+preset/models/c-tiny-flux").items():
+    for name, folders in models.items():
         base, plus, controlnet = str(folders).partition("+")
         if not plus:
             raise UserError(f"--models {name}={folders}: give NAME=BASE+CONTROLNET")
